@@ -1,0 +1,374 @@
+"""Every setting of a run: typed, validated once, documented once.
+
+A recipe is a YAML file with the fields below; `--section.field value` on the command line
+overrides one. `load_config` is the only way in; inside the program the values are trusted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cpo_ds.schema import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    name_or_path: str = Field(description="policy: a folder or a Hugging Face model name")
+    adapter: str | None = Field(None, description="LoRA adapter to start from: a folder or a name")
+    adapter_mode: Literal["continue", "merge"] = Field(
+        "continue", description="train that adapter on, or merge it into the policy first"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="precision of weights and activations"
+    )
+    attention: Literal["auto", "reference", "sdpa", "torch_varlen", "flash_attn"] = Field(
+        "auto", description="attention backend"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+    head_chunk_tokens: int = Field(
+        1024, gt=0, description="scored tokens whose logits are held at once"
+    )
+
+
+class DataConfig(_Section):
+    format: Literal["pairs", "alma-r", "x-alma", "triplets", "sample"] = Field(
+        description="schema of the rows"
+    )
+    path: str | None = Field(
+        None, description="jsonl, jsonl.gz or parquet file, a folder of them, or a dataset name"
+    )
+    split: str = Field("train", description="split, where path is a dataset name")
+    directions: list[str] | None = Field(
+        None, description="translation directions to keep, like [en-de, de-en] (all)"
+    )
+    scorer: str = Field(
+        "kiwi_xcomet", description="score that picks chosen and rejected (alma-r, triplets)"
+    )
+    prompt_style: Literal["alma", "chat"] = Field(
+        "alma", description="the ALMA prompt as plain text, or as a user turn of the chat template"
+    )
+    max_prompt_tokens: int = Field(256, gt=0, description="longer prompts are dropped and counted")
+    max_tokens: int = Field(
+        512, gt=1, description="pairs with a longer prompt + completion are dropped and counted"
+    )
+    eval_fraction: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the pairs held out for evaluation"
+    )
+    eval_path: str | None = Field(None, description="held-out pairs in the same format")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if (self.path is None) != (self.format == "sample"):
+            raise ValueError(
+                "data.path is required for every data.format but sample, which has none"
+            )
+        if self.eval_fraction and self.eval_path:
+            raise ValueError("set data.eval_fraction or data.eval_path, not both")
+        return self
+
+
+class LossConfig(_Section):
+    name: Literal["cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft"] = Field(
+        "cpo", description="objective"
+    )
+    beta: float = Field(0.1, gt=0.0, description="temperature of the preference term")
+    alpha: float = Field(1.0, ge=0.0, description="weight of the NLL term (none in simpo)")
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=0.5, description="probability that a preference label is wrong"
+    )
+    nll_reduction: Literal["token", "pair"] = Field(
+        "token", description="NLL: mean over chosen tokens, or over pairs of their token means"
+    )
+    gamma: float = Field(0.5, description="target reward margin (simpo, cpo-simpo)")
+    arpo_scale: float = Field(0.9, description="c1 of tau = min(c1 exp(c2 d) - 1, 1) (arpo)")
+    arpo_rate: float = Field(0.4, description="c2 of the same (arpo)")
+    arpo_floor: float | None = Field(None, description="lower bound of tau (arpo)")
+    arpo_detach: bool = Field(False, description="no gradient through tau (arpo)")
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        """A setting that would have no effect is an error."""
+        used = _LOSS_FIELDS[self.name] | {"name"}
+        unused = sorted(self.model_fields_set - used)
+        moot = [name for name in unused if getattr(self, name) != _default_of(self, name)]
+        if moot:
+            hint = " (cpo-simpo is simpo with an NLL term)" if self.name == "simpo" else ""
+            raise ValueError(
+                f"loss.{moot[0]} has no effect with loss.name: {self.name}; remove it{hint}"
+            )
+        return self
+
+
+_PREFERENCE = {"beta", "alpha", "nll_reduction"}
+_SMOOTH = _PREFERENCE | {"label_smoothing"}
+_LOSS_FIELDS: dict[str, set[str]] = {
+    "cpo": _SMOOTH,
+    "simpo": {"beta", "gamma", "label_smoothing"},
+    "cpo-simpo": _SMOOTH | {"gamma"},
+    "arpo": _SMOOTH | {"arpo_scale", "arpo_rate", "arpo_floor", "arpo_detach"},
+    "ipo": _PREFERENCE,
+    "hinge": _PREFERENCE,
+    "sft": {"nll_reduction"},
+}
+
+
+def _default_of(section: BaseModel, name: str) -> Any:
+    return type(section).model_fields[name].default
+
+
+class LoraConfig(_Section):
+    rank: int = Field(16, gt=0, description="rank of the update")
+    alpha: float = Field(32.0, gt=0.0, description="scale: the update is multiplied by alpha/rank")
+    dropout: float = Field(0.05, ge=0.0, lt=1.0, description="dropout before the update")
+    target_modules: list[str] | str = Field(
+        ["down_proj"], description="linear layers to adapt, or all-linear"
+    )
+
+
+class OptimConfig(_Section):
+    learning_rate: float = Field(1e-4, gt=0.0, description="peak learning rate")
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = Field(
+        "inverse_sqrt", description="shape after the warm-up"
+    )
+    warmup_ratio: float = Field(
+        0.01, ge=0.0, le=1.0, description="share of all steps that warm up linearly"
+    )
+    weight_decay: float = Field(0.01, ge=0.0, description="AdamW's decoupled weight decay")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
+    eps: float = Field(1e-8, gt=0.0, description="AdamW's epsilon")
+    max_grad_norm: float = Field(
+        1.0, ge=0.0, description="gradient norm to clip at; 0: no clipping"
+    )
+
+
+class BatchConfig(_Section):
+    pairs: int = Field(128, gt=0, description="preference pairs per optimizer step, over all ranks")
+    tokens_per_rank: int = Field(
+        4096, gt=0, description="most unique tokens a rank packs into one micro-batch"
+    )
+    share_prefix: Literal["common", "prompt", "none"] = Field(
+        "common",
+        description="compute once per pair: its longest common beginning, its prompt, or nothing",
+    )
+
+
+class TrainConfig(_Section):
+    epochs: int = Field(1, gt=0, description="passes over the data")
+    max_steps: int | None = Field(None, gt=0, description="stop after this many steps (no limit)")
+    seed: int = Field(42, ge=0, description="seed of order, initialization and dropout")
+    eval_every_steps: int | None = Field(
+        None, gt=0, description="steps between held-out evaluations (only before and after)"
+    )
+
+
+class CheckpointConfig(_Section):
+    every_steps: int | None = Field(
+        None, gt=0, description="steps between checkpoints (at the end)"
+    )
+    keep_last: int = Field(2, gt=0, description="checkpoints to keep")
+    resume: str = Field(
+        "auto", description="auto: from the newest checkpoint if any; never; or a folder"
+    )
+    export: bool = Field(True, description="write the adapter or model to export/ at the end")
+
+
+class LoggingConfig(_Section):
+    every_steps: int = Field(1, gt=0, description="steps between lines of metrics")
+    tensorboard: bool = Field(True, description="write TensorBoard events too")
+
+
+class Config(_Section):
+    """A whole run."""
+
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig | None = Field(None, description="none: full-parameter training")
+    optim: OptimConfig = OptimConfig()
+    batch: BatchConfig = BatchConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    deepspeed: str = Field("ds_configs/zero3.json", description="DeepSpeed configuration, JSON")
+    output_dir: str = Field("runs/default", description="folder of everything the run writes")
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.model.adapter and self.model.adapter_mode == "continue" and self.lora:
+            raise ValueError(
+                "model.adapter with adapter_mode: continue brings its own LoRA settings; "
+                "remove the lora section, or set model.adapter_mode: merge"
+            )
+        return self
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the run trains a LoRA adapter rather than all parameters."""
+        continued = self.model.adapter is not None and self.model.adapter_mode == "continue"
+        return self.lora is not None or continued
+
+
+def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
+    """Reads `--config FILE` and overrides; returns the configuration and the other arguments.
+
+    The namespace has `verbose` (bool). Raises `UserError` for a missing file, an unknown key or a
+    bad value, naming the place and the closest known key.
+    """
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args([_normalize(a) for a in argv])
+    if unknown:
+        known = [o for action in parser._actions for o in action.option_strings]
+        raise UserError(
+            f"unknown argument {unknown[0]} on the command line"
+            + _closest(unknown[0].split("=")[0], known)
+            + "; --help lists every option."
+        )
+    if arguments.config is None:
+        raise UserError("no recipe given: add --config FILE, for example recipes/demo.yaml.")
+    values = _read_yaml(Path(arguments.config))
+    _check_keys(values, Config, arguments.config)
+    for dotted, text in vars(arguments).items():
+        if dotted in _FLAT and text is not None:
+            _override(values, dotted, text)
+    return parse_config(values, arguments.config), arguments
+
+
+def parse_config(values: dict[str, Any], where: str) -> Config:
+    """Validates nested values; `where` names their source in the `UserError` raised."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            raise UserError(f"{where}: {field} is missing; add it to the recipe.") from None
+        named = f"{field}: " if field and field.split(".")[0] + "." not in message else ""
+        given = "" if first["type"] == "value_error" else f" (it is {first['input']!r})"
+        raise UserError(f"{where}: {named}{message}{given}.") from None
+
+
+def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> field, for every leaf and for optional sections themselves."""
+    flat: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        nested = _section_of(field.annotation)
+        if nested is None or type(None) in get_args(field.annotation):
+            flat[prefix + name] = field
+        if nested is not None:
+            flat |= _flatten(nested, f"{prefix}{name}.")
+    return flat
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = get_args(annotation) or (annotation,)
+    sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    return sections[0] if sections else None
+
+
+_FLAT = _flatten(Config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cpo_ds/train.py",
+        description="Trains a translator with Contrastive Preference Optimization.",
+        epilog="Under several ranks: deepspeed --num_accelerators N cpo_ds/train.py --config ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="recipe, a YAML file")
+    parser.add_argument("--verbose", action="store_true", help="show all library messages")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    for dotted, field in _FLAT.items():
+        help_text = f"{field.description} [{_type_name(field)}, {_default_text(field)}]"
+        parser.add_argument(
+            f"--{dotted}", dest=dotted, metavar="X", help=help_text.replace("%", "%%")
+        )
+    return parser
+
+
+def _type_name(field: Any) -> str:
+    annotation = field.annotation
+    choices = [c for c in get_args(annotation) if isinstance(c, str)]
+    if choices:
+        return "|".join(choices)
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    section = _section_of(annotation)
+    return f"{section.__name__} | None" if section else text.replace("NoneType", "none")
+
+
+def _default_text(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    return "default none" if field.default is None else f"default {field.default}"
+
+
+def _normalize(argument: str) -> str:
+    """`--output-dir=x` -> `--output_dir=x`; values and positionals stay as they are."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no recipe {path}; give --config an existing YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a mapping of sections; see recipes/demo.yaml.")
+    return _none_words(values)
+
+
+def _none_words(value: Any) -> Any:
+    """The word `none` is no value, in a recipe as on the command line."""
+    if isinstance(value, dict):
+        return {key: _none_words(item) for key, item in value.items()}
+    return None if value == "none" else value
+
+
+def _check_keys(
+    values: dict[str, Any], section: type[BaseModel], where: str, path: str = ""
+) -> None:
+    for key, value in values.items():
+        if key not in section.model_fields:
+            raise UserError(
+                f"{where}: unknown key {path}{key}"
+                + _closest(str(key), list(section.model_fields))
+                + "; docs/configuration.md and --help list every key."
+            )
+        nested = _section_of(section.model_fields[key].annotation)
+        if nested and isinstance(value, dict):
+            _check_keys(value, nested, where, f"{path}{key}.")
+
+
+def _closest(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def _override(values: dict[str, Any], dotted: str, text: str) -> None:
+    *sections, name = dotted.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    try:
+        parsed = yaml.safe_load(text)
+    except yaml.YAMLError:
+        parsed = text
+    values[name] = _none_words(parsed)

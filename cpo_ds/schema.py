@@ -1,0 +1,139 @@
+"""The values that one stage hands to the next: rows, tokenized pairs, packed batches, step totals.
+
+Shapes in comments: T unique tokens of a micro-batch, S scored targets, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class UserError(Exception):
+    """Something that the person who runs the program can put right.
+
+    The message is one paragraph: what is wrong, where, and what to do. Programs print it without
+    a stack trace and exit with `EXIT_USER_ERROR`.
+    """
+
+
+EXIT_USER_ERROR = 2
+EXIT_NON_FINITE = 3
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """One preference: the prompt exactly as the model sees it, and two completions.
+
+    `direction` is `"en-de"` or `""` where it is not known; `origin` says where the row came from
+    (`"pairs.jsonl:12"`), for messages.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    direction: str
+    origin: str
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedPair:
+    """A preference pair as one sequence, `prefix · chosen branch · rejected branch`.
+
+    The prefix is what (prompt + chosen) and (prompt + rejected) share, at most one token short of
+    either, so that no branch is empty. `chosen_start` and `rejected_start` index the first scored
+    token in `prefix + branch`; both are at least 1.
+    """
+
+    tokens: np.ndarray  # int32, prefix · chosen branch · rejected branch
+    num_prefix: int
+    num_chosen: int
+    chosen_start: int
+    rejected_start: int
+    direction: str
+    origin: str
+
+    @property
+    def num_rejected(self) -> int:
+        """Tokens of the rejected branch."""
+        return len(self.tokens) - self.num_prefix - self.num_chosen
+
+    @property
+    def num_chosen_scored(self) -> int:
+        """Scored tokens of the chosen completion, the end-of-sequence token included."""
+        return self.num_prefix + self.num_chosen - self.chosen_start
+
+    @property
+    def num_rejected_scored(self) -> int:
+        """Scored tokens of the rejected completion, the end-of-sequence token included."""
+        return self.num_prefix + self.num_rejected - self.rejected_start
+
+    @property
+    def longest_sequence(self) -> int:
+        """Length of the longer of (prompt + chosen) and (prompt + rejected)."""
+        return self.num_prefix + max(self.num_chosen, self.num_rejected)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch: pairs end to end in a single row, nothing padded.
+
+    A hidden state at `score_positions[s]` predicts `score_targets[s]`. Targets are an index list
+    rather than shifted labels because the last shared position predicts the first token of both
+    branches, and a token of a shared beginning of both completions counts for both sides.
+    """
+
+    input_ids: torch.Tensor  # [1, T] int64
+    position_ids: torch.Tensor  # [1, T] int64; a rejected branch restarts where its prefix ends
+    segment_lengths: tuple[tuple[int, int, int], ...]  # P x (prefix, chosen, rejected)
+    score_positions: torch.Tensor  # [S] int64, into T
+    score_targets: torch.Tensor  # [S] int64, token ids
+    score_pairs: torch.Tensor  # [S] int64, into P
+    score_in_chosen: torch.Tensor  # [S] float32, 1 where the target counts for chosen
+    score_in_rejected: torch.Tensor  # [S] float32, 1 where it counts for rejected
+    num_chosen_tokens: torch.Tensor  # [P] float32
+    num_rejected_tokens: torch.Tensor  # [P] float32
+    pair_indices: tuple[int, ...]  # P indices into the data set
+    counted: bool = True  # False: a stand-in that keeps ranks in step; it must not count
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in this micro-batch."""
+        return len(self.segment_lengths)
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch with every tensor on `device` (asynchronous where memory is pinned)."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probs of one micro-batch's completions: sums over tokens, [P] each, float32."""
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    num_chosen_tokens: torch.Tensor
+    num_rejected_tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Counts over the global batch of one optimizer step, known before its first backward pass.
+
+    `pairs` and `chosen_tokens` are the loss's denominators. `padded_tokens` is what a padded
+    concatenation of the same micro-batches' pairs would have cost.
+    """
+
+    pairs: int
+    chosen_tokens: int
+    scored_tokens: int
+    unique_tokens: int
+    padded_tokens: int
