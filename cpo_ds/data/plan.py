@@ -1,0 +1,114 @@
+"""Which pairs each rank packs into each micro-batch of each step.
+
+Everything here is a pure function of seed, epoch, lengths, world size and token budget, and every
+rank computes the whole of it: the global denominators of a step are known to all ranks before its
+first backward pass without any communication, and nothing of it is ever stored in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from cpo_ds.schema import StepTotals, TokenizedPair, UserError
+
+MicroBatch = tuple[
+    int, ...
+]  # indices of pairs; empty: the rank runs a stand-in that is not counted
+
+
+def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of pairs in an epoch: a permutation of `range(num_pairs)`, int64.
+
+    `RandomState`'s streams are frozen by numpy, so the order outlives library upgrades.
+    """
+    return np.random.RandomState([seed, epoch]).permutation(num_pairs)
+
+
+def steps_per_epoch(num_pairs: int, pairs_per_step: int) -> int:
+    """Optimizer steps in an epoch; the last one takes what is left."""
+    return -(-num_pairs // pairs_per_step)
+
+
+def step_indices(num_pairs: int, pairs_per_step: int, seed: int, step: int) -> np.ndarray:
+    """Indices of the pairs of optimizer step `step`, counted from 0 over all epochs."""
+    epoch, within = divmod(step, steps_per_epoch(num_pairs, pairs_per_step))
+    order = epoch_order(num_pairs, seed, epoch)
+    return order[within * pairs_per_step : (within + 1) * pairs_per_step]
+
+
+def plan_step(
+    indices: Sequence[int] | np.ndarray, lengths: np.ndarray, world_size: int, budget: int
+) -> list[list[MicroBatch]]:
+    """Cuts a step's pairs into micro-batches: `[rank][micro-batch]` -> pair indices.
+
+    Every rank gets the same number of micro-batches, each of at most `budget` unique tokens, as
+    few as a greedy packing finds; loads are balanced by always giving the longest pair left to
+    the emptiest micro-batch (longest-processing-time-first). Where there are fewer pairs than
+    micro-batches, some stay empty. No pair may be longer than `budget` (see `check_budget`).
+    """
+    order = sorted((int(i) for i in indices), key=lambda i: (-int(lengths[i]), i))
+    total = sum(int(lengths[i]) for i in order)
+    per_rank = max(1, -(-total // (budget * world_size)))
+    while (bins := _fill(order, lengths, world_size * per_rank, budget)) is None:
+        per_rank += 1
+    return _deal(bins, lengths, world_size)
+
+
+def _fill(
+    order: list[int], lengths: np.ndarray, num_bins: int, budget: int
+) -> list[list[int]] | None:
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    heap = [(0, b) for b in range(num_bins)]
+    for index in order:
+        load, emptiest = heapq.heappop(heap)
+        load += int(lengths[index])
+        if load > budget:
+            return None
+        bins[emptiest].append(index)
+        heapq.heappush(heap, (load, emptiest))
+    return bins
+
+
+def _deal(bins: list[list[int]], lengths: np.ndarray, world_size: int) -> list[list[MicroBatch]]:
+    """Deals bins to ranks, heaviest first and back and forth, so that sums balance too."""
+    heaviest_first = sorted(bins, key=lambda b: -sum(int(lengths[i]) for i in b))
+    ranks: list[list[MicroBatch]] = [[] for _ in range(world_size)]
+    for position, pairs in enumerate(heaviest_first):
+        turn, place = divmod(position, world_size)
+        rank = place if turn % 2 == 0 else world_size - 1 - place
+        ranks[rank].append(tuple(sorted(pairs)))
+    return ranks
+
+
+def check_budget(pairs: Sequence[TokenizedPair], budget: int) -> None:
+    """Raises `UserError` naming the largest pair where it does not fit into one micro-batch."""
+    largest = max(pairs, key=lambda pair: len(pair.tokens))
+    if len(largest.tokens) > budget:
+        too_long = sum(len(pair.tokens) > budget for pair in pairs)
+        raise UserError(
+            f"batch.tokens_per_rank is {budget}, but the pair at {largest.origin} has "
+            f"{len(largest.tokens)} unique tokens ({too_long} of {len(pairs)} pairs are over the "
+            f"budget); set batch.tokens_per_rank to {len(largest.tokens)} or more, or lower "
+            "data.max_tokens to drop long pairs."
+        )
+
+
+def step_totals(
+    micro_batches: list[list[MicroBatch]], pairs: Sequence[TokenizedPair]
+) -> StepTotals:
+    """Counts over the whole global batch of a step."""
+    packed = [[pairs[i] for i in micro_batch] for rank in micro_batches for micro_batch in rank]
+    flat = [pair for micro_batch in packed for pair in micro_batch]
+    chosen = sum(pair.num_chosen_scored for pair in flat)
+    return StepTotals(
+        pairs=len(flat),
+        chosen_tokens=chosen,
+        scored_tokens=chosen + sum(pair.num_rejected_scored for pair in flat),
+        unique_tokens=sum(len(pair.tokens) for pair in flat),
+        padded_tokens=sum(
+            2 * len(some) * max(pair.longest_sequence for pair in some) for some in packed if some
+        ),
+    )
