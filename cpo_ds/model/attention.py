@@ -1,0 +1,298 @@
+"""Shared-prefix attention: both branches of a pair see its prefix and themselves, never each other.
+
+The backends below have one signature and give the same numbers; each is registered with
+transformers' attention registry as `cpo_ds_<name>`, so no model code is patched. The layout of a
+micro-batch travels to them as the keyword argument `shared_prefix` of the model's forward call.
+
+Shape suffixes: T unique tokens, H query heads, K key-value heads, D head size, L tokens of a pair.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from cpo_ds.schema import UserError
+
+Segments = tuple[tuple[int, int, int], ...]
+Backend = Callable[..., torch.Tensor]
+
+
+class SharedPrefixLayout:
+    """Where the pairs of one packed row lie; what the backends need is made once and kept.
+
+    `segments` holds (prefix, chosen branch, rejected branch) lengths per pair.
+    """
+
+    def __init__(self, segments: Segments, device: torch.device) -> None:
+        self.segments = segments
+        self.device = device
+        self.lengths = [sum(segment) for segment in segments]
+        self._masks: dict[int | None, list[torch.Tensor]] = {}
+
+    def masks(self, window: int | None) -> list[torch.Tensor]:
+        """Per pair, which key each query sees: bool [L, L]. `window` limits the distance back."""
+        if window not in self._masks:
+            self._masks[window] = [
+                pair_mask(*segment, window=window, device=self.device) for segment in self.segments
+            ]
+        return self._masks[window]
+
+    @cached_property
+    def key_index(self) -> torch.Tensor:
+        """Keys of `[prefix + chosen], [prefix + rejected], ...`: indices into T, int64."""
+        parts, offset = [], 0
+        for (prefix, chosen, _), length in zip(self.segments, self.lengths, strict=True):
+            branch = offset + prefix + chosen
+            parts += [
+                torch.arange(offset, branch),
+                torch.arange(offset, offset + prefix),
+                torch.arange(branch, offset + length),
+            ]
+            offset += length
+        return torch.cat(parts).to(self.device)
+
+    @cached_property
+    def query_lengths(self) -> list[int]:
+        """Lengths of the query sequences `[prefix + chosen], [rejected], ...`."""
+        return [n for p, c, r in self.segments for n in (p + c, r)]
+
+    @cached_property
+    def key_lengths(self) -> list[int]:
+        """Lengths of the key sequences `[prefix + chosen], [prefix + rejected], ...`."""
+        return [n for p, c, r in self.segments for n in (p + c, p + r)]
+
+    @cached_property
+    def query_ends(self) -> torch.Tensor:
+        """Cumulative `query_lengths` from 0, int32 [2P + 1]."""
+        return self._ends(self.query_lengths)
+
+    @cached_property
+    def key_ends(self) -> torch.Tensor:
+        """Cumulative `key_lengths` from 0, int32 [2P + 1]."""
+        return self._ends(self.key_lengths)
+
+    def _ends(self, lengths: list[int]) -> torch.Tensor:
+        ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+        return ends.to(self.device, torch.int32)
+
+
+def pair_mask(
+    prefix: int, chosen: int, rejected: int, *, window: int | None, device: torch.device | str
+) -> torch.Tensor:
+    """Visibility inside `prefix · chosen · rejected`: bool [L, L], True where query sees key."""
+    branch = prefix + chosen
+    place = torch.arange(branch + rejected, device=device)
+    position = torch.where(place < branch, place, place - chosen)
+    visible = place[:, None] >= place[None, :]
+    visible &= ~(
+        (place[:, None] >= branch) & (place[None, :] >= prefix) & (place[None, :] < branch)
+    )
+    if window is not None:
+        visible &= position[:, None] - position[None, :] < window
+    return visible
+
+
+def reference(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attention by the book, softmax in float32 at least: [T, H, D]. Exact, slow, for any model."""
+    groups = query_HTD.shape[0] // key_KTD.shape[0]
+    outputs = []
+    for query, key, value, visible in zip(
+        *(states.split(layout.lengths, dim=1) for states in (query_HTD, key_KTD, value_KTD)),
+        layout.masks(window),
+        strict=True,
+    ):
+        scores = query @ key.repeat_interleave(groups, 0).transpose(1, 2) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).to(value.dtype)
+        outputs.append(weights @ value.repeat_interleave(groups, 0))
+    return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def sdpa(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """torch's fused attention, pair by pair under the pair's mask: [T, H, D]."""
+    assert softcap is None
+    outputs = [
+        F.scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=visible, scale=scale, enable_gqa=True
+        )[0]
+        for query, key, value, visible in zip(
+            *(states.split(layout.lengths, dim=1) for states in (query_HTD, key_KTD, value_KTD)),
+            layout.masks(window),
+            strict=True,
+        )
+    ]
+    return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def torch_varlen(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """torch's variable-length flash kernel: [T, H, D]. CUDA, bfloat16 or float16."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert softcap is None
+    output = varlen_attn(
+        query_HTD.transpose(0, 1),
+        key_KTD.transpose(0, 1).index_select(0, layout.key_index),
+        value_KTD.transpose(0, 1).index_select(0, layout.key_index),
+        layout.query_ends,
+        layout.key_ends,
+        max(layout.query_lengths),
+        max(layout.key_lengths),
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),  # causal, bottom right
+        enable_gqa=query_HTD.shape[0] != key_KTD.shape[0],
+    )
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+def flash_attn(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """flash-attn 2's variable-length kernel: [T, H, D]. CUDA, bfloat16 or float16."""
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(
+        query_HTD.transpose(0, 1),
+        key_KTD.transpose(0, 1).index_select(0, layout.key_index),
+        value_KTD.transpose(0, 1).index_select(0, layout.key_index),
+        layout.query_ends,
+        layout.key_ends,
+        max(layout.query_lengths),
+        max(layout.key_lengths),
+        softmax_scale=scale,
+        causal=True,  # aligned to the bottom right, so the rejected branch sees its whole prefix
+        window_size=(-1 if window is None else window - 1, 0),
+        softcap=softcap or 0.0,
+    )
+
+
+BACKENDS: dict[str, Backend] = {
+    "reference": reference,
+    "sdpa": sdpa,
+    "torch_varlen": torch_varlen,
+    "flash_attn": flash_attn,
+}
+_CAPS_SCORES = ("reference", "flash_attn")
+_NEEDS_CUDA = ("torch_varlen", "flash_attn")
+
+
+def choose_backend(
+    requested: str, *, device_type: str, dtype: torch.dtype, softcap: float | None
+) -> tuple[str, str]:
+    """Picks the attention backend; returns its name and the reason, for the log.
+
+    `softcap` is the model's soft-capping of attention scores, if it has any. Raises `UserError`
+    where the requested backend cannot serve the model or the device exactly.
+    """
+    half_on_gpu = device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    has_flash = importlib.util.find_spec("flash_attn") is not None
+    if requested != "auto":
+        _check_backend(requested, half_on_gpu, has_flash, softcap)
+        return requested, "as configured"
+    if half_on_gpu and has_flash:
+        return "flash_attn", "fastest for half precision on this GPU"
+    if softcap is not None:
+        return "reference", "the model caps attention scores, which of the rest only it can do"
+    if half_on_gpu:
+        return "torch_varlen", "half precision on a GPU; flash-attn is not installed"
+    name = str(dtype).removeprefix("torch.")
+    return (
+        "sdpa",
+        f"the flash kernels need bfloat16 or float16 on a GPU (this is {name} on {device_type})",
+    )
+
+
+def _check_backend(name: str, half_on_gpu: bool, has_flash: bool, softcap: float | None) -> None:
+    if name == "flash_attn" and not has_flash:
+        raise UserError(
+            "model.attention is flash_attn, but flash-attn is not installed; "
+            "pip install 'cpo-ds[flash]', or set model.attention: auto."
+        )
+    if name in _NEEDS_CUDA and not half_on_gpu:
+        raise UserError(
+            f"model.attention: {name} needs a CUDA GPU and model.dtype bfloat16 or float16; "
+            "set model.attention: auto."
+        )
+    if softcap is not None and name not in _CAPS_SCORES:
+        raise UserError(
+            f"the model caps attention scores (at {softcap}), which model.attention: {name} cannot "
+            f"do; use one of {', '.join(_CAPS_SCORES)}, or auto."
+        )
+
+
+def registered_name(backend: str) -> str:
+    """Name of a backend in transformers' attention registry."""
+    return f"cpo_ds_{backend}"
+
+
+def _registered(attend: Backend) -> Callable[..., tuple[torch.Tensor, None]]:
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,  # [1, H, T, D]
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        shared_prefix: SharedPrefixLayout,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **other: Any,
+    ) -> tuple[torch.Tensor, None]:
+        assert attention_mask is None and dropout == 0.0 and other.get("s_aux") is None
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output_THD = attend(
+            query[0], key[0], value[0], shared_prefix,
+            scale=scale, window=sliding_window, softcap=softcap,
+        )  # fmt: skip
+        return output_THD[None], None
+
+    return attention
+
+
+for _name, _backend in BACKENDS.items():
+    AttentionInterface.register(registered_name(_name), _registered(_backend))

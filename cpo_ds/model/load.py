@@ -1,0 +1,207 @@
+"""Tokenizer, policy and LoRA adapter, from folders or Hugging Face names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from cpo_ds.config import Config, LoraConfig, ModelConfig
+from cpo_ds.model.attention import choose_backend, registered_name
+from cpo_ds.model.logprobs import HeadTransform
+from cpo_ds.model.policy import PolicyModel
+from cpo_ds.schema import UserError
+
+# Decoder-only models whose attention goes through transformers' registry and whose only other
+# mixing of tokens is by position: those for which the packed layout is exact, each one tested.
+SUPPORTED_MODEL_TYPES = (
+    "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral",
+    "olmo2", "phi3", "qwen2", "qwen3",
+)  # fmt: skip
+
+GatherParameters = Callable[[Iterable[nn.Parameter]], AbstractContextManager[Any]]
+
+
+def _gather_nothing(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The model's tokenizer. Raises `UserError` where there is none."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise _not_there("tokenizer", name_or_path, error) from None
+
+
+def load_model_config(name_or_path: str) -> Any:
+    """The model's transformers configuration. Raises `UserError` for one that cannot be served."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise _not_there("model", name_or_path, error) from None
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise UserError(
+            f"model {name_or_path} is of type {config.model_type}, for which the packed "
+            f"shared-prefix layout is not known to be exact; supported types are "
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}."
+        )
+    return config
+
+
+def load_policy(
+    config: Config,
+    *,
+    device: torch.device,
+    gather: GatherParameters = _gather_nothing,
+    place_on_device: bool = False,
+) -> tuple[PolicyModel, str]:
+    """Loads the policy, its adapter and its attention backend; returns it and a line for the log.
+
+    Under ZeRO-3 call it inside `engine.sharded_loading`: each parameter is then read, split and
+    freed in turn. `gather(parameters)` makes sharded parameters whole inside its context and
+    keeps what is written to them. `place_on_device` reads weights straight onto `device`.
+    Raises `UserError` for a model that is not there or cannot be served exactly.
+    """
+    model = config.model
+    model_config = load_model_config(model.name_or_path)
+    backend, reason = choose_backend(
+        model.attention,
+        device_type=device.type,
+        dtype=getattr(torch, model.dtype),
+        softcap=getattr(model_config, "attn_logit_softcapping", None),
+    )
+    causal_lm = _load_causal_lm(
+        model, model_config, registered_name(backend), device, place_on_device
+    )
+    _disable_dropout(causal_lm)
+    if model.gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    language_model = _with_adapter(causal_lm, config, gather)
+    policy = PolicyModel(language_model, _head_transform(model_config, model))
+    _check_head(policy)
+    return policy, f"attention: {backend} ({reason})"
+
+
+def _load_causal_lm(
+    model: ModelConfig,
+    model_config: Any,
+    attention: str,
+    device: torch.device,
+    place_on_device: bool,
+) -> Any:
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            model.name_or_path,
+            config=model_config,
+            dtype=getattr(torch, model.dtype),
+            attn_implementation=attention,
+            device_map={"": device} if place_on_device else None,
+        )
+    except (OSError, ValueError) as error:
+        raise _not_there("model", model.name_or_path, error) from None
+
+
+def _with_adapter(causal_lm: Any, config: Config, gather: GatherParameters) -> Any:
+    """Adds the starting adapter (merged, or to be trained on) and a new one where configured."""
+    if config.model.adapter:
+        trained_on = config.model.adapter_mode == "continue"
+        try:
+            adapted = peft.PeftModel.from_pretrained(
+                causal_lm,
+                config.model.adapter,
+                is_trainable=trained_on,
+                autocast_adapter_dtype=False,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _not_there("LoRA adapter", config.model.adapter, error) from None
+        if trained_on:
+            return adapted
+        causal_lm = merge_adapter(adapted, gather)
+    if config.lora is None:
+        return causal_lm.requires_grad_(True)
+    return _new_adapter(causal_lm, config.lora, config.train.seed)
+
+
+def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:
+    # The same seed on every rank: each makes the whole of these small matrices, then shards them.
+    torch.manual_seed(seed)
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+    try:
+        return peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError(
+            f"lora.target_modules {lora.target_modules} does not fit this model: {_one_line(error)}"
+        ) from None
+
+
+@torch.no_grad()
+def merge_adapter(adapted: Any, gather: GatherParameters = _gather_nothing) -> Any:
+    """Adds a LoRA adapter to its base weights, one layer at a time; returns the plain model."""
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            with gather(module.parameters()):
+                weight += module.get_delta_weight("default").to(weight.dtype)
+    return adapted.unload()
+
+
+def _disable_dropout(causal_lm: nn.Module) -> None:
+    """Switches off the model's own dropout (LoRA's is set by `lora.dropout`)."""
+    for module in causal_lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _head_transform(model_config: Any, model: ModelConfig) -> HeadTransform:
+    """How this family scales or caps its logits."""
+    scale = getattr(model_config, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(model_config, "logits_scaling", None) or 1.0  # Granite
+    return HeadTransform(
+        scale=scale,
+        softcap=getattr(model_config, "final_logit_softcapping", None),
+        chunk_tokens=model.head_chunk_tokens,
+    )
+
+
+def _check_head(policy: PolicyModel) -> None:
+    head = policy.causal_lm.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer | ModulesToSaveWrapper):
+        raise UserError(
+            "the adapter changes lm_head, which is applied outside its module here; leave lm_head "
+            "out of the adapter's target_modules and modules_to_save."
+        )
+    if getattr(head, "bias", None) is not None:
+        raise UserError("the model's head has a bias, which is not supported.")
+
+
+def _not_there(what: str, name_or_path: str, error: Exception) -> UserError:
+    if Path(name_or_path).is_dir():
+        return UserError(f"the {what} in {name_or_path} cannot be read: {_one_line(error)}")
+    return UserError(
+        f"there is no {what} {name_or_path}: no such folder here, and the Hugging Face hub does "
+        f"not give it (check the name, log in with `hf auth login` if it is gated, or download it "
+        f"and give its folder)."
+    )
+
+
+def _one_line(error: Exception, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

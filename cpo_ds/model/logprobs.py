@@ -1,0 +1,129 @@
+"""Hidden states + head weight -> log-prob of each scored token, a chunk of logits at a time.
+
+For a token with logits z = W h the gradient of its log-prob is d log p_t / d z = onehot(t) - p. Its
+product with W is an [S, hidden] matrix that does not depend on what follows, so with a frozen
+head (LoRA) it is taken in the forward pass, while the logits are there: the backward pass needs
+neither logits nor head. With a trained head the logits are recomputed in the backward pass.
+No more than one chunk of logits ever exists.
+
+Shape suffixes: S scored tokens, C of them in a chunk, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class HeadTransform:
+    """What a model does to its head's output: `softcap * tanh(scale * z / softcap)`."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    chunk_tokens: int = 1024
+
+
+def token_logps(
+    hidden_SE: torch.Tensor,
+    weight_VE: torch.Tensor,
+    targets_S: torch.Tensor,
+    transform: HeadTransform,
+) -> torch.Tensor:
+    """Log-prob of each target under its hidden state: [S], float32 (float64 for float64 input)."""
+    return _TokenLogps.apply(hidden_SE, weight_VE, targets_S, transform)
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_SE: torch.Tensor,
+        weight_VE: torch.Tensor,
+        targets_S: torch.Tensor,
+        transform: HeadTransform,
+    ) -> torch.Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        directions, logps = [], []
+        for begin in range(0, len(targets_S), transform.chunk_tokens):
+            chunk = slice(begin, begin + transform.chunk_tokens)
+            logps_C, probs_CV, slope_CV = _chunk(
+                hidden_SE[chunk], weight_VE, targets_S[chunk], transform
+            )
+            logps.append(logps_C)
+            if needs_hidden and not needs_weight:
+                grad_CV = _logit_gradient(probs_CV, slope_CV, targets_S[chunk], transform)
+                directions.append(grad_CV.to(weight_VE.dtype) @ weight_VE)
+        ctx.transform = transform
+        ctx.head_is_trained = needs_weight
+        if needs_weight:
+            ctx.save_for_backward(hidden_SE, weight_VE, targets_S)
+        elif needs_hidden:
+            ctx.save_for_backward(torch.cat(directions))
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_S,) = grads
+        if not ctx.head_is_trained:
+            (direction_SE,) = ctx.saved_tensors
+            grad_SE = (grad_S[:, None] * direction_SE).to(direction_SE.dtype)
+            return grad_SE, None, None, None
+        hidden_SE, weight_VE, targets_S = ctx.saved_tensors
+        grad_hidden_SE = torch.empty_like(hidden_SE)
+        grad_weight_VE = torch.zeros_like(weight_VE, dtype=grad_S.dtype)
+        for begin in range(0, len(targets_S), ctx.transform.chunk_tokens):
+            chunk = slice(begin, begin + ctx.transform.chunk_tokens)
+            _, probs_CV, slope_CV = _chunk(
+                hidden_SE[chunk], weight_VE, targets_S[chunk], ctx.transform
+            )
+            grad_CV = _logit_gradient(probs_CV, slope_CV, targets_S[chunk], ctx.transform)
+            grad_CV = grad_CV.mul_(grad_S[chunk, None]).to(weight_VE.dtype)
+            torch.mm(grad_CV, weight_VE, out=grad_hidden_SE[chunk])
+            _add_product(grad_weight_VE, grad_CV, hidden_SE[chunk])
+        return grad_hidden_SE, grad_weight_VE.to(weight_VE.dtype), None, None
+
+
+def _chunk(
+    hidden_CE: torch.Tensor,
+    weight_VE: torch.Tensor,
+    targets_C: torch.Tensor,
+    transform: HeadTransform,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Log-probs of the targets, probabilities, and the slope of soft-capping, if any."""
+    logits_CV = hidden_CE @ weight_VE.t()
+    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    if transform.scale != 1.0:
+        logits_CV.mul_(transform.scale)
+    slope_CV = None
+    if transform.softcap is not None:
+        capped_CV = torch.tanh_(logits_CV.div_(transform.softcap))
+        slope_CV = 1 - capped_CV.square()
+        logits_CV = capped_CV.mul_(transform.softcap)
+    log_total_C = logits_CV.logsumexp(-1)
+    logps_C = logits_CV.gather(-1, targets_C[:, None])[:, 0] - log_total_C
+    return logps_C, logits_CV.sub_(log_total_C[:, None]).exp_(), slope_CV
+
+
+def _logit_gradient(
+    probs_CV: torch.Tensor,
+    slope_CV: torch.Tensor | None,
+    targets_C: torch.Tensor,
+    transform: HeadTransform,
+) -> torch.Tensor:
+    """Gradient of each target's log-prob by the head's raw output: [C, V]; reuses `probs_CV`."""
+    grad_CV = probs_CV.neg_()
+    grad_CV.scatter_add_(-1, targets_C[:, None], grad_CV.new_ones(len(targets_C), 1))
+    if slope_CV is not None:
+        grad_CV.mul_(slope_CV)
+    return grad_CV.mul_(transform.scale) if transform.scale != 1.0 else grad_CV
+
+
+def _add_product(total_VE: torch.Tensor, grad_CV: torch.Tensor, hidden_CE: torch.Tensor) -> None:
+    """Adds a chunk's weight gradient to a sum kept in float32 at least."""
+    if total_VE.dtype == grad_CV.dtype:
+        total_VE.addmm_(grad_CV.t(), hidden_CE)
+    else:
+        total_VE.add_(grad_CV.t() @ hidden_CE)

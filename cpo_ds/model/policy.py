@@ -1,0 +1,74 @@
+"""The module that DeepSpeed wraps: `PackedBatch` in, log-probs of both completions out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpo_ds.model.attention import SharedPrefixLayout
+from cpo_ds.model.logprobs import HeadTransform, token_logps
+from cpo_ds.schema import PackedBatch
+
+
+class ScoringHead(nn.Module):
+    """The language model's head, applied in chunks to the scored positions alone.
+
+    It has no parameters: the weight belongs to the language model and comes as an argument. Being
+    a module of its own lets ZeRO-3 gather that weight just here (see `engine.start`).
+    """
+
+    def __init__(self, transform: HeadTransform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(
+        self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-prob of each target: [S], float32."""
+        return token_logps(hidden_SE, weight_VE, targets_S, self.transform)
+
+
+class PolicyModel(nn.Module):
+    """A causal language model from transformers, with or without a LoRA adapter."""
+
+    def __init__(self, language_model: Any, transform: HeadTransform) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.scoring_head = ScoringHead(transform)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model itself, an adapter's layers inside it."""
+        wrapped = getattr(self.language_model, "get_base_model", None)
+        return wrapped() if wrapped else self.language_model
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """Weight of the language model's head, [V, E]; under ZeRO-3 an empty shard until used."""
+        return self.causal_lm.get_output_embeddings().weight
+
+    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of the log-probs of chosen and of rejected completions: [P] each, float32.
+
+        A plain tuple of tensors, since ZeRO-3 hangs its backward hooks on what modules return.
+        """
+        decoder = self.causal_lm.get_decoder()
+        layout = SharedPrefixLayout(batch.segment_lengths, batch.input_ids.device)
+        hidden = decoder(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            shared_prefix=layout,
+        ).last_hidden_state
+        scored = hidden[0].index_select(0, batch.score_positions)
+        logps = self.scoring_head(scored, self.head_weight, batch.score_targets)
+        return (
+            _sum_by_pair(logps * batch.score_in_chosen, batch),
+            _sum_by_pair(logps * batch.score_in_rejected, batch),
+        )
+
+
+def _sum_by_pair(logps: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    return logps.new_zeros(batch.num_pairs).index_add(0, batch.score_pairs, logps)
