@@ -1,0 +1,282 @@
+"""The one place that knows DeepSpeed: configuration, initialization, scaling, gathering, step."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from cpo_ds.config import Config, OptimConfig
+from cpo_ds.model.policy import PolicyModel
+from cpo_ds.schema import PackedBatch, PairLogps, UserError
+
+# What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
+_FILLED_IN = {
+    "train_batch_size": "batch.pairs",
+    "train_micro_batch_size_per_gpu": "batch.tokens_per_rank",
+    "gradient_accumulation_steps": "batch.tokens_per_rank",
+    "managed_gradient_accumulation": "batch.tokens_per_rank",
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "the optim section",
+    "scheduler": "optim.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW is used on every device",
+}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did: the gradient's norm before clipping, and whether it counted.
+
+    `applied` is False where the gradient was not finite: the weights are then as they were.
+    """
+
+    grad_norm: float
+    applied: bool
+
+
+def read_deepspeed_config(config: Config) -> dict[str, Any]:
+    """The JSON file, with what the recipe decides filled in. Raises `UserError` for a bad file."""
+    path = find_file(config.deepspeed)
+    if path is None:
+        raise UserError(f"deepspeed: there is no file {config.deepspeed}; see ds_configs/.")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    for key, where in _FILLED_IN.items():
+        if key in settings:
+            raise UserError(f"{path} sets {key}, which the recipe decides ({where}); remove it.")
+    if config.model.dtype == "float16" and not torch.cuda.is_available():
+        raise UserError(
+            "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
+    return settings | {
+        # Micro-batches hold as many pairs as fit, so DeepSpeed is told nothing of their number:
+        # any number of backward passes, then one step.
+        "managed_gradient_accumulation": False,
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": world_size,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        **({precision: {"enabled": True}} if precision else {}),
+    }
+
+
+def find_file(name: str) -> Path | None:
+    """A file by its path, else by its path from the folder that holds the package."""
+    candidates = [Path(name), Path(__file__).resolve().parent.parent / name]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def init_ranks() -> Ranks:
+    """Joins the other ranks; `UserError` where this host has too few devices for its ranks."""
+    rank, world_size, local_rank, local_world = _place()
+    on_gpu = torch.cuda.is_available()
+    _check_devices(local_rank, local_world, on_gpu)
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
+        # This op is compiled at its first use, and a build that is killed leaves a lock behind on
+        # which every later run waits for ever. Plain gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo", verbose=False, rank=rank, world_size=world_size
+    )
+    return Ranks(rank, world_size, local_rank, device)
+
+
+def _place() -> tuple[int, int, int, int]:
+    """(rank, world size, local rank, ranks on this host) from the launcher, or alone."""
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ |= alone | {"MASTER_PORT": str(_free_port())}
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+    local_world = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
+    return rank, world_size, local_rank, int(local_world or world_size)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _check_devices(local_rank: int, local_world: int, on_gpu: bool) -> None:
+    if on_gpu:
+        devices, what = torch.cuda.device_count(), "GPU"
+        allowed = devices
+    else:
+        devices, what = os.cpu_count() or 1, "CPU core"
+        allowed = 2 * devices  # ranks may share cores, for trying things out; not without end
+    if local_world > allowed or local_rank >= allowed:
+        raise UserError(
+            f"host {socket.gethostname()} was given {max(local_world, local_rank + 1)} ranks but "
+            f"has {devices} {what}{'s' if devices != 1 else ''}; lower --num_accelerators, or the "
+            "slots of this host in the hostfile."
+        )
+
+
+@contextmanager
+def sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
+    """Inside it, transformers splits each parameter over the ranks as it loads it (ZeRO-3 only)."""
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    # transformers looks at a weak reference to this object while it loads.
+    keep = HfDeepSpeedConfig(settings) if zero_stage(settings) == 3 else None
+    try:
+        yield
+    finally:
+        if keep is not None:
+            unset_hf_deepspeed_config()
+
+
+def gather_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Makes sharded parameters whole on every rank; rank 0's changes to them are kept."""
+    return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0)
+
+
+class Engine:
+    """The policy under DeepSpeed: forward, accumulate gradients, update."""
+
+    def __init__(self, policy: PolicyModel, config: Config, settings: dict[str, Any]) -> None:
+        if zero_stage(settings) == 3:
+            # The head is applied outside its own module, so ZeRO-3 must be told who uses it.
+            deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
+        self.policy = policy
+        self.stage = zero_stage(settings)
+        self.is_float16 = config.model.dtype == "float16"
+        self._plain_norm: float | None = None
+        optimizer = _optimizer(policy, config.optim)
+        if self.stage == 0 and config.model.dtype == "float32":
+            # DeepSpeed wraps nothing here, so its clipping is ours: it reports no norm.
+            settings = settings | {"gradient_clipping": 0.0}
+            optimizer.register_step_pre_hook(self._clip_plain_gradients)
+        self._max_grad_norm = config.optim.max_grad_norm
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=policy, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all hosts."""
+        return self.deepspeed.world_size
+
+    def score(self, batch: PackedBatch) -> PairLogps:
+        """One forward pass; a collective under ZeRO-3: every rank must make as many."""
+        chosen, rejected = self.deepspeed(batch)
+        return PairLogps(chosen, rejected, batch.num_chosen_tokens, batch.num_rejected_tokens)
+
+    def accumulate(self, loss_share: torch.Tensor) -> None:
+        """Backward pass of a micro-batch's share of the global batch's loss.
+
+        The one place where scaling is undone: shares add up over micro-batches and ranks to the
+        loss, but DeepSpeed takes the mean over ranks.
+        """
+        finite = torch.isfinite(loss_share.detach())
+        # A share that is not finite must not hide behind a finite gradient: it becomes NaN, which
+        # DeepSpeed finds in the gradient's norm on all ranks before it touches the weights.
+        poison = torch.where(finite, 1.0, torch.nan)
+        self.deepspeed.backward(loss_share * poison * self.world_size, scale_wrt_gas=False)
+
+    def update(self, learning_rate: float) -> Update:
+        """One optimizer step over what was accumulated; all ranks get the same answer."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        try:
+            self.deepspeed.step()
+        except _NonFiniteGradient:
+            return Update(grad_norm=float("nan"), applied=False)
+        applied = not getattr(self.deepspeed.optimizer, "overflow", False)
+        norm = self._plain_norm if self._plain_norm is not None else self._zero_norm()
+        return Update(grad_norm=norm, applied=applied)
+
+    def _zero_norm(self) -> float:
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def _clip_plain_gradients(self, optimizer: Any, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm or torch.inf)
+        self._plain_norm = norm.item()
+        if not torch.isfinite(norm):
+            raise _NonFiniteGradient
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Sums a tensor over ranks, in place."""
+        torch.distributed.all_reduce(values)
+        return values
+
+    def max_over_ranks(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        values = torch.tensor([value], dtype=torch.float64, device=self.deepspeed.device)
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        return values.item()
+
+    def whole_parameters(self, *, trained_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields (name, whole tensor) of the language model, one at a time, on all ranks alike."""
+        for name, parameter in self.policy.language_model.named_parameters():
+            if parameter.requires_grad or not trained_only:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                    yield name, parameter.detach()
+
+
+class _NonFiniteGradient(Exception):
+    """Raised inside torch's optimizer step, before it touches a weight."""
+
+
+def _optimizer(policy: PolicyModel, optim: OptimConfig) -> torch.optim.AdamW:
+    decayed: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            (other if _is_norm_or_bias(name) else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": other, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=optim.learning_rate,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=True,
+    )
+
+
+def _is_norm_or_bias(name: str) -> bool:
+    """What transformers' Trainer does not decay either."""
+    return name.endswith("bias") or "norm" in name.lower()
