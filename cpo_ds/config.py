@@ -73,6 +73,12 @@ class DataConfig(_Section):
             raise ValueError(
                 "data.path is required for every data.format but sample, which has none"
             )
+        if self.scorer != "kiwi_xcomet" and self.format not in ("alma-r", "triplets"):
+            raise ValueError(
+                f"data.scorer has no effect with data.format: {self.format}; remove it"
+            )
+        if self.prompt_style == "chat" and self.format == "pairs":
+            raise ValueError("data.prompt_style has no effect with data.format: pairs; remove it")
         if self.eval_fraction and self.eval_path:
             raise ValueError("set data.eval_fraction or data.eval_path, not both")
         return self
@@ -194,7 +200,9 @@ class Config(_Section):
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = LossConfig()
-    lora: LoraConfig | None = Field(None, description="none: full-parameter training")
+    lora: LoraConfig | None = Field(
+        None, description="none: full-parameter training (or that adapter's own)"
+    )
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
@@ -205,18 +213,19 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.model.adapter and self.model.adapter_mode == "continue" and self.lora:
-            raise ValueError(
-                "model.adapter with adapter_mode: continue brings its own LoRA settings; "
-                "remove the lora section, or set model.adapter_mode: merge"
-            )
+        if self.model.adapter_mode == "merge" and not self.model.adapter:
+            raise ValueError("model.adapter_mode is merge, but model.adapter names no adapter")
         return self
 
     @property
     def trains_adapter(self) -> bool:
         """Whether the run trains a LoRA adapter rather than all parameters."""
-        continued = self.model.adapter is not None and self.model.adapter_mode == "continue"
-        return self.lora is not None or continued
+        return self.lora is not None or self.continues_adapter
+
+    @property
+    def continues_adapter(self) -> bool:
+        """Whether the run trains the starting adapter on."""
+        return self.model.adapter is not None and self.model.adapter_mode == "continue"
 
 
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:

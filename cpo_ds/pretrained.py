@@ -23,7 +23,8 @@ def write_pretrained(
     that exists nowhere on disk, so there the full model is written, both adapters merged into it,
     which changes the policy in memory: nothing can be trained after it.
     """
-    as_adapter = config.trains_adapter and config.model.adapter_mode != "merge"
+    merged_before = config.model.adapter is not None and not config.continues_adapter
+    as_adapter = config.trains_adapter and not merged_before
     model = engine.policy.language_model
     if config.trains_adapter and not as_adapter:
         model = engine.policy.language_model = merge_adapter(model, gather_parameters)

@@ -114,22 +114,46 @@ def _load_causal_lm(
 def _with_adapter(causal_lm: Any, config: Config, gather: GatherParameters) -> Any:
     """Adds the starting adapter (merged, or to be trained on) and a new one where configured."""
     if config.model.adapter:
-        trained_on = config.model.adapter_mode == "continue"
-        try:
-            adapted = peft.PeftModel.from_pretrained(
-                causal_lm,
-                config.model.adapter,
-                is_trainable=trained_on,
-                autocast_adapter_dtype=False,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _not_there("LoRA adapter", config.model.adapter, error) from None
-        if trained_on:
+        adapted = _starting_adapter(causal_lm, config, config.model.adapter)
+        if config.continues_adapter:
             return adapted
         causal_lm = merge_adapter(adapted, gather)
     if config.lora is None:
         return causal_lm.requires_grad_(True)
     return _new_adapter(causal_lm, config.lora, config.train.seed)
+
+
+def _starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
+    try:
+        settings = peft.PeftConfig.from_pretrained(adapter)
+        if config.continues_adapter and config.lora:
+            _check_same_adapter(settings, config.lora, adapter)
+            settings.lora_dropout = config.lora.dropout
+        return peft.PeftModel.from_pretrained(
+            causal_lm,
+            adapter,
+            config=settings,
+            is_trainable=config.continues_adapter,
+            autocast_adapter_dtype=False,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_there("LoRA adapter", adapter, error) from None
+
+
+def _check_same_adapter(settings: Any, lora: LoraConfig, adapter: str) -> None:
+    def modules(names: Any) -> Any:
+        return names if isinstance(names, str) else sorted(names)
+
+    for name, there, here in (
+        ("rank", settings.r, lora.rank),
+        ("alpha", settings.lora_alpha, lora.alpha),
+        ("target_modules", modules(settings.target_modules), modules(lora.target_modules)),
+    ):
+        if there != here:
+            raise UserError(
+                f"lora.{name} is {here}, but the adapter {adapter} that the run continues has "
+                f"{there}; make them equal, or leave the lora section out."
+            )
 
 
 def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:

@@ -1,0 +1,248 @@
+"""The five formats of preference data.
+
+A format is two functions of a raw row: the translation directions it offers, and the texts that
+one of them gives (or the reason why it gives none).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cpo_ds.config import DataConfig
+from cpo_ds.data.prompts import (
+    Message,
+    RenderChat,
+    parse_direction,
+    render_pair,
+    split_conversations,
+)
+from cpo_ds.data.sources import RawRow
+from cpo_ds.schema import UserError
+
+_ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
+_MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
+_NO_VERDICT = "all scores equal"
+
+
+class Texts(NamedTuple):
+    """One preference as text; `source` is the whole prompt in the format `pairs`."""
+
+    source: str
+    chosen: str
+    rejected: str
+
+
+class Format(NamedTuple):
+    """How to read a raw row; both functions raise `UserError` for one that is not as it should be.
+
+    `directions` gives `[""]` where the row has none; `pick` a string where it has no pair: why.
+    """
+
+    directions: Callable[[RawRow], list[str]]
+    pick: Callable[[RawRow, str], Texts | str]
+
+
+def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
+    """The format that `data.format` names. Raises `UserError` for an unknown `data.scorer`."""
+    if data.format == "alma-r":
+        scorer = _alma_scorer(data.scorer)
+        return Format(_alma_directions, lambda raw, way: _pick_alma(raw, way, scorer))
+    if data.format == "triplets":
+        return Format(_language_pair, lambda raw, _: _pick_triplet(raw, data.scorer))
+    if data.format == "x-alma":
+        return Format(_x_alma_direction, lambda raw, _: _three_texts(raw, "reject"))
+    if data.format == "sample":
+        return Format(_language_pair, lambda raw, _: _three_texts(raw, "rejected"))
+    required = data.directions is not None
+    return Format(
+        lambda raw: _pair_direction(raw, required), lambda raw, _: _pick_pair(raw, render_chat)
+    )
+
+
+def _three_texts(raw: RawRow, rejected: str) -> Texts:
+    return Texts(raw.text("source"), raw.text("chosen"), raw.text(rejected))
+
+
+def _best_and_worst(candidates: list[tuple[str, float]]) -> tuple[str, str] | None:
+    """The texts of the first highest and the first lowest score; None where all are equal."""
+    best = max(candidates, key=lambda candidate: candidate[1])
+    worst = min(candidates, key=lambda candidate: candidate[1])
+    return None if best[1] == worst[1] else (best[0], worst[0])
+
+
+# Directions.
+
+
+def _known(raw: RawRow, direction: str, field: str) -> str:
+    try:
+        parse_direction(direction)
+    except UserError as error:
+        raise raw.error(field, f"has an {error}") from None
+    return direction
+
+
+def _language_pair(raw: RawRow) -> list[str]:
+    return [_known(raw, raw.text("language_pair"), "language_pair")]
+
+
+def _x_alma_direction(raw: RawRow) -> list[str]:
+    direction = re.sub(r"\s*(->|_)\s*", "-", raw.text("directions").strip())
+    return [_known(raw, direction, "directions")]
+
+
+def _pair_direction(raw: RawRow, required: bool) -> list[str]:
+    for column in ("direction", "language_pair"):
+        if raw.values.get(column) is not None:
+            return [_known(raw, raw.text(column), column)]
+    if required:
+        raise raw.error(
+            "direction", "is missing, and data.directions needs it; set it or drop that"
+        )
+    return [""]
+
+
+def _alma_directions(raw: RawRow) -> list[str]:
+    """Both directions of the row's language pair, or the one it requires."""
+    pair = raw.text("translation", "language_pair")
+    source, target = parse_direction(_known(raw, pair, "translation.language_pair"))
+    both = [f"{source}-{target}", f"{target}-{source}"]
+    required = raw.get("translation").get("required_directions") or ""
+    if not required:
+        return both
+    if required not in both:
+        problem = f"is {required!r}; write {both[0]}, {both[1]}, or nothing for both"
+        raise raw.error("translation.required_directions", problem)
+    return [required]
+
+
+# ALMA-R-Preference.
+
+
+def _alma_scorer(scorer: str) -> str:
+    if scorer in _MEAN_SPELLINGS:
+        return "kiwi_xcomet"
+    if scorer in _ALMA_SCORERS:
+        return scorer
+    closest = difflib.get_close_matches(scorer, _ALMA_SCORERS, n=1)
+    hint = f" (did you mean {closest[0]}?)" if closest else ""
+    raise UserError(
+        f"data.scorer: alma-r data has no score {scorer!r}{hint}; choose one of: "
+        f"{', '.join(_ALMA_SCORERS)}."
+    )
+
+
+def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
+    """A human verdict (Delta above 0 for gpt4, below for alma) goes before the scores."""
+    source_code, target = parse_direction(direction)
+    source = raw.text("translation", source_code)
+    columns = {"ref": target, "gpt4": f"gpt4_{target}", "alma": f"alma_{target}"}
+    text = {name: raw.text("translation", column) for name, column in columns.items()}
+    delta = raw.number_at("translation", "Delta")
+    if delta:
+        better, worse = ("gpt4", "alma") if delta > 0 else ("alma", "gpt4")
+        return Texts(source, text[better], text[worse])
+    scored = [
+        (text[name], raw.number_at("translation", f"{name}_{target}_{scorer}")) for name in text
+    ]
+    picked = _best_and_worst(scored)
+    return Texts(source, *picked) if picked else _NO_VERDICT
+
+
+# Triplets.
+
+
+def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
+    source, scores = raw.text("source"), raw.mapping("scores")
+    metrics = _metrics(raw, scores, scorer)
+    # A null candidate is no candidate: parquet gives every row the union of all rows' names.
+    candidates = {
+        name: raw.checked_text(text, f"candidates.{name}")
+        for name, text in raw.mapping("candidates").items()
+        if text is not None
+    }
+    scored = {
+        name for metric in metrics for name, score in scores[metric].items() if score is not None
+    }
+    if "reference" in scored and "reference" not in candidates:
+        candidates = {"reference": raw.text("reference")} | candidates
+    for name in sorted(scored - set(candidates)):
+        raise raw.error(
+            f"candidates.{name}", "is missing, yet it has a score; add one or drop both"
+        )
+    if len(candidates) < 2:
+        return "fewer than two candidates"
+    picked = _best_and_worst(
+        [
+            (text, sum(raw.number_at("scores", m, name) for m in metrics) / len(metrics))
+            for name, text in candidates.items()
+        ]
+    )
+    return Texts(source, *picked) if picked else _NO_VERDICT
+
+
+def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
+    """The metrics to average: `scorer` itself, or its parts where it is a sum or a known mean."""
+    metrics = [scorer]
+    if scores.get(scorer) is None and scorer in _MEAN_SPELLINGS:
+        metrics = ["kiwi", "xcomet"]
+    elif scores.get(scorer) is None:
+        metrics = [part.strip() for part in scorer.split("+")]
+    for metric in metrics:
+        if scores.get(metric) is None:
+            there = ", ".join(name for name, values in scores.items() if values is not None)
+            problem = f"is missing; data.scorer is {scorer!r} and the scores there are: {there}"
+            raise raw.error(f"scores.{metric}", problem)
+        raw.mapping("scores", metric)
+    return metrics
+
+
+# Prompt, chosen, rejected: as strings, or as conversations.
+
+
+def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
+    is_conversation = isinstance(raw.get("chosen"), list)
+    if is_conversation != isinstance(raw.get("rejected"), list):
+        raise raw.error("rejected", "must be of chosen's kind: both strings, or both messages")
+    if not is_conversation:
+        return Texts(raw.text("prompt"), raw.text("chosen"), raw.text("rejected"))
+    if render_chat is None:
+        problem = "is a conversation, but the tokenizer has no chat template; use plain strings"
+        raise raw.error("chosen", problem)
+    if raw.values.get("chat_template_kwargs"):
+        raise raw.error("chat_template_kwargs", "is not supported; remove it")
+    texts = Texts(*render_pair(*_conversations(raw), render_chat))
+    for field, text in zip(("prompt", "chosen", "rejected"), texts, strict=True):
+        if not text.strip():
+            raise raw.error(field, "is empty once the chat template has rendered it")
+    return texts
+
+
+def _conversations(raw: RawRow) -> tuple[list[Message], list[Message], list[Message]]:
+    chosen, rejected = _messages(raw, "chosen"), _messages(raw, "rejected")
+    if isinstance(raw.values.get("prompt"), list):
+        prompt = _messages(raw, "prompt")
+    else:  # some data sets repeat the prompt as a string; the conversations hold it too
+        prompt, chosen, rejected = split_conversations(chosen, rejected)
+    if not prompt:
+        raise raw.error("prompt", "is missing, and chosen and rejected have no common beginning")
+    if prompt[-1]["role"] not in ("user", "tool"):
+        problem = f"ends with a turn of {prompt[-1]['role']!r}; it must end with the user's"
+        raise raw.error("prompt", problem)
+    return prompt, chosen, rejected
+
+
+def _messages(raw: RawRow, column: str) -> list[Message]:
+    messages = raw.get(column)
+    if not messages:
+        raise raw.error(column, "is empty; it needs at least one message")
+    for number, message in enumerate(messages):
+        where = f"{column}[{number}]"
+        if not isinstance(message, dict):
+            raise raw.error(where, "is not a message with role and content")
+        role = raw.checked_text(message.get("role"), f"{where}.role")
+        if role != "system" or message.get("content") != "":
+            raw.checked_text(message.get("content"), f"{where}.content")
+    return [{key: text for key, text in m.items() if text is not None} for m in messages]

@@ -1,0 +1,246 @@
+"""Raw rows from files, folders and datasets, and checked access to their fields."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os.path
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpo_ds.schema import UserError
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_FILE_LIKE = (*_SUFFIXES, ".json", ".json.gz", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zst")
+_DATASET_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as it was read, and where: `number` counts lines or rows (`unit`) from 1."""
+
+    file: str
+    unit: str
+    number: int
+    values: dict[str, Any]
+
+    @property
+    def origin(self) -> str:
+        """Like `"pairs.jsonl:12"`."""
+        return f"{self.file}:{self.number}"
+
+    @property
+    def where(self) -> str:
+        """Like `"pairs.jsonl, line 12"`, for messages."""
+        return f"{self.file}, {self.unit} {self.number}"
+
+    def error(self, field: str, problem: str) -> UserError:
+        """An error to raise, which names the file, the line and the field."""
+        end = "" if problem.endswith(("?", ".")) else "."
+        return UserError(f"{self.where}: field {field} {problem}{end}")
+
+    def get(self, *path: str) -> Any:
+        """The value at a path of keys. Raises `UserError` where it is missing or null."""
+        value: Any = self.values
+        for depth, key in enumerate(path):
+            if not isinstance(value, dict):
+                raise self.error(".".join(path[:depth]), f"is not an object but {_show(value)}")
+            value = value.get(key)
+            if value is None:
+                where = ".".join(path[: depth + 1])
+                raise self.error(where, "is missing; every row of this data.format needs it")
+        return value
+
+    def text(self, *path: str) -> str:
+        """A string that is not blank. Raises `UserError`."""
+        return self.checked_text(self.get(*path), ".".join(path))
+
+    def checked_text(self, value: Any, field: str) -> str:
+        """`value` as a string that is not blank and can be encoded. Raises `UserError`."""
+        if not isinstance(value, str):
+            raise self.error(field, f"is not a string but {_show(value)}")
+        if not value.strip():
+            raise self.error(field, "is empty; fill it in or remove the row")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise self.error(field, "has half of a surrogate pair; correct the text") from None
+        return value
+
+    def mapping(self, *path: str) -> dict[str, Any]:
+        """An object. Raises `UserError`."""
+        value = self.get(*path)
+        if not isinstance(value, dict):
+            raise self.error(".".join(path), f"is not an object but {_show(value)}")
+        return value
+
+    def number_at(self, *path: str) -> float:
+        """A finite number. Raises `UserError`."""
+        value, field = self.get(*path), ".".join(path)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(field, f"is not a number but {_show(value)}")
+        if not math.isfinite(value):
+            raise self.error(field, f"is {value}; give it a number or remove the row")
+        return float(value)
+
+
+def read_raw(path: str, split: str) -> Iterator[RawRow | None]:
+    """The rows of a file, a folder of files (sorted by name) or a dataset; None for a blank line.
+
+    `split` applies to datasets. Raises `UserError` for what is not there, cannot be read or is
+    empty.
+    """
+    local = Path(os.path.expanduser(path))
+    if path and local.exists():
+        yield from _read_local(local, split)
+    elif _looks_like_path(path):
+        raise UserError(f"data path {path!r} is not there; correct it, or create the file.")
+    else:
+        yield from _read_dataset(path, split)
+
+
+def read_folder(folder: Path, label: str) -> Iterator[RawRow | None]:
+    """The rows of every jsonl, jsonl.gz and parquet file below `folder`; `label` stands for it."""
+    inside = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
+    files = [(name, path) for name, path in inside if _is_data_file(name) and path.is_file()]
+    if not files:
+        raise UserError(f"{label} has no file ending in {', '.join(_SUFFIXES)}; add one.")
+    for name, path in files:
+        yield from _read_file(path, f"{label}/{name}")
+
+
+def _is_data_file(name: str) -> bool:
+    return name.endswith(_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def _looks_like_path(path: str) -> bool:
+    return path.endswith(_FILE_LIKE) or _DATASET_NAME.fullmatch(path) is None
+
+
+def _read_local(path: Path, split: str) -> Iterator[RawRow | None]:
+    if path.is_file():
+        yield from _read_file(path, str(path))
+    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        yield from _read_saved_dataset(path, split)
+    else:
+        yield from read_folder(path, str(path))
+
+
+def _read_file(path: Path, label: str) -> Iterator[RawRow | None]:
+    if not path.name.endswith(_SUFFIXES):
+        raise UserError(f"{label} does not end in {', '.join(_SUFFIXES)}; convert it to one.")
+    is_parquet = path.suffix == ".parquet"
+    rows = _read_parquet(path, label) if is_parquet else _read_jsonl(path, label)
+    try:
+        yield from _not_empty(rows, label)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{label} cannot be read ({reason}); check it.") from None
+
+
+def _not_empty(rows: Iterator[RawRow | None], label: str) -> Iterator[RawRow | None]:
+    found = False
+    for row in rows:
+        found = found or row is not None
+        yield row
+    if not found:
+        raise UserError(f"{label} is empty; it needs at least one row.")
+
+
+def _read_jsonl(path: Path, label: str) -> Iterator[RawRow | None]:
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield _parse_line(line, number, label)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"{label} is a damaged gzip file after line {number} ({error}); copy or make it again."
+        ) from None
+
+
+def _parse_line(line: bytes, number: int, label: str) -> RawRow | None:
+    where = f"{label}, line {number}"
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        if not text:
+            return None
+        values = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not valid UTF-8 at byte {error.start + 1}; save the file as UTF-8."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error}); one object per line.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: not a JSON object but {_show(values)}; one object per line.")
+    return RawRow(label, "line", number, values)
+
+
+def _read_parquet(path: Path, label: str) -> Iterator[RawRow | None]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for values in batch.to_pylist():
+                    number += 1
+                    yield RawRow(label, "row", number, values)
+    except pyarrow.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{label} is not a valid parquet file ({reason}); make it again.") from None
+
+
+def _read_saved_dataset(path: Path, split: str) -> Iterator[RawRow | None]:
+    """A folder that `save_to_disk` of the datasets library wrote."""
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever the library raises for a damaged folder
+        raise UserError(f"{path} is not a whole saved dataset ({error}); save it again.") from None
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise UserError(
+                f"{path} has no split {split!r}; set data.split to one of: {', '.join(dataset)}."
+            )
+        dataset = dataset[split]
+    yield from _not_empty(_dataset_rows(dataset, str(path)), str(path))
+
+
+def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
+    """A dataset by name: its default configuration, or all in order of name where it has none."""
+    import datasets
+
+    try:
+        default = datasets.get_dataset_default_config_name(name)
+        configs = [default] if default else sorted(datasets.get_dataset_config_names(name))
+        parts = [datasets.load_dataset(name, config, split=split) for config in configs]
+    except Exception as error:  # offline, unknown, gated, no such split: a type each
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"dataset {name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: "
+            f"{reason}); check data.path (a name on the Hugging Face hub, or a file or folder that "
+            "exists) and data.split, log in with `hf auth login` if it is private, or download it "
+            "and give the folder."
+        ) from None
+    for config, part in zip(configs, parts, strict=True):
+        label = name if len(configs) == 1 else f"{name}/{config}"
+        yield from _not_empty(_dataset_rows(part, label), label)
+
+
+def _dataset_rows(dataset: Any, label: str) -> Iterator[RawRow | None]:
+    for number, values in enumerate(dataset, start=1):
+        yield RawRow(label, "row", number, values)
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
