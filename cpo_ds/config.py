@@ -248,7 +248,7 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     values = _read_yaml(Path(arguments.config))
     _check_keys(values, Config, arguments.config)
     for dotted, text in vars(arguments).items():
-        if dotted in _FLAT and text is not None:
+        if dotted in SETTINGS and text is not None:
             _override(values, dotted, text)
     return parse_config(values, arguments.config), arguments
 
@@ -286,7 +286,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return sections[0] if sections else None
 
 
-_FLAT = _flatten(Config)
+SETTINGS = _flatten(Config)  # dotted name -> field, in the order of the recipe
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,25 +299,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="recipe, a YAML file")
     parser.add_argument("--verbose", action="store_true", help="show all library messages")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    for dotted, field in _FLAT.items():
-        help_text = f"{field.description} [{_type_name(field)}, {_default_text(field)}]"
+    for dotted, field in SETTINGS.items():
+        help_text = f"{field.description} [{type_name(field)}, {default_text(field)}]"
         parser.add_argument(
             f"--{dotted}", dest=dotted, metavar="X", help=help_text.replace("%", "%%")
         )
     return parser
 
 
-def _type_name(field: Any) -> str:
+def type_name(field: Any) -> str:
+    """A field's type for people: `int`, `auto|never`, `str or none`..."""
     annotation = field.annotation
     choices = [c for c in get_args(annotation) if isinstance(c, str)]
     if choices:
         return "|".join(choices)
+    if _section_of(annotation):
+        return "none, or the fields below"
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    section = _section_of(annotation)
-    return f"{section.__name__} | None" if section else text.replace("NoneType", "none")
+    return text.replace("NoneType", "none").replace("None", "none").replace(" | ", " or ")
 
 
-def _default_text(field: Any) -> str:
+def default_text(field: Any) -> str:
+    """A field's default for people."""
     if field.is_required():
         return "required"
     return "default none" if field.default is None else f"default {field.default}"
