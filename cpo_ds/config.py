@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,7 +18,24 @@ from cpo_ds.schema import UserError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_no_value(cls, values: Any) -> Any:
+        """The word `none` is no value, but where it is one of the choices."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            key: None if value == "none" and not cls._has_choice(key, "none") else value
+            for key, value in values.items()
+        }
+
+    @classmethod
+    def _has_choice(cls, key: str, word: str) -> bool:
+        return key in cls.model_fields and word in get_args(cls.model_fields[key].annotation)
 
 
 class ModelConfig(_Section):
@@ -172,7 +189,7 @@ class BatchConfig(_Section):
 class TrainConfig(_Section):
     epochs: int = Field(1, gt=0, description="passes over the data")
     max_steps: int | None = Field(None, gt=0, description="stop after this many steps (no limit)")
-    seed: int = Field(42, ge=0, description="seed of order, initialization and dropout")
+    seed: int = Field(42, ge=0, lt=2**32, description="seed of order, initialization and dropout")
     eval_every_steps: int | None = Field(
         None, gt=0, description="steps between held-out evaluations (only before and after)"
     )
@@ -247,10 +264,11 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         raise UserError("no recipe given: add --config FILE, for example recipes/demo.yaml.")
     values = _read_yaml(Path(arguments.config))
     _check_keys(values, Config, arguments.config)
-    for dotted, text in vars(arguments).items():
-        if dotted in SETTINGS and text is not None:
-            _override(values, dotted, text)
-    return parse_config(values, arguments.config), arguments
+    overrides = {k: v for k, v in vars(arguments).items() if k in SETTINGS and v is not None}
+    for dotted, text in overrides.items():
+        _override(values, dotted, text)
+    where = f"{arguments.config}{' and the command line' if overrides else ''}"
+    return parse_config(values, where), arguments
 
 
 def parse_config(values: dict[str, Any], where: str) -> Config:
@@ -282,15 +300,21 @@ def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
     candidates = get_args(annotation) or (annotation,)
-    sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    classes = [c for c in candidates if isinstance(c, type) and get_origin(c) is None]
+    sections = [c for c in classes if issubclass(c, BaseModel)]
     return sections[0] if sections else None
 
 
 SETTINGS = _flatten(Config)  # dotted name -> field, in the order of the recipe
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"on the command line: {message}; write --section.field=value.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cpo_ds/train.py",
         description="Trains a translator with Contrastive Preference Optimization.",
         epilog="Under several ranks: deepspeed --num_accelerators N cpo_ds/train.py --config ...",
@@ -343,14 +367,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a mapping of sections; see recipes/demo.yaml.")
-    return _none_words(values)
-
-
-def _none_words(value: Any) -> Any:
-    """The word `none` is no value, in a recipe as on the command line."""
-    if isinstance(value, dict):
-        return {key: _none_words(item) for key, item in value.items()}
-    return None if value == "none" else value
+    return values
 
 
 def _check_keys(
@@ -379,8 +396,10 @@ def _override(values: dict[str, Any], dotted: str, text: str) -> None:
         if not isinstance(values.get(section), dict):
             values[section] = {}
         values = values[section]
+    if SETTINGS[dotted].annotation in (str, str | None):
+        values[name] = text  # a name may look like a number or a date
+        return
     try:
-        parsed = yaml.safe_load(text)
+        values[name] = yaml.safe_load(text)
     except yaml.YAMLError:
-        parsed = text
-    values[name] = _none_words(parsed)
+        values[name] = text

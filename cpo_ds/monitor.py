@@ -24,6 +24,7 @@ COLUMNS = ("preference", "nll", "correct", "margin", "logp_chosen", "logp_reject
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
+    "H100 PCIe": 756.0,
     "H100": 989.0,
     "A100": 312.0,
     "L40S": 362.0,

@@ -10,20 +10,20 @@ from cpo_ds.config import OptimConfig
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     """Learning rate of optimizer step `step`, counted from 1 to `total_steps`.
 
-    The shapes are those of transformers' schedulers. Steps count from 1, so that the first one
-    is not spent on a rate of zero.
+    The shapes are those of transformers' schedulers, placed so that neither the first step of
+    the warm-up nor the last step of a decay is spent on a rate of zero.
     """
     warmup = math.ceil(optim.warmup_ratio * total_steps)
     if step <= warmup:
         return optim.learning_rate * step / warmup
-    done = (step - warmup) / max(1, total_steps - warmup)
+    done = (step - warmup) / (total_steps - warmup + 1)
     factor = {
         "constant": lambda: 1.0,
         "linear": lambda: 1.0 - done,
         "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * done)),
         "inverse_sqrt": lambda: _inverse_sqrt(step, warmup),
     }[optim.schedule]()
-    return optim.learning_rate * max(0.0, factor)
+    return optim.learning_rate * factor
 
 
 def _inverse_sqrt(step: int, warmup: int) -> float:

@@ -105,13 +105,20 @@ class PackedBatch:
         return len(self.segment_lengths)
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch with every tensor on `device` (asynchronous where memory is pinned)."""
+        """The same batch with every tensor on `device`."""
         moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
+            field.name: to_device(value, device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
         return replace(self, **moved)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies a tensor from the host without making the host wait for the device."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # a copy from pageable memory would wait
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -55,6 +56,19 @@ def save_tiny_model(folder: Path, model_type: str = "llama", **overrides: Any) -
     model = tiny_model(model_type, **({"vocab_size": len(tokenizer)} | overrides))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_adapter(base: Path, folder: Path, **settings: Any) -> Path:
+    """Writes a LoRA adapter of a tiny model that has moved away from where one starts."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]} | settings
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, 0, 0.05)
+    adapted.save_pretrained(folder)
     return folder
 
 

@@ -45,7 +45,7 @@ KNOW_DEEPSPEED = [*LAYERS["engine"], "export"]
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
-LONG_FILES = {"cpo_ds/config.py": 400}  # every setting with its one line of text
+LONG_FILES = {"cpo_ds/config.py": 420}  # every setting with its one line of text
 LONG_FUNCTIONS: dict[str, int] = {}  # "path:function" -> lines
 
 

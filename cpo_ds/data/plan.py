@@ -49,6 +49,7 @@ def plan_step(
     the emptiest micro-batch (longest-processing-time-first). Where there are fewer pairs than
     micro-batches, some stay empty. No pair may be longer than `budget` (see `check_budget`).
     """
+    assert all(lengths[i] <= budget for i in indices)
     order = sorted((int(i) for i in indices), key=lambda i: (-int(lengths[i]), i))
     total = sum(int(lengths[i]) for i in order)
     per_rank = max(1, -(-total // (budget * world_size)))

@@ -1,8 +1,8 @@
 """Row -> `TokenizedPair`: which tokens a pair shares, where its branches begin, what is scored.
 
 Tokens are those of TRL's CPOTrainer: prompt + completion is tokenized as one text, the completion
-begins where the prompt's own tokens end (one token earlier where a merge at the boundary changed
-the last one), the beginning-of-sequence token is put first and the end-of-sequence token last
+begins where the prompt's own tokens end (earlier where a merge at the boundary changed the last
+of them), the beginning-of-sequence token is put first and the end-of-sequence token last
 unless they are there already. Nothing is ever cut: what is too long is dropped and counted.
 """
 
@@ -145,8 +145,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _sequence(prompt: list[int], full: list[int], tokenizer: Any) -> Sequence_:
-    start = len(prompt) if full[: len(prompt)] == prompt else len(prompt) - 1
-    start = max(0, min(start, len(full)))
+    start = common_prefix_length(prompt, full)  # all of the prompt, but for a merge at its end
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and (start == 0 or full[0] != bos):
         full, start = [bos, *full], start + 1

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from cpo_ds.schema import UserError
+from cpo_ds.schema import UserError, to_device
 
 Segments = tuple[tuple[int, int, int], ...]
 Backend = Callable[..., torch.Tensor]
@@ -56,7 +56,7 @@ class SharedPrefixLayout:
                 torch.arange(branch, offset + length),
             ]
             offset += length
-        return torch.cat(parts).to(self.device)
+        return to_device(torch.cat(parts), self.device)
 
     @cached_property
     def query_lengths(self) -> list[int]:
@@ -80,7 +80,7 @@ class SharedPrefixLayout:
 
     def _ends(self, lengths: list[int]) -> torch.Tensor:
         ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        return ends.to(self.device, torch.int32)
+        return to_device(ends, self.device)
 
 
 def pair_mask(

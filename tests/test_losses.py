@@ -1,0 +1,343 @@
+"""Objectives: hand-worked numbers, TRL's own code, and shares that add up however a step is cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpo_ds.config import LossConfig
+from cpo_ds.losses import (
+    PairTerms,
+    arpo,
+    averages_over_tokens,
+    nll_denominator,
+    nll_weight,
+    pair_terms,
+    step_share,
+)
+from cpo_ds.schema import PairLogps, StepTotals
+
+NAMES = ("cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft")
+DOUBLE = torch.float64
+
+
+def logps_of(*pairs: tuple[float, float, int, int], grad: bool = False) -> PairLogps:
+    """(log-prob of chosen, of rejected, tokens of chosen, of rejected) per pair, float64."""
+    chosen, rejected, n_chosen, n_rejected = (
+        torch.tensor(column, dtype=DOUBLE) for column in zip(*pairs, strict=True)
+    )
+    return PairLogps(
+        chosen.requires_grad_(grad), rejected.requires_grad_(grad), n_chosen, n_rejected
+    )
+
+
+def totals_of(logps: PairLogps) -> StepTotals:
+    chosen_tokens = int(logps.num_chosen_tokens.sum())
+    scored = chosen_tokens + int(logps.num_rejected_tokens.sum())
+    return StepTotals(len(logps.chosen), chosen_tokens, scored, scored, scored)
+
+
+def part(logps: PairLogps, indices: list[int]) -> PairLogps:
+    return PairLogps(*(getattr(logps, field.name)[indices] for field in fields(PairLogps)))
+
+
+# Per token: chosen -2 and -2, rejected -4 and -2.5.
+WIDE, NARROW = (-6.0, -16.0, 3, 4), (-6.0, -10.0, 3, 4)
+
+
+def preference_of(pair: tuple[float, float, int, int], **loss: Any) -> float:
+    return pair_terms(logps_of(pair), LossConfig(**loss)).preference.item()
+
+
+def test_cpo_by_hand() -> None:
+    """0.1 (-6 + 16) = 1: log(1 + e^-1) = 0.31326; smoothed 0.9 of it + 0.1 log(1 + e) (1.31326).
+
+    0.9 x 0.31326 + 0.1 x 1.31326 = 0.28194 + 0.13133 = 0.41326.
+    """
+    assert preference_of(WIDE, name="cpo") == pytest.approx(0.31326168751)
+    assert preference_of(WIDE, name="cpo", label_smoothing=0.1) == pytest.approx(0.41326168751)
+    assert preference_of((-5, -5, 2, 2), name="cpo") == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("name", ["simpo", "cpo-simpo"])
+def test_simpo_by_hand(name: str) -> None:
+    """Means -2 and -4. beta 0.1, gamma 0.5: 0.2 - 0.5 = -0.3, log(1 + e^0.3) = 0.85436.
+
+    beta 2, gamma 1: 4 - 1 = 3, log(1 + e^-3) = 0.04859.
+    """
+    assert preference_of(WIDE, name=name) == pytest.approx(0.85435524447)
+    assert preference_of(WIDE, name=name, beta=2.0, gamma=1.0) == pytest.approx(0.04858735157)
+
+
+def test_ipo_by_hand() -> None:
+    """Means -2 and -4, beta 0.1: (2 - 1 / 0.2)^2 = 9."""
+    assert preference_of(WIDE, name="ipo") == pytest.approx(9.0)
+
+
+def test_hinge_by_hand() -> None:
+    """beta 0.05: 1 - 0.05 x 10 = 0.5; beta 0.1: 0; beta 0.2: still 0."""
+    for beta, expected in ((0.05, 0.5), (0.1, 0.0), (0.2, 0.0)):
+        assert preference_of(WIDE, name="hinge", beta=beta) == pytest.approx(expected)
+
+
+def test_arpo_by_hand() -> None:
+    """Means -2 and -2.5: d = 0.5, tau = 0.9 e^0.2 - 1 = 0.0992625.
+
+    -6 + 0.0992625 x 10 = -5.007375; log(1 + e^0.5007375) = 0.974536.
+    Means -2 and -4: d = 2, 0.9 e^0.8 - 1 = 1.00299, cut to 1: the same as cpo.
+    """
+    assert preference_of(NARROW, name="arpo") == pytest.approx(0.974536, abs=1e-6)
+    assert preference_of(WIDE, name="arpo") == pytest.approx(0.31326168751)
+
+
+def test_sft_has_the_nll_alone() -> None:
+    terms = pair_terms(logps_of(WIDE), LossConfig(name="sft"))
+    assert (terms.preference.item(), terms.nll.item()) == (0.0, 6.0)
+
+
+TWO = ((-6.0, -16.0, 3, 4), (-10.0, -20.0, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "reduction", "expected"),
+    [
+        ("cpo", "token", 0.31326168751 + 2.0 * 16 / 5),  # both pairs have a margin of 10
+        ("cpo", "pair", 0.31326168751 + 2.0 * (6 / 3 + 10 / 2) / 2),
+        ("sft", "token", 16 / 5),
+        ("sft", "pair", (6 / 3 + 10 / 2) / 2),
+    ],
+)
+def test_whole_loss_by_hand(name: str, reduction: str, expected: float) -> None:
+    loss = LossConfig(
+        name=name, nll_reduction=reduction, **({"alpha": 2.0} if name == "cpo" else {})
+    )  # type: ignore[arg-type]
+    logps = logps_of(*TWO)
+    share = step_share(pair_terms(logps, loss), totals_of(logps), loss)
+    assert share.shape == () and share.item() == pytest.approx(expected)
+
+
+def test_what_each_objective_averages_and_weighs() -> None:
+    assert [name for name in NAMES if averages_over_tokens(LossConfig(name=name))] == [
+        "simpo",
+        "cpo-simpo",
+        "ipo",
+    ]
+    weights = {name: nll_weight(LossConfig(name=name)) for name in NAMES}
+    assert weights == dict.fromkeys(NAMES, 1.0) | {"simpo": 0.0}
+    assert nll_weight(LossConfig(alpha=0.25)) == 0.25
+    totals = StepTotals(pairs=3, chosen_tokens=7, scored_tokens=0, unique_tokens=0, padded_tokens=0)
+    assert nll_denominator(totals, LossConfig()) == 7
+    assert nll_denominator(totals, LossConfig(nll_reduction="pair")) == 3
+
+
+def test_rewards_are_beta_times_log_probs_and_carry_no_gradient() -> None:
+    for name, chosen, rejected in (("cpo", -6.0, -16.0), ("arpo", -6.0, -16.0), ("ipo", -2, -4)):
+        terms = pair_terms(logps_of(WIDE, grad=True), LossConfig(name=name, beta=0.5))
+        assert (terms.rewards_chosen.item(), terms.rewards_rejected.item()) == (
+            pytest.approx(0.5 * chosen),
+            pytest.approx(0.5 * rejected),
+        )
+        assert not terms.rewards_chosen.requires_grad and not terms.rewards_rejected.requires_grad
+        assert terms.preference.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("trl_name", "smoothing"),
+    [
+        ("sigmoid", 0.0),
+        ("sigmoid", 0.2),
+        ("simpo", 0.0),
+        ("simpo", 0.2),
+        ("ipo", 0.0),
+        ("hinge", 0.0),
+    ],
+)
+def test_trls_cpo_loss_gives_the_same(trl_name: str, smoothing: float) -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo", reason="TRL is not installed")
+    trainer = SimpleNamespace(
+        alpha=0.0,
+        beta=0.3,
+        simpo_gamma=0.7,
+        loss_type=trl_name,
+        label_smoothing=smoothing,
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    settings_ = {"name": {"sigmoid": "cpo"}.get(trl_name, trl_name), "beta": 0.3}
+    settings_ |= {"gamma": 0.7} if trl_name == "simpo" else {}
+    loss = LossConfig(**settings_, **({"label_smoothing": smoothing} if smoothing else {}))
+    logps = logps_of(WIDE, NARROW, (-40, -3, 7, 2), (-1e-3, -500, 1, 90), (-9, -9, 3, 3))
+    given_ = logps.chosen, logps.rejected
+    if averages_over_tokens(loss):
+        given_ = given_[0] / logps.num_chosen_tokens, given_[1] / logps.num_rejected_tokens
+    losses, rewards_chosen, rewards_rejected = cpo.CPOTrainer.cpo_loss(trainer, *given_)
+    terms = pair_terms(logps, loss)
+    torch.testing.assert_close(terms.preference, losses, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(terms.rewards_chosen, rewards_chosen)
+    torch.testing.assert_close(terms.rewards_rejected, rewards_rejected)
+
+
+LOGP = st.floats(-300.0, -0.01)
+PAIR = st.tuples(LOGP, LOGP, st.integers(1, 60), st.integers(1, 60))
+PAIRS = st.lists(PAIR, min_size=1, max_size=12)
+
+
+def cut(total: int, breaks: list[int]) -> list[list[int]]:
+    """Consecutive groups of range(total) that end at the breaks; some may be empty."""
+    ends = sorted(min(b, total) for b in breaks)
+    return [list(range(a, b)) for a, b in zip([0, *ends], [*ends, total], strict=True)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    pairs=PAIRS,
+    breaks=st.lists(st.integers(0, 12), max_size=6),
+    name=st.sampled_from(NAMES),
+    reduction=st.sampled_from(["token", "pair"]),
+)
+def test_shares_add_up_to_the_loss_however_a_step_is_cut(
+    pairs: list[tuple[float, float, int, int]], breaks: list[int], name: str, reduction: str
+) -> None:
+    loss = LossConfig(name=name, **({} if name == "simpo" else {"nll_reduction": reduction}))
+    whole, pieces = logps_of(*pairs, grad=True), logps_of(*pairs, grad=True)
+    totals = totals_of(whole)
+    expected = step_share(pair_terms(whole, loss), totals, loss)
+    shares = [
+        step_share(pair_terms(part(pieces, group), loss), totals, loss)
+        for group in cut(len(pairs), breaks)
+    ]
+    assert torch.stack(shares).sum().item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-12)
+    expected.backward()
+    for share in shares:
+        share.backward()  # one backward pass per micro-batch, as in training
+    torch.testing.assert_close(pieces.chosen.grad, whole.chosen.grad, rtol=1e-12, atol=1e-14)
+    if name != "sft":
+        torch.testing.assert_close(pieces.rejected.grad, whole.rejected.grad, rtol=1e-12, atol=0)
+
+
+def test_negative_control_the_mean_of_micro_batch_losses_differs() -> None:
+    """What averaging over micro-batches makes of it: (6/3 + 10/2) / 2 is not 16/5."""
+    logps, loss = logps_of(*TWO), LossConfig(name="sft")
+    pieces = [part(logps, [0]), part(logps, [1])]
+    own = [step_share(pair_terms(p, loss), totals_of(p), loss).item() for p in pieces]
+    assert sum(own) / 2 == pytest.approx(3.5)
+    whole = step_share(pair_terms(logps, loss), totals_of(logps), loss).item()
+    assert whole == pytest.approx(3.2)
+
+
+def arpo_as_published(logps: PairLogps, loss: LossConfig) -> torch.Tensor:
+    """The lines of X-ALMA's trainer: no lower bound, the gradient flows through tau."""
+    d = torch.abs(
+        logps.chosen / logps.num_chosen_tokens - logps.rejected / logps.num_rejected_tokens
+    )
+    tau = torch.clamp(loss.arpo_scale * torch.exp(loss.arpo_rate * d) - 1, max=1.0)
+    logits = logps.chosen - tau * logps.rejected
+    return (
+        -torch.nn.functional.logsigmoid(loss.beta * logits) * (1 - loss.label_smoothing)
+        - torch.nn.functional.logsigmoid(-loss.beta * logits) * loss.label_smoothing
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(PAIRS, st.sampled_from([0.0, 0.1]), st.sampled_from([(0.9, 0.4), (1.0, 1.5)]))
+def test_arpo_equals_the_published_code(
+    pairs: list[tuple[float, float, int, int]], smoothing: float, constants: tuple[float, float]
+) -> None:
+    loss = LossConfig(
+        name="arpo",
+        label_smoothing=smoothing,
+        arpo_scale=constants[0],
+        arpo_rate=constants[1],
+    )
+    ours, theirs = logps_of(*pairs, grad=True), logps_of(*pairs, grad=True)
+    actual, expected = arpo(ours, loss), arpo_as_published(theirs, loss)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    actual.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.chosen.grad, theirs.chosen.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.rejected.grad, theirs.rejected.grad, rtol=1e-9, atol=1e-12)
+
+
+def tau_of(gap: float, **options: Any) -> float:
+    """tau read back from the loss: chosen -0, rejected -gap with one token each, beta 1."""
+    loss = LossConfig(name="arpo", beta=1.0, **options)
+    value = arpo(logps_of((0.0, -gap, 1, 1)), loss).item()
+    return -math.log(math.expm1(value)) / gap  # softplus(-tau gap) inverted
+
+
+def test_tau_by_hand() -> None:
+    """0.9 e^(0.4 d) - 1: -0.1 near d = 0, 0 at d = 0.2634, 1 from d = 1.9963 on."""
+    assert tau_of(1e-3) == pytest.approx(-0.1 + 0.9 * 0.4e-3, abs=1e-6)
+    assert tau_of(math.log(1 / 0.9) / 0.4) == pytest.approx(0.0, abs=1e-9)
+    assert tau_of(1.0) == pytest.approx(0.9 * math.exp(0.4) - 1)
+    saturation = math.log(2 / 0.9) / 0.4
+    assert saturation == pytest.approx(1.9963, abs=1e-4)
+    assert tau_of(saturation - 0.01) < 0.999
+    assert tau_of(saturation + 0.01) == pytest.approx(1.0)
+
+
+def test_tau_floor() -> None:
+    assert tau_of(1e-2, arpo_floor=0.0) == pytest.approx(0.0, abs=1e-9)
+    assert tau_of(1e-2, arpo_floor=-0.05) == pytest.approx(-0.05)
+    assert tau_of(1.0, arpo_floor=0.0) == pytest.approx(0.9 * math.exp(0.4) - 1)
+
+
+def test_gradient_through_tau_and_without_it() -> None:
+    """One token each, chosen 0, rejected r = -1: d = 1, tau = 0.9 e^0.4 - 1, beta 1.
+
+    logits = -tau r, d loss / d logits = -sigmoid(-logits), d tau / d d = 0.36 e^0.4.
+    By rejected: d logits = -tau - r dtau/dd dd/dr, with dd/dr = -1, so -tau - 0.36 e^0.4;
+    detached: -tau. By chosen: 1 - r dtau/dd = 1 + 0.36 e^0.4; detached: 1.
+    """
+    tau, slope = 0.9 * math.exp(0.4) - 1, 0.36 * math.exp(0.4)
+    outer = -1 / (1 + math.exp(tau))
+    for detach, by_chosen, by_rejected in ((False, 1 + slope, -tau - slope), (True, 1.0, -tau)):
+        logps = logps_of((0.0, -1.0, 1, 1), grad=True)
+        arpo(logps, LossConfig(name="arpo", beta=1.0, arpo_detach=detach)).sum().backward()
+        assert logps.chosen.grad is not None and logps.rejected.grad is not None
+        assert logps.chosen.grad.item() == pytest.approx(outer * by_chosen)
+        assert logps.rejected.grad.item() == pytest.approx(outer * by_rejected)
+
+
+@pytest.mark.parametrize("gap", [5.0, 300.0, 5000.0])
+def test_saturated_arpo_is_cpo_and_never_nan(gap: float) -> None:
+    gradients = []
+    for name in ("arpo", "cpo"):
+        logps = logps_of((-1.0, -1.0 - gap, 1, 1), (-1.0 - gap, -1.0, 1, 1), grad=True)
+        logps = PairLogps(*(getattr(logps, f.name).float() for f in fields(PairLogps)))
+        logps.chosen.retain_grad()
+        logps.rejected.retain_grad()
+        pair_terms(logps, LossConfig(name=name)).preference.sum().backward()
+        gradients += [logps.chosen.grad, logps.rejected.grad]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    torch.testing.assert_close(gradients[:2], gradients[2:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_stays_finite_and_float32(name: str) -> None:
+    """Also in float32 where chosen and rejected are as far apart as they get, or equal."""
+    loss = LossConfig(name=name)
+    logps = logps_of((-1e-6, -3000, 1, 300), (-3000, -1e-6, 300, 1), (-7, -7, 3, 3))
+    logps = PairLogps(*(getattr(logps, f.name).float() for f in fields(PairLogps)))
+    logps.chosen.requires_grad_()
+    terms = pair_terms(logps, loss)
+    for field in fields(PairTerms):
+        value = getattr(terms, field.name)
+        assert value.shape == (3,) and value.dtype == torch.float32 and value.isfinite().all()
+    step_share(terms, totals_of(logps), loss).backward()
+    assert logps.chosen.grad is not None and logps.chosen.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_better_chosen_completion_never_costs(name: str) -> None:
+    """More log-prob for chosen never raises the loss, except past ipo's target margin."""
+    loss = LossConfig(name=name, **({"arpo_detach": True} if name == "arpo" else {}))
+    logps = logps_of(WIDE, NARROW, (-30, -4, 5, 5), grad=True)
+    step_share(pair_terms(logps, loss), totals_of(logps), loss).backward()
+    assert logps.chosen.grad is not None and (logps.chosen.grad < 0).all()
