@@ -1,14 +1,12 @@
-"""The one place that knows DeepSpeed: configuration, initialization, scaling, gathering, step."""
+"""The one place that runs DeepSpeed: initialization, scaling, gathering, step."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -16,22 +14,9 @@ import torch
 from torch import nn
 
 from cpo_ds.config import Config, OptimConfig
+from cpo_ds.deepspeed_config import zero_stage
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.schema import PackedBatch, PairLogps, UserError
-
-# What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
-_FILLED_IN = {
-    "train_batch_size": "batch.pairs",
-    "train_micro_batch_size_per_gpu": "batch.tokens_per_rank",
-    "gradient_accumulation_steps": "batch.tokens_per_rank",
-    "managed_gradient_accumulation": "batch.tokens_per_rank",
-    "gradient_clipping": "optim.max_grad_norm",
-    "optimizer": "the optim section",
-    "scheduler": "optim.schedule",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW is used on every device",
-}
 
 
 @dataclass(frozen=True)
@@ -53,49 +38,6 @@ class Update:
 
     grad_norm: float
     applied: bool
-
-
-def read_deepspeed_config(config: Config) -> dict[str, Any]:
-    """The JSON file, with what the recipe decides filled in. Raises `UserError` for a bad file."""
-    path = find_file(config.deepspeed)
-    if path is None:
-        raise UserError(f"deepspeed: there is no file {config.deepspeed}; see ds_configs/.")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-    for key, where in _FILLED_IN.items():
-        if key in settings:
-            raise UserError(f"{path} sets {key}, which the recipe decides ({where}); remove it.")
-    if config.model.dtype == "float16" and not torch.cuda.is_available():
-        raise UserError(
-            "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
-        )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
-    return settings | {
-        # Micro-batches hold as many pairs as fit, so DeepSpeed is told nothing of their number:
-        # any number of backward passes, then one step.
-        "managed_gradient_accumulation": False,
-        "gradient_accumulation_steps": 1,
-        "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": world_size,
-        "gradient_clipping": config.optim.max_grad_norm,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        **({precision: {"enabled": True}} if precision else {}),
-    }
-
-
-def find_file(name: str) -> Path | None:
-    """A file by its path, else by its path from the folder that holds the package."""
-    candidates = [Path(name), Path(__file__).resolve().parent.parent / name]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def zero_stage(settings: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed configuration."""
-    return int(settings.get("zero_optimization", {}).get("stage", 0))
 
 
 def init_ranks() -> Ranks:

@@ -21,6 +21,7 @@ if os.path.dirname(_HERE) not in sys.path:
 import hashlib  # noqa: E402
 import json  # noqa: E402
 import logging  # noqa: E402
+import tempfile  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
 from importlib import metadata  # noqa: E402
@@ -57,6 +58,9 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         if type(error).__name__ == "NonFiniteError":
             return _fail("stopped", str(error), EXIT_NON_FINITE)
+        if "Connection closed by peer" in str(error) or "DistNetworkError" in repr(type(error)):
+            time.sleep(15)  # the rank that ended first says why
+            return _fail("stopped", "another rank ended; what it said is above.", 1)
         raise
     return 0
 
@@ -90,17 +94,19 @@ def run_recipe(config: Config) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from cpo_ds import checkpoint, engine
+    from cpo_ds.deepspeed_config import read_deepspeed_config, zero_stage
     from cpo_ds.trainer import train
 
     quiet = logging.getLogger("DeepSpeed").level == logging.ERROR
-    settings = engine.read_deepspeed_config(config)
+    settings = read_deepspeed_config(config)
     ranks = engine.init_ranks()
     if quiet:
         _silence_after_import()
-    tokenizer, train_pairs, eval_pairs = prepare_pairs(config, tell=ranks.rank == 0)
     folder = Path(config.output_dir)
+    make_output_folder(folder)
+    tokenizer, train_pairs, eval_pairs = prepare_pairs(config, tell=ranks.rank == 0)
     found = checkpoint.find_checkpoint(config.checkpoint, folder / "checkpoints")
-    identity = run_identity(config, train_pairs, ranks.world_size, engine.zero_stage(settings))
+    identity = run_identity(config, train_pairs, ranks.world_size, zero_stage(settings))
     first_step = checkpoint.read_step(found, identity) if found else 0
     if ranks.rank == 0:
         _write_config(config, folder, ranks.world_size)
@@ -125,8 +131,9 @@ def prepare_pairs(
     from cpo_ds.data.plan import check_budget
     from cpo_ds.data.rows import read_rows, split_held_out
     from cpo_ds.data.tokenize import tokenize_rows
-    from cpo_ds.model.load import load_tokenizer
+    from cpo_ds.model.load import check_token_ids, load_model_config, load_tokenizer
 
+    model_config = load_model_config(config.model.name_or_path)
     tokenizer = load_tokenizer(config.model.name_or_path)
     render_chat = chat_renderer(tokenizer)
     rows, row_report = read_rows(config.data, render_chat)
@@ -155,6 +162,7 @@ def prepare_pairs(
             )
             say(f"{name}: {len(tokenized)}", *report.lines())
             check_budget(tokenized, config.batch.tokens_per_rank)
+            check_token_ids(tokenized, model_config)
         pairs.append(tokenized)
     return tokenizer, pairs[0], pairs[1]
 
@@ -180,7 +188,8 @@ def build_run(
     """Loads the policy (sharded under ZeRO-3), starts the engine and the monitor."""
     import torch
 
-    from cpo_ds.engine import Engine, gather_parameters, sharded_loading, zero_stage
+    from cpo_ds.deepspeed_config import zero_stage
+    from cpo_ds.engine import Engine, gather_parameters, sharded_loading
     from cpo_ds.model.load import load_policy
     from cpo_ds.monitor import Monitor
     from cpo_ds.trainer import Run, planned_steps
@@ -257,21 +266,25 @@ def _silence_after_import() -> None:
     disable_progress_bar()
 
 
-def _write_config(config: Config, folder: Path, world_size: int) -> None:
+def make_output_folder(folder: Path) -> None:
+    """Makes the run's folder. All ranks try, so that all see the same `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        versions = {
-            name: metadata.version(name)
-            for name in ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy")
-        }
-        resolved = config.model_dump(mode="json")
-        about = {"versions": versions, "python": sys.version.split()[0], "ranks": world_size}
-        text = yaml.safe_dump(resolved, sort_keys=False) + "".join(
-            f"# {line}\n" for line in yaml.safe_dump(about, sort_keys=False).splitlines()
-        )
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"output_dir {folder} cannot be written: {error.strerror}.") from None
+
+
+def _write_config(config: Config, folder: Path, world_size: int) -> None:
+    versions = {
+        name: metadata.version(name)
+        for name in ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy")
+    }
+    about = {"versions": versions, "python": sys.version.split()[0], "ranks": world_size}
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text += "".join(f"# {line}\n" for line in yaml.safe_dump(about, sort_keys=False).splitlines())
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

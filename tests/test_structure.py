@@ -26,7 +26,7 @@ LAYERS = {
     ],
     "model": ["model.attention", "model.logprobs", "model.policy", "model.load"],
     "loss": ["losses"],
-    "engine": ["engine", "checkpoint", "monitor", "pretrained"],
+    "engine": ["deepspeed_config", "engine", "checkpoint", "monitor", "pretrained"],
     "run": ["schedule", "trainer", "train"],
     "use": [
         "export",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,13 +15,14 @@ import transformers
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import nn
 
 from cpo_ds.config import Config, LoraConfig, ModelConfig
 from cpo_ds.model.attention import choose_backend, registered_name
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
-from cpo_ds.schema import UserError
+from cpo_ds.schema import TokenizedPair, UserError
 
 # Decoder-only models whose attention goes through transformers' registry and whose only other
 # mixing of tokens is by position: those for which the packed layout is exact, each one tested.
@@ -56,6 +59,16 @@ def load_model_config(name_or_path: str) -> Any:
             f"{', '.join(SUPPORTED_MODEL_TYPES)}."
         )
     return config
+
+
+def check_token_ids(pairs: Iterable[TokenizedPair], model_config: Any) -> None:
+    """Raises `UserError` where the tokenizer gives ids that the model has no embedding for."""
+    largest = max(int(pair.tokens.max()) for pair in pairs)
+    if largest >= model_config.vocab_size:
+        raise UserError(
+            f"the tokenizer gives token {largest}, but the model has {model_config.vocab_size} "
+            "embeddings; take the tokenizer that belongs to the model."
+        )
 
 
 def load_policy(
@@ -100,15 +113,26 @@ def _load_causal_lm(
     place_on_device: bool,
 ) -> Any:
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        causal_lm, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
             config=model_config,
             dtype=getattr(torch, model.dtype),
             attn_implementation=attention,
             device_map={"": device} if place_on_device else None,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_there("model", model.name_or_path, error) from None
+    for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
+        if loaded[kind]:
+            names = sorted(key if isinstance(key, str) else key[0] for key in loaded[kind])
+            raise UserError(
+                f"the model in {model.name_or_path} {problem} {len(names)} of its weights "
+                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}), which would start "
+                "at random; get the whole model, or mend its config.json."
+            )
+    return causal_lm
 
 
 def _with_adapter(causal_lm: Any, config: Config, gather: GatherParameters) -> Any:
@@ -129,15 +153,24 @@ def _starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
         if config.continues_adapter and config.lora:
             _check_same_adapter(settings, config.lora, adapter)
             settings.lora_dropout = config.lora.dropout
-        return peft.PeftModel.from_pretrained(
-            causal_lm,
-            adapter,
-            config=settings,
-            is_trainable=config.continues_adapter,
-            autocast_adapter_dtype=False,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            adapted = peft.PeftModel.from_pretrained(
+                causal_lm,
+                adapter,
+                config=settings,
+                is_trainable=config.continues_adapter,
+                autocast_adapter_dtype=False,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_there("LoRA adapter", adapter, error) from None
+    missing = next((str(w.message) for w in said if "missing" in str(w.message)), None)
+    if missing:
+        raise UserError(
+            f"the LoRA adapter {adapter} does not hold all of its weights for this model: "
+            f"{_one_line(missing)}"
+        )
+    return adapted
 
 
 def _check_same_adapter(settings: Any, lora: LoraConfig, adapter: str) -> None:
@@ -168,7 +201,7 @@ def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:
     )
     try:
         return peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise UserError(
             f"lora.target_modules {lora.target_modules} does not fit this model: {_one_line(error)}"
         ) from None
@@ -212,6 +245,12 @@ def _check_head(policy: PolicyModel) -> None:
             "the adapter changes lm_head, which is applied outside its module here; leave lm_head "
             "out of the adapter's target_modules and modules_to_save."
         )
+    embeddings = policy.causal_lm.get_input_embeddings()
+    if policy.causal_lm.config.tie_word_embeddings and isinstance(embeddings, BaseTunerLayer):
+        raise UserError(
+            "the adapter changes embed_tokens, which in this model is the head's weight too; leave "
+            "it out of the adapter's target_modules."
+        )
     if getattr(head, "bias", None) is not None:
         raise UserError("the model's head has a bias, which is not supported.")
 
@@ -226,6 +265,6 @@ def _not_there(what: str, name_or_path: str, error: Exception) -> UserError:
     )
 
 
-def _one_line(error: Exception, limit: int = 300) -> str:
+def _one_line(error: Exception | str, limit: int = 300) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,102 @@
+"""The DeepSpeed JSON file: checked, and completed by what the recipe decides."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from cpo_ds.config import Config
+from cpo_ds.schema import UserError
+
+# What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
+_FILLED_IN = {
+    "train_batch_size": "batch.pairs",
+    "train_micro_batch_size_per_gpu": "batch.tokens_per_rank",
+    "gradient_accumulation_steps": "batch.tokens_per_rank",
+    "managed_gradient_accumulation": "batch.tokens_per_rank",
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "the optim section",
+    "scheduler": "optim.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW is used on every device",
+}
+
+
+# What a DeepSpeed file may hold; anything else it would ignore without a word.
+_TAKEN = (
+    "zero_optimization", "communication_data_type", "data_types", "activation_checkpointing", "aio",
+    "prescale_gradients", "gradient_predivide_factor", "comms_logger", "flops_profiler",
+    "wall_clock_breakdown", "memory_breakdown", "timers", "checkpoint",
+)  # fmt: skip
+
+
+def read_deepspeed_config(config: Config) -> dict[str, Any]:
+    """The JSON file, with what the recipe decides filled in. Raises `UserError` for a bad file."""
+    path = find_file(config.deepspeed)
+    if path is None:
+        raise UserError(f"deepspeed: there is no file {config.deepspeed}; see ds_configs/.")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    _check_settings(settings, path)
+    if config.model.dtype == "float16" and not torch.cuda.is_available():
+        raise UserError(
+            "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
+    return settings | {
+        # Micro-batches hold as many pairs as fit, so DeepSpeed is told nothing of their number:
+        # any number of backward passes, then one step.
+        "managed_gradient_accumulation": False,
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": world_size,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        **({precision: {"enabled": True}} if precision else {}),
+    }
+
+
+def _check_settings(settings: Any, path: Path) -> None:
+    """Refuses what DeepSpeed would ignore, or would only refuse after the model is loaded."""
+    for key in settings if isinstance(settings, dict) else ():
+        if key in _FILLED_IN:
+            raise UserError(
+                f"{path} sets {key}, which the recipe decides ({_FILLED_IN[key]}); remove it."
+            )
+        if key not in _TAKEN:
+            closest = difflib.get_close_matches(key, _TAKEN, n=1)
+            meant = f" (did you mean {closest[0]}?)" if closest else ""
+            raise UserError(f"{path}: unknown key {key}{meant}; known are {', '.join(_TAKEN)}.")
+    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
+        raise UserError(f"{path} must be a JSON object with zero_optimization; see ds_configs/.")
+    try:
+        zero = DeepSpeedZeroConfig(**settings["zero_optimization"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: zero_optimization.{field}: {first['msg']}.") from None
+    if zero.stage == 1 and zero.overlap_comm:
+        raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
+
+
+def find_file(name: str) -> Path | None:
+    """A file by its path, else by its path from the folder that holds the package."""
+    candidates = [Path(name), Path(__file__).resolve().parent.parent / name]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))

@@ -1,0 +1,250 @@
+"""What tests run on several ranks: functions for `launch.on_ranks`, results in files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from deepspeed.utils import safe_get_full_grad
+
+from cpo_ds import checkpoint, engine, trainer
+from cpo_ds.config import parse_config
+from cpo_ds.data.pack import pack
+from cpo_ds.deepspeed_config import read_deepspeed_config
+from cpo_ds.losses import step_share
+from cpo_ds.model.load import load_policy
+from cpo_ds.schema import PackedBatch
+from cpo_ds.train import build_run, main, prepare_pairs, run_recipe, silence_libraries
+
+Named = dict[str, torch.Tensor]
+
+
+def train_each(recipes: dict[str, dict[str, Any]], folder: str, controls: dict[str, str]) -> None:
+    """Trains each recipe in turn and writes NAME.pt: losses, gradients, weights.
+
+    `controls` names, for some recipes, a mistake to make on purpose.
+    """
+    silence_libraries()
+    ranks = engine.init_ranks()
+    for name, values in recipes.items():
+        with MISTAKES[controls.get(name, "none")](values):
+            record = _train(values | {"output_dir": f"{folder}/{name}"}, ranks)
+        if ranks.rank == 0:
+            torch.save(record, f"{folder}/{name}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def build(values: dict[str, Any], ranks: engine.Ranks) -> trainer.Run:
+    """A run that is ready to train, as `train.run_recipe` makes it."""
+    config = parse_config(values, "test")
+    settings = read_deepspeed_config(config)
+    _, train_pairs, eval_pairs = prepare_pairs(config, tell=False)
+    return build_run(config, settings, ranks, train_pairs, eval_pairs, {}, 0)
+
+
+def _train(values: dict[str, Any], ranks: engine.Ranks) -> dict[str, Any]:
+    run = build(values, ranks)
+    gradients: list[Named] = []
+    start = _whole_weights(run.engine)
+    update = run.engine.deepspeed.optimizer.step
+
+    def record_gradients_then_update(*arguments: Any) -> Any:
+        gradients.append(_whole_gradients(run.engine))
+        return update(*arguments)
+
+    run.engine.deepspeed.optimizer.step = record_gradients_then_update
+    trainer.train(run)
+    run.monitor.close()
+    steps = range(1, run.total_steps + 1)
+    plans = [trainer.plan(run, step)[0] for step in steps]
+    stand_ins = torch.tensor(sum(not batch.counted for batches in plans for batch in batches))
+    weights = _whole_weights(run.engine)
+    run.engine.deepspeed.destroy()
+    lines = Path(run.config.output_dir, "metrics.jsonl").read_text().splitlines()
+    return {
+        "losses": [json.loads(line)["loss"] for line in lines if '"loss"' in line],
+        "gradients": gradients,
+        "start": start,
+        "weights": weights,
+        "micro_batches": [len(batches) for batches in plans],
+        "pairs_in_each": [[batch.num_pairs for batch in batches] for batches in plans],
+        "stand_ins": int(run.engine.sum_over_ranks(stand_ins)),
+    }
+
+
+def _whole_weights(policy_engine: engine.Engine) -> Named:
+    return {n: w.clone() for n, w in policy_engine.whole_parameters(trained_only=False)}
+
+
+def _whole_gradients(policy_engine: engine.Engine) -> Named:
+    named = policy_engine.policy.language_model.named_parameters()
+    trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+    return {name: safe_get_full_grad(p).detach().clone() for name, p in trained.items()}
+
+
+def run_each(recipes: list[dict[str, Any]]) -> None:
+    """Runs whole recipes one after the other, each to its export."""
+    silence_libraries()
+    engine.init_ranks()
+    with mock.patch.object(torch.distributed, "destroy_process_group"):
+        for values in recipes:
+            run_recipe(parse_config(values, "test"))
+    torch.distributed.destroy_process_group()
+
+
+def die_while_saving(step: int, *arguments: str) -> int:
+    """Trains, but is killed where a step's checkpoint is written, though not yet under its name."""
+    publish = checkpoint._publish
+
+    def publish_or_die(folder: Path, unfinished: Path, name: str) -> None:
+        if name == checkpoint.checkpoint_name(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        publish(folder, unfinished, name)
+
+    with mock.patch.object(checkpoint, "_publish", publish_or_die):
+        return main(list(arguments))
+
+
+def train_with_other_dropout(*arguments: str) -> int:
+    """Trains with other random numbers from the first step on, all else equal."""
+    plan = trainer.plan
+
+    def plan_and_draw(run: trainer.Run, step: int) -> Any:
+        torch.rand(1)
+        return plan(run, step)
+
+    with mock.patch.object(trainer, "plan", plan_and_draw):
+        return main(list(arguments))
+
+
+def stop_each(recipes: dict[str, dict[str, Any]], folder: str) -> None:
+    """Trains each recipe until it stops and writes NAME.json: why, and what became of weights."""
+    silence_libraries()
+    ranks = engine.init_ranks()
+    for name, values in recipes.items():
+        run = build(values | {"output_dir": f"{folder}/{name}"}, ranks)
+        record: dict[str, Any] = {"refused": 0}
+        update = run.engine.update
+
+        def watch_weights(
+            rate: float, run: Any = run, update: Any = update, to: Any = record
+        ) -> Any:
+            before = _whole_weights(run.engine)
+            done = update(rate)
+            after = _whole_weights(run.engine)
+            same = all(_same_bits(before[name], after[name]) for name in before)
+            to["refused"] += not done.applied
+            to["changed after refusal"] = not done.applied and not same
+            to["changed by a step"] = to.get("changed by a step") or (done.applied and not same)
+            return done
+
+        run.engine.update = watch_weights  # type: ignore[method-assign]
+        try:
+            trainer.train(run)
+        except trainer.NonFiniteError as error:
+            record["error"] = str(error)
+        run.monitor.close()
+        if ranks.rank == 0:
+            Path(folder, f"{name}.json").write_text(json.dumps(record))
+    torch.distributed.destroy_process_group()
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(torch.nan_to_num(a, nan=1e30), torch.nan_to_num(b, nan=1e30))
+
+
+def load_sharded(recipes: dict[str, dict[str, Any]], folder: str) -> None:
+    """Loads each recipe's policy and writes NAME-RANK.json: what this rank holds of it."""
+    silence_libraries()
+    ranks = engine.init_ranks()
+    for name, values in recipes.items():
+        config = parse_config(values, "test")
+        settings = read_deepspeed_config(config)
+        with MemoryWatch() as memory, engine.sharded_loading(settings):
+            policy, _ = load_policy(config, device=ranks.device, gather=engine.gather_parameters)
+        named = list(policy.named_parameters())
+        base = [parameter for name, parameter in named if "lora_" not in name]
+        record = {
+            "whole": sum(parameter.ds_numel for parameter in base),
+            "here": sum(parameter.ds_tensor.numel() for parameter in base),
+            "gathered": sum(parameter.numel() for parameter in base),
+            "grown_bytes": memory.peak - memory.start,
+        }
+        Path(folder, f"{name}-{ranks.rank}.json").write_text(json.dumps(record))
+    torch.distributed.destroy_process_group()
+
+
+class MemoryWatch:
+    """Peak of this process's own memory, files mapped into it aside, in bytes."""
+
+    def __enter__(self) -> MemoryWatch:
+        self.start = self.peak = self._now()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.002):
+            self.peak = max(self.peak, self._now())
+
+    @staticmethod
+    def _now() -> int:
+        status = Path("/proc/self/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) * 1024
+
+
+@contextlib.contextmanager
+def _no_mistake(values: dict[str, Any]) -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def _mean_of_means(values: dict[str, Any]) -> Iterator[None]:
+    """The mistake of other trainers: each micro-batch's own mean, then the mean of these."""
+    batches: list[PackedBatch] = []
+    number = values["batch"]["pairs"]
+    plan = trainer.plan
+
+    def remember(run: trainer.Run, step: int) -> Any:
+        nonlocal number
+        found, totals = plan(run, step)
+        batches[:] = found
+        number = len(found)
+        return found, totals
+
+    def share(terms: Any, totals: Any, loss: Any) -> torch.Tensor:
+        batch = batches.pop(0)
+        own = type(totals)(
+            **vars(totals)
+            | {"pairs": batch.num_pairs, "chosen_tokens": batch.num_chosen_tokens.sum()}
+        )
+        return step_share(terms, own, loss) / number
+
+    with mock.patch.multiple(trainer, plan=remember, step_share=share):
+        yield
+
+
+@contextlib.contextmanager
+def _count_stand_ins(values: dict[str, Any]) -> Iterator[None]:
+    def counted(pairs: Any, micro_batch: Any, stand_in: int) -> PackedBatch:
+        return pack(pairs, micro_batch or (stand_in,))
+
+    with mock.patch.object(trainer, "pack_micro_batch", counted):
+        yield
+
+
+MISTAKES = {"none": _no_mistake, "mean of means": _mean_of_means, "stand-ins": _count_stand_ins}
