@@ -54,7 +54,7 @@ class ModelConfig(_Section):
         False, description="recompute activations in the backward pass to save memory"
     )
     head_chunk_tokens: int = Field(
-        1024, gt=0, description="scored tokens whose logits are held at once"
+        512, gt=0, description="scored tokens whose logits are held at once"
     )
 
 

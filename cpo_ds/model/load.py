@@ -124,6 +124,10 @@ def _load_causal_lm(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_there("model", model.name_or_path, error) from None
+    except RuntimeError as error:  # what sharded loading makes of another shape
+        if "loading state_dict" not in str(error):
+            raise
+        raise _not_there("model", model.name_or_path, error) from None
     for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if loaded[kind]:
             names = sorted(key if isinstance(key, str) else key[0] for key in loaded[kind])

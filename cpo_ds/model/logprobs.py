@@ -23,7 +23,7 @@ class HeadTransform:
 
     scale: float = 1.0
     softcap: float | None = None
-    chunk_tokens: int = 1024
+    chunk_tokens: int = 512
 
 
 def token_logps(
@@ -102,9 +102,9 @@ def _chunk(
         capped_CV = torch.tanh_(logits_CV.div_(transform.softcap))
         slope_CV = 1 - capped_CV.square()
         logits_CV = capped_CV.mul_(transform.softcap)
-    log_total_C = logits_CV.logsumexp(-1)
-    logps_C = logits_CV.gather(-1, targets_C[:, None])[:, 0] - log_total_C
-    return logps_C, logits_CV.sub_(log_total_C[:, None]).exp_(), slope_CV
+    logps_CV = logits_CV.log_softmax(-1)
+    logps_C = logps_CV.gather(-1, targets_C[:, None])[:, 0]
+    return logps_C, logps_CV.exp_(), slope_CV
 
 
 def _logit_gradient(
