@@ -68,7 +68,7 @@ def _place() -> tuple[int, int, int, int]:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     rank, world_size, local_rank = (int(os.environ[name]) for name in names)
     local_world = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
-    return rank, world_size, local_rank, int(local_world or world_size)
+    return rank, world_size, local_rank, int(local_world or local_rank + 1)
 
 
 def _free_port() -> int:
