@@ -78,14 +78,24 @@ def read_step(checkpoint: Path, identity: dict[str, Any]) -> int:
         saved = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, OSError) as error:
         raise UserError(f"{checkpoint}/run.json cannot be read: {error}.") from None
-    for key, value in identity.items():
-        if saved["identity"].get(key) != value:
+    there, here = _flat(saved["identity"]), _flat(identity)
+    for key in here | there:
+        if there.get(key) != here.get(key):
             raise UserError(
-                f"the checkpoint {checkpoint} is of another run: its {key} is "
-                f"{saved['identity'].get(key)!r}, here it is {value!r}; make them equal, name "
-                "another checkpoint.resume, or choose a new output_dir."
+                f"the checkpoint {checkpoint} is of another run: its {key} is {there.get(key)!r}, "
+                f"here it is {here.get(key)!r}; make them equal, name another checkpoint.resume, "
+                "or choose a new output_dir."
             )
     return int(saved["step"])
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """`{"loss": {"name": "cpo"}}` -> `{"loss.name": "cpo"}`: a message names just what differs."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        nested = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): item for name, item in nested.items()}
+    return flat
 
 
 def load(engine: Engine, ranks: Ranks, checkpoint: Path, *, adapter_only: bool) -> None:

@@ -53,6 +53,9 @@ def main(argv: list[str]) -> int:
         run_recipe(config)
     except UserError as error:
         return _fail("error", str(error), EXIT_USER_ERROR)
+    except ModuleNotFoundError as error:
+        message = f"{sys.executable} has no package {error.name}; source .venv/bin/activate first."
+        return _fail("error", message, EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _fail("stopped", "interrupted.", 130)
     except Exception as error:
