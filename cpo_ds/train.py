@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 something for the user to put right, 3 a loss or gradient 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -17,6 +18,14 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _HERE]
 if os.path.dirname(_HERE) not in sys.path:
     sys.path.insert(0, os.path.dirname(_HERE))
+
+if importlib.util.find_spec("deepspeed") is None:
+    print(
+        f"cpo_ds: error: {sys.executable} has no package deepspeed; run bash scripts/setup.sh and "
+        "source .venv/bin/activate.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 import hashlib  # noqa: E402
 import json  # noqa: E402
@@ -53,9 +62,6 @@ def main(argv: list[str]) -> int:
         run_recipe(config)
     except UserError as error:
         return _fail("error", str(error), EXIT_USER_ERROR)
-    except ModuleNotFoundError as error:
-        message = f"{sys.executable} has no package {error.name}; source .venv/bin/activate first."
-        return _fail("error", message, EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _fail("stopped", "interrupted.", 130)
     except Exception as error:
