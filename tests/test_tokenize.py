@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import gzip
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
