@@ -10,7 +10,7 @@ Shape suffixes: T unique tokens, H query heads, K key-value heads, D head size, 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from cpo_ds.schema import UserError, to_device
 
 Segments = tuple[tuple[int, int, int], ...]
 Backend = Callable[..., torch.Tensor]
+States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys, values
 
 
 class SharedPrefixLayout:
@@ -99,6 +100,22 @@ def pair_mask(
     return visible
 
 
+def _pairs(
+    states: States, layout: SharedPrefixLayout, window: int | None
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Queries, keys, values and mask of one pair after the other."""
+    split = (state.split(layout.lengths, dim=1) for state in states)
+    return zip(*split, layout.masks(window), strict=True)
+
+
+def _varlen_arguments(states: States, layout: SharedPrefixLayout) -> tuple[Any, ...]:
+    """What the variable-length kernels take first: states [T, heads, D], ends, longest lengths."""
+    query, key, value = (state.transpose(0, 1) for state in states)
+    key, value = (state.index_select(0, layout.key_index) for state in (key, value))
+    longest = max(layout.query_lengths), max(layout.key_lengths)
+    return query, key, value, layout.query_ends, layout.key_ends, *longest
+
+
 def reference(
     query_HTD: torch.Tensor,
     key_KTD: torch.Tensor,
@@ -112,11 +129,7 @@ def reference(
     """Attention by the book, softmax in float32 at least: [T, H, D]. Exact, slow, for any model."""
     groups = query_HTD.shape[0] // key_KTD.shape[0]
     outputs = []
-    for query, key, value, visible in zip(
-        *(states.split(layout.lengths, dim=1) for states in (query_HTD, key_KTD, value_KTD)),
-        layout.masks(window),
-        strict=True,
-    ):
+    for query, key, value, visible in _pairs((query_HTD, key_KTD, value_KTD), layout, window):
         scores = query @ key.repeat_interleave(groups, 0).transpose(1, 2) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -142,11 +155,7 @@ def sdpa(
         F.scaled_dot_product_attention(
             query[None], key[None], value[None], attn_mask=visible, scale=scale, enable_gqa=True
         )[0]
-        for query, key, value, visible in zip(
-            *(states.split(layout.lengths, dim=1) for states in (query_HTD, key_KTD, value_KTD)),
-            layout.masks(window),
-            strict=True,
-        )
+        for query, key, value, visible in _pairs((query_HTD, key_KTD, value_KTD), layout, window)
     ]
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
@@ -166,13 +175,7 @@ def torch_varlen(
 
     assert softcap is None
     output = varlen_attn(
-        query_HTD.transpose(0, 1),
-        key_KTD.transpose(0, 1).index_select(0, layout.key_index),
-        value_KTD.transpose(0, 1).index_select(0, layout.key_index),
-        layout.query_ends,
-        layout.key_ends,
-        max(layout.query_lengths),
-        max(layout.key_lengths),
+        *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),  # causal, bottom right
         enable_gqa=query_HTD.shape[0] != key_KTD.shape[0],
@@ -195,13 +198,7 @@ def flash_attn(
     from flash_attn import flash_attn_varlen_func
 
     return flash_attn_varlen_func(
-        query_HTD.transpose(0, 1),
-        key_KTD.transpose(0, 1).index_select(0, layout.key_index),
-        value_KTD.transpose(0, 1).index_select(0, layout.key_index),
-        layout.query_ends,
-        layout.key_ends,
-        max(layout.query_lengths),
-        max(layout.key_lengths),
+        *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
         softmax_scale=scale,
         causal=True,  # aligned to the bottom right, so the rejected branch sees its whole prefix
         window_size=(-1 if window is None else window - 1, 0),
