@@ -20,6 +20,10 @@ class UserError(Exception):
     """
 
 
+class NonFiniteError(Exception):
+    """A loss or gradient was not finite; the weights are those of the step before."""
+
+
 EXIT_USER_ERROR = 2
 EXIT_NON_FINITE = 3
 

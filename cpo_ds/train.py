@@ -43,6 +43,7 @@ from cpo_ds.config import Config, load_config  # noqa: E402
 from cpo_ds.schema import (  # noqa: E402
     EXIT_NON_FINITE,
     EXIT_USER_ERROR,
+    NonFiniteError,
     PreferenceRow,
     TokenizedPair,
     UserError,
@@ -62,11 +63,11 @@ def main(argv: list[str]) -> int:
         run_recipe(config)
     except UserError as error:
         return _fail("error", str(error), EXIT_USER_ERROR)
+    except NonFiniteError as error:
+        return _fail("stopped", str(error), EXIT_NON_FINITE)
     except KeyboardInterrupt:
         return _fail("stopped", "interrupted.", 130)
     except Exception as error:
-        if type(error).__name__ == "NonFiniteError":
-            return _fail("stopped", str(error), EXIT_NON_FINITE)
         if "Connection closed by peer" in str(error) or "DistNetworkError" in repr(type(error)):
             time.sleep(15)  # the rank that ended first says why
             return _fail("stopped", "another rank ended; what it said is above.", 1)
@@ -260,8 +261,7 @@ def run_identity(
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _silence_after_import() -> None:

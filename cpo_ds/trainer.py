@@ -34,11 +34,7 @@ from cpo_ds.monitor import (
     summarize,
 )
 from cpo_ds.schedule import learning_rate
-from cpo_ds.schema import PackedBatch, StepTotals, TokenizedPair
-
-
-class NonFiniteError(Exception):
-    """A loss or gradient was not finite; the weights are those of the step before."""
+from cpo_ds.schema import NonFiniteError, PackedBatch, StepTotals, TokenizedPair
 
 
 @dataclass
@@ -71,11 +67,11 @@ def planned_steps(config: Config, num_pairs: int) -> int:
 
 def train(run: Run) -> None:
     """Trains from `run.first_step` to the end. Raises `NonFiniteError`, weights untouched."""
-    config, watch = run.config, Stopwatch()
+    config = run.config
+    peak, sizes = peak_tflops(run.ranks.device), _weight_counts(run.engine)
     if run.first_step == 0:
         evaluate(run, 0)
-    peak, sizes = peak_tflops(run.ranks.device), _weight_counts(run.engine)
-    watch.go_on(watch.pause())
+    watch = Stopwatch()
     for step in range(run.first_step + 1, run.total_steps + 1):
         micro_batches, totals = plan(run, step)
         sums = torch.zeros(len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
