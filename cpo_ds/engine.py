@@ -164,11 +164,10 @@ class Engine:
         except _NonFiniteGradient:
             return Update(grad_norm=float("nan"), applied=False)
         applied = not getattr(self.deepspeed.optimizer, "overflow", False)
-        norm = self._plain_norm if self._plain_norm is not None else self._zero_norm()
+        norm = self._plain_norm
+        if norm is None:
+            norm = float(self.deepspeed.get_global_grad_norm())
         return Update(grad_norm=norm, applied=applied)
-
-    def _zero_norm(self) -> float:
-        return float(self.deepspeed.get_global_grad_norm())
 
     def _clip_plain_gradients(self, optimizer: Any, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ def write_pretrained(
     merged_before = config.model.adapter is not None and not config.continues_adapter
     as_adapter = config.trains_adapter and not merged_before
     model = engine.policy.language_model
-    if config.trains_adapter and not as_adapter:
+    if config.trains_adapter and merged_before:
         model = engine.policy.language_model = merge_adapter(model, gather_parameters)
     weights = {}
     for name, whole in engine.whole_parameters(trained_only=as_adapter):
@@ -40,7 +39,7 @@ def write_pretrained(
 
 def _write(model: Any, weights: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     unfinished = folder.with_name(f"tmp-{folder.name}")
-    generation = copy.deepcopy(getattr(model, "generation_config", None))
+    generation = getattr(model, "generation_config", None)
     model.save_pretrained(unfinished, state_dict=weights)
     if generation is not None:
         generation.save_pretrained(unfinished)

@@ -7,6 +7,7 @@ first backward pass without any communication, and nothing of it is ever stored 
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Sequence
 
@@ -19,12 +20,15 @@ MicroBatch = tuple[
 ]  # indices of pairs; empty: the rank runs a stand-in that is not counted
 
 
+@functools.lru_cache(maxsize=1)  # a step needs a slice of it, so it is asked for at every step
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
     """The order of pairs in an epoch: a permutation of `range(num_pairs)`, int64.
 
     `RandomState`'s streams are frozen by numpy, so the order outlives library upgrades.
     """
-    return np.random.RandomState([seed, epoch]).permutation(num_pairs)
+    order = np.random.RandomState([seed, epoch]).permutation(num_pairs)
+    order.flags.writeable = False
+    return order
 
 
 def steps_per_epoch(num_pairs: int, pairs_per_step: int) -> int:
