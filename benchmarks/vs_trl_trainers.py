@@ -94,8 +94,11 @@ def _run_ours(job: Job, probe: Probe, folder: str) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from cpo_ds import engine
     from cpo_ds.deepspeed_config import read_deepspeed_config, zero_stage
+    from cpo_ds.manifest import Manifest
     from cpo_ds.model.load import load_policy
     from cpo_ds.monitor import Monitor
+    from cpo_ds.ranks import init_ranks
+    from cpo_ds.saver import Saver
     from cpo_ds.trainer import Run, train
 
     class Finished(Exception):
@@ -110,7 +113,7 @@ def _run_ours(job: Job, probe: Probe, folder: str) -> None:
     config = our_config(job, folder)
     pairs, _ = tokenize(read_rows_file(job.rows), job.model)
     settings = read_deepspeed_config(config)
-    ranks = engine.init_ranks()
+    ranks = init_ranks()
     with engine.sharded_loading(settings):
         policy, _ = load_policy(
             config,
@@ -124,7 +127,8 @@ def _run_ours(job: Job, probe: Probe, folder: str) -> None:
         Path(folder), is_writer=False, tensorboard=False, first_step=0, total_steps=job.steps
     )
     try:
-        train(Run(config, started, ranks, monitor, pairs, [], identity={}))
+        saver = Saver(started, ranks, config, Manifest(0, 1, 0), monitor.say)
+        train(Run(config, started, ranks, monitor, pairs, [], saver))
     except Finished:
         torch.distributed.destroy_process_group()
 

@@ -193,6 +193,12 @@ class TrainConfig(_Section):
     eval_every_steps: int | None = Field(
         None, gt=0, description="steps between held-out evaluations (only before and after)"
     )
+    max_hours: float | None = Field(
+        None, gt=0, description="save and stop after this time, with exit code 4 (no limit)"
+    )
+    stall_minutes: float | None = Field(
+        30.0, gt=0, description="end a run, stacks written down, that does not get on for so long"
+    )
 
 
 class CheckpointConfig(_Section):
@@ -202,6 +208,15 @@ class CheckpointConfig(_Section):
     keep_last: int = Field(2, gt=0, description="checkpoints to keep")
     resume: str = Field(
         "auto", description="auto: from the newest checkpoint if any; never; or a folder"
+    )
+    on_damage: Literal["fall_back", "stop"] = Field(
+        "fall_back", description="where a checkpoint is damaged: resume from an older one, or stop"
+    )
+    on_save_error: Literal["go_on", "stop"] = Field(
+        "go_on", description="where one cannot be saved (a full disk, say): go on without, or stop"
+    )
+    in_background: bool = Field(
+        False, description="write while training goes on; costs host memory for a copy of the state"
     )
     export: bool = Field(True, description="write the adapter or model to export/ at the end")
 

@@ -91,6 +91,11 @@ def _check_settings(settings: Any, path: Path) -> None:
         raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
 
 
+def with_universal_loading(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration for an engine that loads a universal checkpoint."""
+    return settings | {"checkpoint": settings.get("checkpoint", {}) | {"load_universal": True}}
+
+
 def find_file(name: str) -> Path | None:
     """A file by its path, else by its path from the folder that holds the package."""
     candidates = [Path(name), Path(__file__).resolve().parent.parent / name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,17 +14,7 @@ from torch import nn
 from cpo_ds.config import Config, OptimConfig
 from cpo_ds.deepspeed_config import zero_stage
 from cpo_ds.model.policy import PolicyModel
-from cpo_ds.schema import PackedBatch, PairLogps, UserError
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among all."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    device: torch.device
+from cpo_ds.schema import PackedBatch, PairLogps
 
 
 @dataclass(frozen=True)
@@ -38,58 +26,6 @@ class Update:
 
     grad_norm: float
     applied: bool
-
-
-def init_ranks() -> Ranks:
-    """Joins the other ranks; `UserError` where this host has too few devices for its ranks."""
-    rank, world_size, local_rank, local_world = _place()
-    on_gpu = torch.cuda.is_available()
-    _check_devices(local_rank, local_world, on_gpu)
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    else:
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
-        # This op is compiled at its first use, and a build that is killed leaves a lock behind on
-        # which every later run waits for ever. Plain gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo", verbose=False, rank=rank, world_size=world_size
-    )
-    return Ranks(rank, world_size, local_rank, device)
-
-
-def _place() -> tuple[int, int, int, int]:
-    """(rank, world size, local rank, ranks on this host) from the launcher, or alone."""
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ |= alone | {"MASTER_PORT": str(_free_port())}
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-    local_world = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
-    return rank, world_size, local_rank, int(local_world or local_rank + 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _check_devices(local_rank: int, local_world: int, on_gpu: bool) -> None:
-    if on_gpu:
-        devices, what = torch.cuda.device_count(), "GPU"
-        allowed = devices
-    else:
-        devices, what = os.cpu_count() or 1, "CPU core"
-        allowed = 2 * devices  # ranks may share cores, for trying things out; not without end
-    if local_world > allowed or local_rank >= allowed:
-        raise UserError(
-            f"host {socket.gethostname()} was given {max(local_world, local_rank + 1)} ranks but "
-            f"has {devices} {what}{'s' if devices != 1 else ''}; lower --num_accelerators, or the "
-            "slots of this host in the hostfile."
-        )
 
 
 @contextmanager
@@ -123,6 +59,7 @@ class Engine:
         self.stage = zero_stage(settings)
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
+        self.progress = 0  # grows with all that is done; a watch looks at it
         optimizer = _optimizer(policy, config.optim)
         if self.stage == 0 and config.model.dtype == "float32":
             # DeepSpeed wraps nothing here, so its clipping is ours: it reports no norm.
@@ -140,6 +77,7 @@ class Engine:
 
     def score(self, batch: PackedBatch) -> PairLogps:
         """One forward pass; a collective under ZeRO-3: every rank must make as many."""
+        self.progress += 1
         chosen, rejected = self.deepspeed(batch)
         return PairLogps(chosen, rejected, batch.num_chosen_tokens, batch.num_rejected_tokens)
 
@@ -149,6 +87,7 @@ class Engine:
         The one place where scaling is undone: shares add up over micro-batches and ranks to the
         loss, but DeepSpeed takes the mean over ranks.
         """
+        self.progress += 1
         finite = torch.isfinite(loss_share.detach())
         # A share that is not finite must not hide behind a finite gradient: it becomes NaN, which
         # DeepSpeed finds in the gradient's norm on all ranks before it touches the weights.
@@ -157,6 +96,7 @@ class Engine:
 
     def update(self, learning_rate: float) -> Update:
         """One optimizer step over what was accumulated; all ranks get the same answer."""
+        self.progress += 1
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         try:
@@ -191,6 +131,7 @@ class Engine:
         """Yields (name, whole tensor) of the language model, one at a time, on all ranks alike."""
         for name, parameter in self.policy.language_model.named_parameters():
             if parameter.requires_grad or not trained_only:
+                self.progress += 1
                 with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                     yield name, parameter.detach()
 

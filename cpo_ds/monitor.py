@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -127,34 +128,67 @@ class Monitor:
     def __init__(
         self, folder: Path, *, is_writer: bool, tensorboard: bool, first_step: int, total_steps: int
     ) -> None:
-        self._file = self._events = self._bar = None
+        self._file: int | None = None
+        self._unwritten = b""
+        self._warned: set[str] = set()
+        self._events: Any = None
+        self._bar: Any = None
         if not is_writer:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        metrics = folder / "metrics.jsonl"
-        _keep_lines_until(metrics, first_step)
-        self._file = metrics.open("a", encoding="utf-8")
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-            )
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty()
         )
+        metrics = folder / "metrics.jsonl"
+        _keep_lines_until(metrics, first_step)
+        self._file = os.open(metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        if tensorboard:
+            self._events = self._open_events(folder / "tensorboard", first_step)
+
+    def _open_events(self, folder: Path, first_step: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        except OSError as error:
+            self._warn("TensorBoard events cannot be written", error)
+            return None
 
     def write(self, line: dict[str, Any]) -> None:
-        """Appends a line; numbers that are not finite become null, which JSON can hold."""
+        """Appends a line; numbers that are not finite become null, which JSON can hold.
+
+        A full disk stops no run: lines wait in memory until there is room, TensorBoard ends.
+        """
         if self._file is None:
             return
-        self._file.write(json.dumps(_finite(line)) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps(_finite(line)) + "\n").encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+        except OSError as error:
+            self._warn("metrics.jsonl cannot be written, its lines wait in memory", error)
         if self._events is not None:
-            for name, value in line.items():
-                if isinstance(value, int | float) and name not in ("step", "epoch"):
-                    group = "eval" if name.startswith("eval_") else "train"
-                    self._events.add_scalar(f"{group}/{name}", value, line["step"])
+            try:
+                self._write_events(line)
+            except OSError as error:
+                self._warn("TensorBoard events are not written any more", error)
+                self._events = None
+
+    def _write_events(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                group = "eval" if name.startswith("eval_") else "train"
+                self._events.add_scalar(f"{group}/{name}", value, line["step"])
+
+    def _warn(self, what: str, error: OSError) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            self.say(f"warning: {what}: {error.strerror}.")
+
+    def sync(self) -> None:
+        """Waits until the written lines are on disk."""
+        if self._file is not None:
+            os.fsync(self._file)
 
     def advance(self, steps: int = 1) -> None:
         """Moves the progress bar."""
@@ -184,9 +218,16 @@ class Monitor:
 
     def close(self) -> None:
         """Closes files and bar."""
-        for part in (self._bar, self._events, self._file):
-            if part is not None:
-                part.close()
+        if self._bar is not None:
+            self._bar.close()
+        if self._events is not None:
+            try:
+                self._events.close()
+            except OSError as error:
+                self._warn("TensorBoard's last events are lost", error)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def _keep_lines_until(metrics: Path, step: int) -> None:
@@ -196,7 +237,9 @@ def _keep_lines_until(metrics: Path, step: int) -> None:
     kept = []
     for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if step and line.endswith("\n") and json.loads(line)["step"] <= step:
+            content = json.loads(line) if line.endswith("\n") else {"step": step}
+            # What was measured after the step is measured again.
+            if content["step"] < step or (content["step"] == step and "loss" in content):
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # the last line of a run that was killed while it wrote

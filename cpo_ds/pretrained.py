@@ -9,8 +9,9 @@ from typing import Any
 import torch.distributed as dist
 
 from cpo_ds.config import Config
-from cpo_ds.engine import Engine, Ranks, gather_parameters
+from cpo_ds.engine import Engine, gather_parameters
 from cpo_ds.model.load import merge_adapter
+from cpo_ds.ranks import Ranks
 
 
 def write_pretrained(

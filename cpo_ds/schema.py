@@ -24,8 +24,14 @@ class NonFiniteError(Exception):
     """A loss or gradient was not finite; the weights are those of the step before."""
 
 
+class Stopped(Exception):
+    """A run stopped because it was asked to, and goes on when it is started again."""
+
+
 EXIT_USER_ERROR = 2
 EXIT_NON_FINITE = 3
+EXIT_STOPPED = 4
+EXIT_RANK_LOST = 5
 
 
 @dataclass(frozen=True)

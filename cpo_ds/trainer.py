@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cpo_ds import checkpoint
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
 from cpo_ds.data.plan import (
@@ -21,7 +20,7 @@ from cpo_ds.data.plan import (
     step_totals,
     steps_per_epoch,
 )
-from cpo_ds.engine import Engine, Ranks
+from cpo_ds.engine import Engine
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.monitor import (
     COLUMNS,
@@ -33,8 +32,11 @@ from cpo_ds.monitor import (
     step_flops,
     summarize,
 )
+from cpo_ds.ranks import Ranks
+from cpo_ds.saver import Saver
 from cpo_ds.schedule import learning_rate
-from cpo_ds.schema import NonFiniteError, PackedBatch, StepTotals, TokenizedPair
+from cpo_ds.schema import NonFiniteError, PackedBatch, StepTotals, Stopped, TokenizedPair
+from cpo_ds.stopping import StopRequest
 
 
 @dataclass
@@ -47,8 +49,9 @@ class Run:
     monitor: Monitor
     train_pairs: list[TokenizedPair]
     eval_pairs: list[TokenizedPair]
-    identity: dict[str, Any]
+    saver: Saver
     first_step: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
     lengths: np.ndarray = field(init=False)
     per_epoch: int = field(init=False)
     total_steps: int = field(init=False)
@@ -66,11 +69,14 @@ def planned_steps(config: Config, num_pairs: int) -> int:
 
 
 def train(run: Run) -> None:
-    """Trains from `run.first_step` to the end. Raises `NonFiniteError`, weights untouched."""
+    """Trains from `run.first_step` to the end.
+
+    Raises `NonFiniteError`, weights untouched, and `Stopped`, where it was asked to stop.
+    """
     config = run.config
     peak, sizes = peak_tflops(run.ranks.device), _weight_counts(run.engine)
-    if run.first_step == 0:
-        evaluate(run, 0)
+    if run.first_step == 0 or _evaluates_after(run, run.first_step):
+        evaluate(run, run.first_step)
     watch = Stopwatch()
     for step in range(run.first_step + 1, run.total_steps + 1):
         micro_batches, totals = plan(run, step)
@@ -98,11 +104,35 @@ def train(run: Run) -> None:
             run.monitor.write(line)
             run.monitor.show(line)
         paused_at = watch.pause()
-        if _due(step, config.train.eval_every_steps) or step == run.total_steps:
+        save_or_stop(run, step)
+        if _evaluates_after(run, step):
             evaluate(run, step)
-        if _due(step, config.checkpoint.every_steps) or step == run.total_steps:
-            save(run, step)
         watch.go_on(paused_at)
+    run.saver.finish()
+
+
+def save_or_stop(run: Run, step: int) -> None:
+    """Saves a checkpoint where one is due, and stops where some rank was asked to.
+
+    Saving comes before evaluating: who resumes from a step evaluates it again.
+    """
+    reason = run.stop.reason
+    stop, is_writing = run.ranks.any(reason is not None, run.saver.is_writing)
+    if run.saver.is_pending and not is_writing:
+        run.saver.finish()
+    last = step == run.total_steps
+    if last or stop or _due(step, run.config.checkpoint.every_steps):
+        run.monitor.sync()
+        run.saver.save(step)
+    if stop and not last:
+        run.saver.finish()
+        reasons = sorted({why for why in run.ranks.gather(reason) if why})
+        saved = run.saver.last_saved == step
+        raise Stopped(
+            f"after step {step} of {run.total_steps}, asked to by {' and '.join(reasons)}; "
+            + ("its checkpoint is saved. " if saved else "its checkpoint could NOT be saved. ")
+            + "Run the same command again to go on."
+        )
 
 
 def plan(run: Run, step: int) -> tuple[list[PackedBatch], StepTotals]:
@@ -170,17 +200,8 @@ def evaluate(run: Run, step: int) -> None:
     )
 
 
-def save(run: Run, step: int) -> None:
-    """Saves a checkpoint of a step."""
-    checkpoint.save(
-        run.engine,
-        run.ranks,
-        Path(run.config.output_dir) / "checkpoints",
-        step,
-        run.identity,
-        adapter_only=run.config.trains_adapter,
-        keep_last=run.config.checkpoint.keep_last,
-    )
+def _evaluates_after(run: Run, step: int) -> bool:
+    return _due(step, run.config.train.eval_every_steps) or step == run.total_steps
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -229,6 +250,7 @@ def _stop_unless_rescaled(
         what = "loss" if found else "gradient"
         content = {"step": step, "what": what, "grad_norm": str(grad_norm), "pairs": pairs}
         report.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    run.saver.finish()
     names = ", ".join(run.train_pairs[i].origin for i, _ in suspects[:3])
     raise NonFiniteError(
         f"step {step}: the {'loss' if found else 'gradient'} is not finite, so the run stopped "

@@ -15,10 +15,10 @@ import workers
 from helpers import plain_logps, save_tiny_adapter, save_tiny_model
 from launch import on_ranks
 
+from cpo_ds.build import prepare_pairs
 from cpo_ds.config import parse_config
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.schema import PairLogps, StepTotals
-from cpo_ds.train import prepare_pairs
 
 ALL_SHARDED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
 LORA = {"rank": 4, "alpha": 8, "target_modules": ["v_proj", "down_proj"]}

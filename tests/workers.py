@@ -16,13 +16,15 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from cpo_ds import checkpoint, engine, trainer
+from cpo_ds.build import build_run, prepare_pairs
 from cpo_ds.config import parse_config
 from cpo_ds.data.pack import pack
 from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.losses import step_share
 from cpo_ds.model.load import load_policy
+from cpo_ds.ranks import Ranks, init_ranks
 from cpo_ds.schema import PackedBatch
-from cpo_ds.train import build_run, main, prepare_pairs, run_recipe, silence_libraries
+from cpo_ds.train import main, run_recipe, silence_libraries
 
 Named = dict[str, torch.Tensor]
 
@@ -33,7 +35,7 @@ def train_each(recipes: dict[str, dict[str, Any]], folder: str, controls: dict[s
     `controls` names, for some recipes, a mistake to make on purpose.
     """
     silence_libraries()
-    ranks = engine.init_ranks()
+    ranks = init_ranks()
     for name, values in recipes.items():
         with MISTAKES[controls.get(name, "none")](values):
             record = _train(values | {"output_dir": f"{folder}/{name}"}, ranks)
@@ -42,15 +44,15 @@ def train_each(recipes: dict[str, dict[str, Any]], folder: str, controls: dict[s
     torch.distributed.destroy_process_group()
 
 
-def build(values: dict[str, Any], ranks: engine.Ranks) -> trainer.Run:
+def build(values: dict[str, Any], ranks: Ranks) -> trainer.Run:
     """A run that is ready to train, as `train.run_recipe` makes it."""
     config = parse_config(values, "test")
     settings = read_deepspeed_config(config)
     _, train_pairs, eval_pairs = prepare_pairs(config, tell=False)
-    return build_run(config, settings, ranks, train_pairs, eval_pairs, {}, 0)
+    return build_run(config, settings, ranks, train_pairs, eval_pairs, {})
 
 
-def _train(values: dict[str, Any], ranks: engine.Ranks) -> dict[str, Any]:
+def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     run = build(values, ranks)
     gradients: list[Named] = []
     start = _whole_weights(run.engine)
@@ -93,7 +95,7 @@ def _whole_gradients(policy_engine: engine.Engine) -> Named:
 def run_each(recipes: list[dict[str, Any]]) -> None:
     """Runs whole recipes one after the other, each to its export."""
     silence_libraries()
-    engine.init_ranks()
+    init_ranks()
     with mock.patch.object(torch.distributed, "destroy_process_group"):
         for values in recipes:
             run_recipe(parse_config(values, "test"))
@@ -128,7 +130,7 @@ def train_with_other_dropout(*arguments: str) -> int:
 def stop_each(recipes: dict[str, dict[str, Any]], folder: str) -> None:
     """Trains each recipe until it stops and writes NAME.json: why, and what became of weights."""
     silence_libraries()
-    ranks = engine.init_ranks()
+    ranks = init_ranks()
     for name, values in recipes.items():
         run = build(values | {"output_dir": f"{folder}/{name}"}, ranks)
         record: dict[str, Any] = {"refused": 0}
@@ -164,7 +166,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def load_sharded(recipes: dict[str, dict[str, Any]], folder: str) -> None:
     """Loads each recipe's policy and writes NAME-RANK.json: what this rank holds of it."""
     silence_libraries()
-    ranks = engine.init_ranks()
+    ranks = init_ranks()
     for name, values in recipes.items():
         config = parse_config(values, "test")
         settings = read_deepspeed_config(config)

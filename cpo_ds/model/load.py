@@ -20,6 +20,7 @@ from torch import nn
 
 from cpo_ds.config import Config, LoraConfig, ModelConfig
 from cpo_ds.model.attention import choose_backend, registered_name
+from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.schema import TokenizedPair, UserError
@@ -96,13 +97,18 @@ def load_policy(
     causal_lm = _load_causal_lm(
         model, model_config, registered_name(backend), device, place_on_device
     )
+    fingerprint = weights_fingerprint(causal_lm, _sum_over_ranks)
     _disable_dropout(causal_lm)
     if model.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     language_model = _with_adapter(causal_lm, config, gather)
-    policy = PolicyModel(language_model, _head_transform(model_config, model))
+    policy = PolicyModel(language_model, _head_transform(model_config, model), fingerprint)
     _check_head(policy)
     return policy, f"attention: {backend} ({reason})"
+
+
+def _sum_over_ranks(values: torch.Tensor) -> None:
+    torch.distributed.all_reduce(values)
 
 
 def _load_causal_lm(

@@ -16,7 +16,7 @@ class ScoringHead(nn.Module):
     """The language model's head, applied in chunks to the scored positions alone.
 
     It has no parameters: the weight belongs to the language model and comes as an argument. Being
-    a module of its own lets ZeRO-3 gather that weight just here (see `engine.start`).
+    a module of its own lets ZeRO-3 gather that weight just here (see `engine.Engine`).
     """
 
     def __init__(self, transform: HeadTransform) -> None:
@@ -31,10 +31,16 @@ class ScoringHead(nn.Module):
 
 
 class PolicyModel(nn.Module):
-    """A causal language model from transformers, with or without a LoRA adapter."""
+    """A causal language model from transformers, with or without a LoRA adapter.
 
-    def __init__(self, language_model: Any, transform: HeadTransform) -> None:
+    `fingerprint` is that of the model's weights as they were loaded, without any adapter.
+    """
+
+    def __init__(
+        self, language_model: Any, transform: HeadTransform, fingerprint: str = ""
+    ) -> None:
         super().__init__()
+        self.fingerprint = fingerprint
         self.language_model = language_model
         self.scoring_head = ScoringHead(transform)
 

@@ -1,0 +1,215 @@
+"""What a run is made of: pairs read and tokenized, the policy loaded, the engine started."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpo_ds.checkpoint import (
+    Say,
+    changed_settings,
+    check_identity,
+    check_weights_before,
+    find_checkpoint,
+    load,
+)
+from cpo_ds.config import Config
+from cpo_ds.data.plan import check_budget
+from cpo_ds.data.rows import read_rows, split_held_out
+from cpo_ds.data.tokenize import tokenize_rows
+from cpo_ds.deepspeed_config import with_universal_loading, zero_stage
+from cpo_ds.engine import Engine, gather_parameters, sharded_loading
+from cpo_ds.manifest import Manifest
+from cpo_ds.model.load import check_token_ids, load_model_config, load_policy, load_tokenizer
+from cpo_ds.monitor import Monitor
+from cpo_ds.ranks import Ranks
+from cpo_ds.saver import Saver
+from cpo_ds.schema import PreferenceRow, TokenizedPair
+from cpo_ds.trainer import Run, planned_steps
+from cpo_ds.universal import convert, needs_conversion
+
+
+def prepare_pairs(
+    config: Config, *, tell: bool
+) -> tuple[Any, list[TokenizedPair], list[TokenizedPair]]:
+    """Reads, splits and tokenizes the data; returns tokenizer, training and held-out pairs."""
+    model_config = load_model_config(config.model.name_or_path)
+    tokenizer = load_tokenizer(config.model.name_or_path)
+    render_chat = chat_renderer(tokenizer)
+    rows, row_report = read_rows(config.data, render_chat)
+
+    def say(*lines: str) -> None:
+        if tell:
+            print("\n".join(lines), flush=True)
+
+    say(*row_report.lines())
+    held_out: list[PreferenceRow] = []
+    if config.data.eval_path:
+        held_out, eval_report = read_rows(config.data, render_chat, path=config.data.eval_path)
+        say("held out:", *eval_report.lines())
+    elif config.data.eval_fraction:
+        rows, held_out = split_held_out(rows, config.data.eval_fraction, config.train.seed)
+    pairs = []
+    for name, some in (("training pairs", rows), ("held-out pairs", held_out)):
+        tokenized: list[TokenizedPair] = []
+        if some:
+            tokenized, report = tokenize_rows(
+                some,
+                tokenizer,
+                max_prompt_tokens=config.data.max_prompt_tokens,
+                max_tokens=config.data.max_tokens,
+                sharing=config.batch.share_prefix,
+            )
+            say(f"{name}: {len(tokenized)}", *report.lines())
+            check_budget(tokenized, config.batch.tokens_per_rank)
+            check_token_ids(tokenized, model_config)
+        pairs.append(tokenized)
+    return tokenizer, pairs[0], pairs[1]
+
+
+def chat_renderer(tokenizer: Any) -> Any:
+    """The tokenizer's chat template as a function of messages, or None where it has none."""
+    if tokenizer.chat_template is None:
+        return None
+    return lambda messages, add_generation_prompt: tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint that a run goes on from."""
+
+    manifest: Manifest
+    found: Path
+    load_from: Path  # `found`, or its universal form
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether it was saved by another number of ranks."""
+        return self.load_from != self.found
+
+
+def find_resume(
+    config: Config, ranks: Ranks, stage: int, identity: dict[str, Any], say: Say
+) -> Resume | None:
+    """The checkpoint to go on from, verified and, for another number of ranks, converted.
+
+    Raises `UserError` for one that is damaged, of another run, or of another ZeRO stage.
+    """
+    found = find_checkpoint(config.checkpoint, Path(config.output_dir) / "checkpoints", ranks, say)
+    if found is None:
+        return None
+    path, manifest = found
+    check_identity(path, manifest, identity)
+    for change in changed_settings(manifest, config):
+        say(f"changed since {path.name} was saved: {change}")
+    if not needs_conversion(path, manifest, ranks.world_size, stage):
+        return Resume(manifest, path, path)
+    say(
+        f"{path} was saved by {manifest.ranks} rank(s), here are {ranks.world_size}: converting it "
+        f"to DeepSpeed's universal format ({manifest.size / 2**30:.1f} GiB)"
+    )
+    universal, seconds = ranks.on_first(lambda: convert(path, manifest))
+    say(f"{universal} " + ("is there already" if seconds is None else f"took {seconds:.0f} s"))
+    return Resume(manifest, path, universal)
+
+
+def build_run(
+    config: Config,
+    settings: dict[str, Any],
+    ranks: Ranks,
+    train_pairs: list[TokenizedPair],
+    eval_pairs: list[TokenizedPair],
+    identity: dict[str, Any],
+    resume: Resume | None = None,
+) -> Run:
+    """Loads the policy (sharded under ZeRO-3), starts the engine and the monitor.
+
+    With `resume`, weights, optimizer and random states are those of that checkpoint.
+    """
+    sharded = zero_stage(settings) == 3
+    options: dict[str, Any] = {"gather": gather_parameters} if sharded else {}
+    if resume and resume.is_converted:
+        settings = with_universal_loading(settings)
+    with sharded_loading(settings):
+        policy, attention = load_policy(
+            config,
+            device=ranks.device,
+            place_on_device=not sharded and ranks.device.type == "cuda",
+            **options,
+        )
+        engine = Engine(policy, config, settings)
+    first_step = resume.manifest.step if resume else 0
+    # Dropout differs between ranks.
+    torch.manual_seed(config.train.seed * 100_003 + first_step * 1009 + ranks.rank)
+    if resume:
+        check_weights_before(resume.found, resume.manifest, policy.fingerprint)
+        load(
+            engine,
+            ranks,
+            resume.load_from,
+            adapter_only=config.trains_adapter,
+            same_ranks=resume.manifest.ranks == ranks.world_size,
+        )
+    monitor = Monitor(
+        Path(config.output_dir),
+        is_writer=ranks.rank == 0,
+        tensorboard=config.logging.tensorboard,
+        first_step=first_step,
+        total_steps=planned_steps(config, len(train_pairs)),
+    )
+    monitor.say(attention)
+    monitor.say(
+        f"training {'a LoRA adapter' if config.trains_adapter else 'all parameters'} with "
+        f"{config.loss.name} in {config.model.dtype} on {ranks.world_size} rank(s) "
+        f"({ranks.device.type}), ZeRO-{zero_stage(settings)}"
+    )
+    about = Manifest(
+        step=0,
+        ranks=ranks.world_size,
+        zero_stage=zero_stage(settings),
+        identity=identity,
+        weights_before=policy.fingerprint,
+        configuration=config.model_dump(mode="json"),
+        data={"training pairs": _counts(train_pairs), "held-out pairs": _counts(eval_pairs)},
+    )
+    saver = Saver(engine, ranks, config, about, monitor.say)
+    return Run(config, engine, ranks, monitor, train_pairs, eval_pairs, saver, first_step)
+
+
+def _counts(pairs: list[TokenizedPair]) -> dict[str, int]:
+    """Pairs by direction."""
+    return dict(sorted(Counter(pair.direction or "unknown" for pair in pairs).items()))
+
+
+def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
+    """What a run must share with a checkpoint that it resumes from."""
+    model = load_model_config(config.model.name_or_path).to_dict()
+    shape = {k: v for k, v in model.items() if not k.startswith("_") and "version" not in k}
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(pair.tokens.tobytes())
+        digest.update(f"{pair.num_prefix},{pair.chosen_start},{pair.rejected_start};".encode())
+    identity = {
+        "model shape": _digest(shape),
+        "starting adapter": config.model.adapter,
+        "adapter mode": config.model.adapter_mode if config.model.adapter else None,
+        "precision": config.model.dtype,
+        "LoRA": config.lora.model_dump() if config.lora else None,
+        "loss": config.loss.model_dump(),
+        "training pairs (fingerprint)": digest.hexdigest()[:16],
+        "pairs per step": config.batch.pairs,
+        "seed": config.train.seed,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,192 @@
+"""Checkpoint folders on disk: named, listed in a manifest, verified, published, pruned. No torch.
+
+    checkpoints/step-00000020/   DeepSpeed's shards, a random state per rank, manifest.json
+    checkpoints/latest           the name of the newest whole one
+    checkpoints/tmp-step-...     being written, or left by a run that was killed meanwhile
+
+A folder gets its name only when every file in it is on disk, so a name is a promise; the manifest's
+sizes and checksums find what happened to the files later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_CHUNK = 16 * 2**20
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint is not what its manifest says; the message names the file."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file held when it was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is, and the files that it consists of."""
+
+    step: int
+    ranks: int
+    zero_stage: int
+    identity: dict[str, Any] = field(default_factory=dict)  # what a run must share to go on from it
+    weights_before: str = ""  # fingerprint of the weights that training started from
+    configuration: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # pairs by direction, training and held out
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.bytes for entry in self.files.values())
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def unfinished_name(name: str) -> str:
+    """Folder name of a checkpoint while it is written."""
+    return f"tmp-{name}"
+
+
+def random_state_name(rank: int) -> str:
+    """File name of a rank's random state."""
+    return f"random_state_rank_{rank}.pt"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json`, which holds a checksum of itself, and waits until it is on disk."""
+    content = asdict(manifest) | {"format": _FORMAT}
+    content["checksum"] = _checksum(content)
+    path = folder / MANIFEST
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    sync(path)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint. Raises `DamagedCheckpoint` where it is not whole."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        said = content.pop("checksum")
+        if said != _checksum(content):
+            raise DamagedCheckpoint(f"{path} was changed: its checksum does not fit")
+        if content.pop("format") != _FORMAT:
+            raise DamagedCheckpoint(f"{path} is of another version of cpo_ds")
+        files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+        return Manifest(**content, files=files)
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path} is not there") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read: {error}") from None
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_entry(path: Path) -> FileEntry:
+    """Size and checksum of a file as it is now."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(size, digest.hexdigest())
+
+
+def damage(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with the named files (all), a line for each; reads every byte of them."""
+    problems = []
+    for name in manifest.files if names is None else names:
+        path, entry = folder / name, manifest.files[name]
+        try:
+            size = path.stat().st_size
+            if size != entry.bytes:
+                problems.append(f"{path} has {size} bytes instead of {entry.bytes}")
+            elif read_entry(path) != entry:
+                problems.append(f"{path} was changed: its checksum does not fit")
+        except FileNotFoundError:
+            problems.append(f"{path} is not there")
+        except OSError as error:
+            problems.append(f"{path} cannot be read: {error.strerror}")
+    return problems
+
+
+def resume_candidates(folder: Path) -> list[Path]:
+    """Checkpoints to resume from, the best first: the one that `latest` names, then older ones.
+
+    One that is newer than `latest` is of a run that was since resumed from further back, or was
+    never reported as saved. Where `latest` says nothing, all are candidates.
+    """
+    names = sorted((path.name for path in checkpoints(folder)), reverse=True)
+    try:
+        latest = (folder / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        latest = ""
+    if re.fullmatch(r"step-\d{8,}", latest):
+        names = [name for name in names if name <= latest] or names
+    return [folder / name for name in names]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The published checkpoints in a folder, the oldest first."""
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+
+
+def publish(unfinished: Path, final: Path) -> None:
+    """Gives a checkpoint that is on disk its name, then points `latest` at it."""
+    publish_folder(unfinished, final)
+    folder = final.parent
+    pointer = folder / "latest.tmp"
+    pointer.write_text(final.name, encoding="utf-8")
+    sync(pointer)
+    pointer.replace(folder / "latest")
+    sync(folder)
+
+
+def publish_folder(unfinished: Path, final: Path) -> None:
+    """Gives a folder whose files are on disk its name."""
+    sync(unfinished)
+    if final.exists():  # of a run that was since resumed from further back
+        aside = final.with_name(f"tmp-replaced-{final.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    unfinished.rename(final)
+    sync(final.parent)
+
+
+def prune(folder: Path, newest: str, keep_last: int) -> None:
+    """Removes what `newest`, just published, makes superfluous: older, left over and converted."""
+    published = [path.name for path in checkpoints(folder)]
+    kept = [name for name in published if name <= newest][-keep_last:]
+    for name in set(published) - set(kept):
+        (folder / name).rename(folder / f"tmp-old-{name}")  # no name on what is half removed
+    for path in [*folder.glob("tmp-*"), *folder.glob("universal-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,80 @@
+"""The folder of a run: made, held against a second run, its configuration written down."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cpo_ds.config import Config
+from cpo_ds.schema import UserError
+
+# Processes of a run that was just killed may take a moment to be gone.
+_LOCK_SECONDS = 10.0
+
+
+def make_output_folder(folder: Path) -> None:
+    """Makes the run's folder. All ranks try, so that all see the same `UserError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"room for a file?")
+    except OSError as error:
+        raise UserError(f"output_dir {folder} cannot be written: {error.strerror}.") from None
+
+
+def hold_folder(folder: Path) -> Any:
+    """Locks a run's folder until the returned file is closed or this process ends, however.
+
+    Raises `UserError` where another run holds it. Where the file system has no locks, none is held.
+    """
+    lock = (folder / "lock").open("a+", encoding="utf-8")
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return lock
+        if time.monotonic() > deadline:
+            lock.seek(0)
+            who = lock.read().strip() or "it does not say which"
+            raise UserError(
+                f"another run is writing to {folder} ({who}); wait for it, stop it, or choose "
+                "another output_dir."
+            )
+        time.sleep(0.2)
+    try:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on host {socket.gethostname()}")
+        lock.flush()
+    except OSError:  # a full disk: the lock holds all the same
+        pass
+    return lock
+
+
+def write_config(config: Config, folder: Path, world_size: int) -> None:
+    """Writes the resolved configuration and the versions that run it to `config.yaml`."""
+    versions = {
+        name: metadata.version(name)
+        for name in ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy")
+    }
+    about = {"versions": versions, "python": sys.version.split()[0], "ranks": world_size}
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text += "".join(f"# {line}\n" for line in yaml.safe_dump(about, sort_keys=False).splitlines())
+    unfinished = folder / "config.yaml.tmp"
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / "config.yaml")
+    except OSError as error:
+        raise UserError(f"{folder}/config.yaml cannot be written: {error.strerror}.") from None

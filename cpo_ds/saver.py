@@ -1,0 +1,149 @@
+"""Saves checkpoints: all ranks write together, and one is published when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cpo_ds.checkpoint import Say
+from cpo_ds.config import Config
+from cpo_ds.engine import Engine
+from cpo_ds.manifest import (
+    FileEntry,
+    Manifest,
+    checkpoint_name,
+    prune,
+    publish,
+    random_state_name,
+    unfinished_name,
+    write_manifest,
+)
+from cpo_ds.ranks import Ranks
+from cpo_ds.schema import UserError
+from cpo_ds.writer import CheckpointWriter
+
+
+class Saver:
+    """Saves a run's checkpoints, one at a time. All ranks call the same methods at the same time.
+
+    With `checkpoint.in_background`, `save` returns when the state is copied to host memory, and
+    `finish` publishes the checkpoint once every rank's files are on disk.
+    """
+
+    def __init__(
+        self, engine: Engine, ranks: Ranks, config: Config, about: Manifest, say: Say
+    ) -> None:
+        self._engine, self._ranks, self._config, self._say = engine, ranks, config, say
+        self._about = about
+        self._folder = Path(config.output_dir) / "checkpoints"
+        self._writer = CheckpointWriter(in_background=config.checkpoint.in_background)
+        engine.deepspeed.checkpoint_engine = self._writer
+        # Rank 0 alone would copy DeepSpeed's recovery scripts; `cpo-ds export` does their work.
+        engine.deepspeed._copy_recovery_script = lambda folder: None
+        self._pending: int | None = None  # the step that is being written
+        self._started = 0.0
+        self._failed = False
+        self.last_saved: int | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a checkpoint is still to be published; the same on all ranks."""
+        return self._pending is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank is still writing its part."""
+        return self._writer.is_writing()
+
+    def save(self, step: int) -> None:
+        """Saves a checkpoint. A failure is said, and raised where the recipe wants to stop."""
+        self.finish()
+        self._started = time.perf_counter()
+        unfinished = self._folder / unfinished_name(checkpoint_name(step))
+        problem = self._ranks.on_first(lambda: _attempt(lambda: _empty_folder(unfinished)))
+        self._pending = step
+        if problem is None:
+            self._engine.deepspeed.save_checkpoint(
+                str(self._folder),
+                tag=unfinished.name,
+                save_latest=False,
+                exclude_frozen_parameters=self._config.trains_adapter,
+            )
+            random_states = {"cpu": torch.get_rng_state()}
+            if self._ranks.device.type == "cuda":
+                random_states["cuda"] = torch.cuda.get_rng_state(self._ranks.device)
+            self._writer.save(random_states, str(unfinished / random_state_name(self._ranks.rank)))
+        if problem is not None or not self._config.checkpoint.in_background:
+            self.finish(problem)
+
+    def finish(self, problem: str | None = None) -> None:
+        """Waits until all ranks' parts are on disk and publishes the pending checkpoint, if any."""
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        parts = self._ranks.gather(self._writer.result())
+        files = {name: entry for some, _ in parts for name, entry in some.items()}
+        errors = [problem, *(error for _, error in parts)]
+        first = next((error for error in errors if error is not None), None)
+        failed = self._ranks.on_first(lambda: first or _attempt(lambda: self._publish(step, files)))
+        if failed is None:
+            self.last_saved = step
+        else:
+            self._give_up(step, failed)
+
+    def _give_up(self, step: int, problem: str) -> None:
+        self._failed = True
+        unfinished = self._folder / unfinished_name(checkpoint_name(step))
+        self._ranks.on_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        message = (
+            f"the checkpoint of step {step} could not be saved: {problem}. What was written of it "
+            "is removed, older checkpoints are as they were"
+        )
+        if self._config.checkpoint.on_save_error == "stop":
+            raise UserError(f"{message}. Make room, or mend the folder, and run the same again.")
+        self._say(f"warning: {message}. The run goes on without it; make room before the next.")
+
+    def check_last(self, step: int) -> None:
+        """Raises `UserError` where this run should have saved a step, its last, and could not."""
+        if self._failed and self.last_saved != step:
+            raise UserError(
+                f"the run is complete, but its last checkpoint, of step {step}, could not be saved "
+                "(see above)."
+            )
+
+    def _publish(self, step: int, files: dict[str, FileEntry]) -> None:
+        name = checkpoint_name(step)
+        unfinished = self._folder / unfinished_name(name)
+        lost = [file for file in files if not (unfinished / file).exists()]
+        if lost:
+            raise OSError(0, f"{lost[0]} was written on another host and does not show up here; "
+                          "output_dir must be on a file system that all hosts share")  # fmt: skip
+        manifest = Manifest(**vars(self._about) | {"step": step, "files": files})
+        write_manifest(unfinished, manifest)
+        publish(unfinished, self._folder / name)
+        prune(self._folder, name, self._config.checkpoint.keep_last)
+        seconds = time.perf_counter() - self._started
+        self._say(f"saved {self._folder / name} ({_size(manifest.size)}, {seconds:.1f} s)")
+
+
+def _attempt(action: Callable[[], None]) -> str | None:
+    """Does something with files; what went wrong, or None."""
+    try:
+        action()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return None
+
+
+def _empty_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

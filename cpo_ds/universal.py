@@ -1,0 +1,113 @@
+"""A checkpoint of some number of ranks -> DeepSpeed's universal format, for any number of them.
+
+checkpoints/universal-step-00000020/   made from step-00000020, removed with the next save
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cpo_ds.manifest import (
+    DamagedCheckpoint,
+    Manifest,
+    damage,
+    publish_folder,
+    read_entry,
+    read_manifest,
+    unfinished_name,
+    write_manifest,
+)
+from cpo_ds.schema import UserError
+
+
+def needs_conversion(path: Path, manifest: Manifest, ranks: int, stage: int) -> bool:
+    """Whether a checkpoint must be converted to be loaded on `ranks` ranks at a ZeRO stage.
+
+    Raises `UserError` for another stage: DeepSpeed's universal format keeps what differs between
+    stages. Stage 0 splits nothing, so its checkpoints fit any number of ranks.
+    """
+    if manifest.zero_stage != stage:
+        raise UserError(
+            f"the checkpoint {path} was saved at ZeRO stage {manifest.zero_stage}, and DeepSpeed "
+            f"cannot load it at stage {stage}: go on with a deepspeed file of stage "
+            f"{manifest.zero_stage} (on any number of ranks), or write the model by "
+            f"`cpo-ds export {path.parent.parent} --merge` and start a new run from it, with a "
+            "fresh optimizer."
+        )
+    return manifest.ranks != ranks and stage > 0
+
+
+def universal_path(path: Path) -> Path:
+    """Where a checkpoint's universal form belongs."""
+    return path.with_name(f"universal-{path.name}")
+
+
+def convert(path: Path, manifest: Manifest) -> tuple[Path, float | None]:
+    """Makes the universal form of a verified checkpoint, unless it is there and intact.
+
+    Returns its folder and the seconds that it took, None where it was there. Raises `UserError`
+    where DeepSpeed's converter fails or the disk is full.
+    """
+    final = universal_path(path)
+    if _is_intact(final, manifest):
+        return final, None
+    started = time.perf_counter()
+    unfinished = path.with_name(unfinished_name(final.name))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        _run_converter(path, unfinished)
+        files = {
+            str(file.relative_to(unfinished)): read_entry(file)
+            for file in sorted(unfinished.rglob("*"))
+            if file.is_file()
+        }
+        write_manifest(unfinished, Manifest(**(vars(manifest) | {"files": files})))
+        publish_folder(unfinished, final)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(
+            f"{path} could not be converted: {error.filename}: {error.strerror}; it takes about "
+            f"{3 * manifest.size / 2**30:.1f} GiB beside it while it is made."
+        ) from None
+    return final, time.perf_counter() - started
+
+
+def _is_intact(folder: Path, manifest: Manifest) -> bool:
+    try:
+        there = read_manifest(folder)
+    except DamagedCheckpoint:
+        return False
+    return there.identity == manifest.identity and not damage(folder, there)
+
+
+def _run_converter(path: Path, unfinished: Path) -> None:
+    command = [
+        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
+        "--input_folder", str(path), "--output_folder", str(unfinished),
+        "--num_extract_workers", "1", "--num_merge_workers", "1",
+        "--inject_missing_state",  # stages 1 and 2; nothing of tensor parallelism is missing here
+    ]  # fmt: skip
+    own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(
+        command,
+        env=own | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    (path.parent / "latest_universal").unlink(missing_ok=True)  # the folder's name says it
+    if done.returncode:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        last = done.stdout.strip().splitlines()[-1:] or ["it printed nothing"]
+        raise UserError(
+            f"{path} could not be converted for another number of ranks: {last[0]} (DeepSpeed's "
+            f"converter; free disk: {shutil.disk_usage(path).free / 2**30:.1f} GiB). It resumes on "
+            "the number of ranks that it was saved by."
+        )
