@@ -145,7 +145,11 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(engine: Engine, ranks: Ranks, path: Path, *, adapter_only: bool, same_ranks: bool) -> None:
-    """Restores weights, optimizer and, on the same number of ranks, random states."""
+    """Restores weights, optimizer and, on the same number of ranks, random states.
+
+    The optimizer's settings (betas, weight decay...) are those of this run, not the checkpoint's.
+    """
+    settings = [_settings(group) for group in engine.deepspeed.optimizer.param_groups]
     loaded, _ = engine.deepspeed.load_checkpoint(
         str(path.parent),
         tag=path.name,
@@ -154,9 +158,20 @@ def load(engine: Engine, ranks: Ranks, path: Path, *, adapter_only: bool, same_r
     )
     if loaded is None:
         raise UserError(f"DeepSpeed finds nothing in the checkpoint {path}.")
+    # DeepSpeed's universal loading at stage 3 gives all groups the first one's settings, and all
+    # states one tensor to count their steps in, which each would then advance.
+    for group, before in zip(engine.deepspeed.optimizer.param_groups, settings, strict=True):
+        group.update(before)
+    for state in engine.optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
     if same_ranks:
         random_states = torch.load(path / random_state_name(ranks.rank), weights_only=True)
         torch.set_rng_state(random_states["cpu"])
         if "cuda" in random_states:
             torch.cuda.set_rng_state(random_states["cuda"], ranks.device)
     dist.barrier(group=ranks.control)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}

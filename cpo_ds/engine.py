@@ -60,7 +60,7 @@ class Engine:
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
         self.progress = 0  # grows with all that is done; a watch looks at it
-        optimizer = _optimizer(policy, config.optim)
+        self.optimizer = optimizer = _optimizer(policy, config.optim)
         if self.stage == 0 and config.model.dtype == "float32":
             # DeepSpeed wraps nothing here, so its clipping is ours: it reports no norm.
             settings = settings | {"gradient_clipping": 0.0}
