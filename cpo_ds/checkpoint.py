@@ -20,6 +20,7 @@ from cpo_ds.manifest import (
     Manifest,
     checkpoints,
     damage,
+    latest_problem,
     random_state_name,
     read_manifest,
     resume_candidates,
@@ -38,28 +39,39 @@ def find_checkpoint(
     All ranks call it and share the reading. Raises `UserError` where a named one is not there or
     is damaged, where all are, or where starting anew would mix a run into the files of an old one.
     """
-    names = ranks.on_first(lambda: _candidates(checkpoint, folder))
+    paths, latest = ranks.on_first(lambda: _candidates(checkpoint, folder))
     damaged: list[str] = []
-    for path in names:
+    if latest is not None:
+        problem, is_damage = latest
+        if is_damage:
+            damaged.append(problem)
+        else:
+            say(f"warning: {problem}.")
+    stops = checkpoint.on_damage == "stop"
+    for path in paths:
+        if damaged and stops:
+            break
         manifest, problems = _verify(path, ranks)
         if manifest is not None and not problems:
             if damaged:
-                say(f"warning: damaged: {'; '.join(damaged)}. Going back to {path.name}.")
+                say(f"warning: damaged: {'; '.join(damaged)}. Going on from {path.name}.")
             return path, manifest
         damaged += problems[:1]
-        if checkpoint.on_damage == "stop":
-            break
     if damaged:
-        also = " and no older one is intact" if len(damaged) > 1 else ""
+        untried = stops and len(paths) > 1
         raise UserError(
-            f"{'; '.join(damaged)}, so there is nothing whole to resume from{also}; name another "
-            "checkpoint with checkpoint.resume, or choose another output_dir to start anew"
-            f"{'; checkpoint.on_damage: fall_back tries older ones' if len(names) > 1 else ''}."
+            f"{'; '.join(damaged)}. "
+            + ("" if untried else "There is nothing whole to resume from: ")
+            + "name another checkpoint with checkpoint.resume, or choose another output_dir to "
+            f"start anew{'; checkpoint.on_damage: fall_back tries older ones' if untried else ''}."
         )
     return None
 
 
-def _candidates(checkpoint: CheckpointConfig, folder: Path) -> list[Path]:
+def _candidates(
+    checkpoint: CheckpointConfig, folder: Path
+) -> tuple[list[Path], tuple[str, bool] | None]:
+    """Checkpoints to try in turn, and what is wrong with `latest` (see `latest_problem`)."""
     if checkpoint.resume == "auto":
         found = resume_candidates(folder)
         if not found and (folder / "latest").exists():
@@ -67,22 +79,23 @@ def _candidates(checkpoint: CheckpointConfig, folder: Path) -> list[Path]:
                 f"{folder}/latest names a checkpoint, but there is none; delete {folder} to start "
                 "anew."
             )
-        return found
+        return found, latest_problem(folder)
     if checkpoint.resume == "never":
         if checkpoints(folder):
             raise UserError(
                 f"{folder} holds checkpoints of an earlier run, and checkpoint.resume is never; "
                 "choose another output_dir, delete that run, or set checkpoint.resume: auto."
             )
-        return []
+        return [], None
     chosen = Path(checkpoint.resume)
-    found = [chosen] if chosen.name.startswith("step-") else resume_candidates(chosen)
+    is_one = chosen.name.startswith("step-")
+    found = [chosen] if is_one else resume_candidates(chosen)
     if not chosen.is_dir() or not found:
         raise UserError(
             f"checkpoint.resume names {checkpoint.resume}, which holds no checkpoint; give a "
             "step-... folder (or the folder of several), auto or never."
         )
-    return found
+    return found, None if is_one else latest_problem(chosen)
 
 
 def _verify(path: Path, ranks: Ranks) -> tuple[Manifest | None, list[str]]:

@@ -23,6 +23,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _CHUNK = 16 * 2**20
+_NAME = re.compile(r"step-[0-9]{8,}")
 
 
 class DamagedCheckpoint(Exception):
@@ -136,28 +137,57 @@ def resume_candidates(folder: Path) -> list[Path]:
     One that is newer than `latest` is of a run that was since resumed from further back, or was
     never reported as saved. Where `latest` says nothing, all are candidates.
     """
-    names = sorted((path.name for path in checkpoints(folder)), reverse=True)
+    found = checkpoints(folder)[::-1]
+    latest = _read_latest(folder)
+    if latest is not None:
+        found = [path for path in found if _step(path) <= _step(Path(latest))] or found
+    return found
+
+
+def latest_problem(folder: Path) -> tuple[str, bool] | None:
+    """What is wrong with `latest`, if anything, and whether no crash would leave it that way."""
+    published = checkpoints(folder)
+    path, latest = folder / "latest", _read_latest(folder)
+    if not published:
+        return None
+    if not path.exists():
+        return f"{path} is not there", len(published) > 1
+    if latest is None:
+        return f"{path} names no checkpoint", True
+    if folder / latest not in published:
+        return f"{path} names {latest}, which is not there", True
+    if latest != published[-1].name:
+        return f"{path} names {latest} though {published[-1].name} is there", False
+    return None
+
+
+def _read_latest(folder: Path) -> str | None:
     try:
         latest = (folder / "latest").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        latest = ""
-    if re.fullmatch(r"step-\d{8,}", latest):
-        names = [name for name in names if name <= latest] or names
-    return [folder / name for name in names]
+        return None
+    return latest if _NAME.fullmatch(latest) else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The published checkpoints in a folder, the oldest first."""
-    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+    return sorted((p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def publish(unfinished: Path, final: Path) -> None:
-    """Gives a checkpoint that is on disk its name, then points `latest` at it."""
-    publish_folder(unfinished, final)
+    """Gives a checkpoint that is on disk its name, then points `latest` at it.
+
+    What takes room on the disk comes first, so that a full one leaves nothing half published.
+    """
     folder = final.parent
     pointer = folder / "latest.tmp"
     pointer.write_text(final.name, encoding="utf-8")
     sync(pointer)
+    publish_folder(unfinished, final)
     pointer.replace(folder / "latest")
     sync(folder)
 
@@ -175,11 +205,20 @@ def publish_folder(unfinished: Path, final: Path) -> None:
 
 def prune(folder: Path, newest: str, keep_last: int) -> None:
     """Removes what `newest`, just published, makes superfluous: older, left over and converted."""
-    published = [path.name for path in checkpoints(folder)]
-    kept = [name for name in published if name <= newest][-keep_last:]
-    for name in set(published) - set(kept):
-        (folder / name).rename(folder / f"tmp-old-{name}")  # no name on what is half removed
-    for path in [*folder.glob("tmp-*"), *folder.glob("universal-*")]:
+    remove_unfinished(folder)  # first, since a name may be taken by what a crash left
+    published = checkpoints(folder)
+    kept = [path for path in published if _step(path) <= _step(Path(newest))][-keep_last:]
+    for path in published:
+        if path not in kept:
+            path.rename(folder / f"tmp-old-{path.name}")  # no name on what is half removed
+    remove_unfinished(folder)
+    for path in folder.glob("universal-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what was never published, or is published no more."""
+    for path in folder.glob("tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from cpo_ds.config import LossConfig
 from cpo_ds.losses import PairTerms, nll_denominator, nll_weight
-from cpo_ds.schema import PairLogps, StepTotals
+from cpo_ds.manifest import sync
+from cpo_ds.schema import PairLogps, StepTotals, UserError
 
 # Columns of the sums that travel from micro-batches to the log in one tensor.
 COLUMNS = ("preference", "nll", "correct", "margin", "logp_chosen", "logp_rejected")
@@ -139,9 +140,9 @@ class Monitor:
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty()
         )
-        metrics = folder / "metrics.jsonl"
-        _keep_lines_until(metrics, first_step)
-        self._file = os.open(metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._path = folder / "metrics.jsonl"
+        _keep_lines_until(self._path, first_step)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         if tensorboard:
             self._events = self._open_events(folder / "tensorboard", first_step)
 
@@ -162,17 +163,20 @@ class Monitor:
         if self._file is None:
             return
         self._unwritten += (json.dumps(_finite(line)) + "\n").encode()
-        try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
-        except OSError as error:
-            self._warn("metrics.jsonl cannot be written, its lines wait in memory", error)
+        self._flush()
         if self._events is not None:
             try:
                 self._write_events(line)
             except OSError as error:
                 self._warn("TensorBoard events are not written any more", error)
                 self._events = None
+
+    def _flush(self) -> None:
+        try:
+            while self._file is not None and self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+        except OSError as error:
+            self._warn("metrics.jsonl cannot be written, its lines wait in memory", error)
 
     def _write_events(self, line: dict[str, Any]) -> None:
         for name, value in line.items():
@@ -187,8 +191,13 @@ class Monitor:
 
     def sync(self) -> None:
         """Waits until the written lines are on disk."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        self._flush()
+        try:
             os.fsync(self._file)
+        except OSError as error:
+            self._warn("metrics.jsonl may not be on disk", error)
 
     def advance(self, steps: int = 1) -> None:
         """Moves the progress bar."""
@@ -217,7 +226,7 @@ class Monitor:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Closes files and bar."""
+        """Closes files and bar. Raises `UserError`, on rank 0, where lines found no room."""
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:
@@ -226,26 +235,43 @@ class Monitor:
             except OSError as error:
                 self._warn("TensorBoard's last events are lost", error)
         if self._file is not None:
+            self._flush()
             os.close(self._file)
             self._file = None
+        if self._unwritten:
+            lines, self._unwritten = self._unwritten.count(b"\n"), b""
+            raise UserError(
+                f"the last {lines} line(s) of {self._path} could not be written (see above); make "
+                "room and run the same command again, which repeats what they were about."
+            )
 
 
 def _keep_lines_until(metrics: Path, step: int) -> None:
     """Drops the lines of steps that a resumed run is about to repeat."""
     if not metrics.exists():
         return
-    kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+    lines, kept = metrics.read_bytes().splitlines(keepends=True), []
+    for line in lines:
         try:
-            content = json.loads(line) if line.endswith("\n") else {"step": step}
+            content = json.loads(line) if line.endswith(b"\n") else {"step": step}
             # What was measured after the step is measured again.
             if content["step"] < step or (content["step"] == step and "loss" in content):
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue  # the last line of a run that was killed while it wrote
+    if kept == lines:
+        return
     partial = metrics.with_suffix(".tmp")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(metrics)
+    try:
+        partial.write_bytes(b"".join(kept))
+        sync(partial)
+        partial.replace(metrics)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{metrics} cannot be cut back to step {step}, from where the run goes on: "
+            f"{error.strerror}; make room and run the same command again."
+        ) from None
 
 
 def _finite(value: Any) -> Any:

@@ -29,7 +29,10 @@ def make_output_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"room for a file?")
     except OSError as error:
-        raise UserError(f"output_dir {folder} cannot be written: {error.strerror}.") from None
+        raise UserError(
+            f"output_dir {folder} cannot be written: {error.strerror}; make room, mend the "
+            "permissions of the folder, or choose another output_dir."
+        ) from None
 
 
 def hold_folder(folder: Path) -> Any:
@@ -37,7 +40,13 @@ def hold_folder(folder: Path) -> Any:
 
     Raises `UserError` where another run holds it. Where the file system has no locks, none is held.
     """
-    lock = (folder / "lock").open("a+", encoding="utf-8")
+    try:
+        lock = (folder / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder}/lock, which keeps a second run out, cannot be written: {error.strerror}; "
+            "mend its permissions, or choose another output_dir."
+        ) from None
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
@@ -77,4 +86,7 @@ def write_config(config: Config, folder: Path, world_size: int) -> None:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(folder / "config.yaml")
     except OSError as error:
-        raise UserError(f"{folder}/config.yaml cannot be written: {error.strerror}.") from None
+        raise UserError(
+            f"{folder}/config.yaml cannot be written: {error.strerror}; make room, or choose "
+            "another output_dir."
+        ) from None

@@ -19,6 +19,7 @@ from cpo_ds.manifest import (
     prune,
     publish,
     random_state_name,
+    remove_unfinished,
     unfinished_name,
     write_manifest,
 )
@@ -38,7 +39,7 @@ class Saver:
         self, engine: Engine, ranks: Ranks, config: Config, about: Manifest, say: Say
     ) -> None:
         self._engine, self._ranks, self._config, self._say = engine, ranks, config, say
-        self._about = about
+        self.about = about
         self._folder = Path(config.output_dir) / "checkpoints"
         self._writer = CheckpointWriter(in_background=config.checkpoint.in_background)
         engine.deepspeed.checkpoint_engine = self._writer
@@ -122,12 +123,14 @@ class Saver:
         if lost:
             raise OSError(0, f"{lost[0]} was written on another host and does not show up here; "
                           "output_dir must be on a file system that all hosts share")  # fmt: skip
-        manifest = Manifest(**vars(self._about) | {"step": step, "files": files})
+        manifest = Manifest(**vars(self.about) | {"step": step, "files": files})
         write_manifest(unfinished, manifest)
         publish(unfinished, self._folder / name)
-        prune(self._folder, name, self._config.checkpoint.keep_last)
         seconds = time.perf_counter() - self._started
         self._say(f"saved {self._folder / name} ({_size(manifest.size)}, {seconds:.1f} s)")
+        left = _attempt(lambda: prune(self._folder, name, self._config.checkpoint.keep_last))
+        if left is not None:
+            self._say(f"warning: older checkpoints could not be removed: {left}.")
 
 
 def _attempt(action: Callable[[], None]) -> str | None:
@@ -141,7 +144,8 @@ def _attempt(action: Callable[[], None]) -> str | None:
 
 
 def _empty_folder(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    """Makes an unfinished checkpoint's folder, and room: what a killed run left may be large."""
+    remove_unfinished(folder.parent)
     folder.mkdir(parents=True)
 
 

@@ -184,10 +184,24 @@ def test_a_run_from_the_start_begins_a_new_file(tmp_path: Path) -> None:
     assert len(written(tmp_path)) == 2
 
 
+def test_a_resumed_run_measures_again_what_followed_its_checkpoint(tmp_path: Path) -> None:
+    """A step is saved before it is evaluated, so the evaluation may be missing, or come twice."""
+    out = monitor(tmp_path)
+    for line in ({"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 2.0}):
+        out.write(line)
+    out.close()
+    again = monitor(tmp_path, first_step=2)
+    again.write({"step": 2, "eval_loss": 2.0})
+    again.close()
+    assert [sorted(line) for line in written(tmp_path)] == [["loss", "step"], ["eval_loss", "step"]]
+
+
 def test_garbage_in_the_file_does_not_stop_a_resume(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('[]\n{"x": 1}\n\n{"step": 1}\n"step"\n{"step": "a"}\n')
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'[]\n{"x": 1}\n\n{"step": 1, "loss": 1.0}\n{"step": 1, "\xff": 1}\n"step"\n{"step": "a"}\n'
+    )
     monitor(tmp_path, first_step=1).close()
-    assert written(tmp_path) == [{"step": 1}]
+    assert written(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
 def test_ranks_other_than_the_first_write_nothing(

@@ -15,12 +15,13 @@ from unittest import mock
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from cpo_ds import checkpoint, engine, trainer
+from cpo_ds import engine, saver, trainer
 from cpo_ds.build import build_run, prepare_pairs
 from cpo_ds.config import parse_config
 from cpo_ds.data.pack import pack
 from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.losses import step_share
+from cpo_ds.manifest import checkpoint_name
 from cpo_ds.model.load import load_policy
 from cpo_ds.ranks import Ranks, init_ranks
 from cpo_ds.schema import PackedBatch
@@ -104,14 +105,14 @@ def run_each(recipes: list[dict[str, Any]]) -> None:
 
 def die_while_saving(step: int, *arguments: str) -> int:
     """Trains, but is killed where a step's checkpoint is written, though not yet under its name."""
-    publish = checkpoint._publish
+    publish = saver.publish
 
-    def publish_or_die(folder: Path, unfinished: Path, name: str) -> None:
-        if name == checkpoint.checkpoint_name(step):
+    def publish_or_die(unfinished: Path, final: Path) -> None:
+        if final.name == checkpoint_name(step):
             os.kill(os.getpid(), signal.SIGKILL)
-        publish(folder, unfinished, name)
+        publish(unfinished, final)
 
-    with mock.patch.object(checkpoint, "_publish", publish_or_die):
+    with mock.patch.object(saver, "publish", publish_or_die):
         return main(list(arguments))
 
 
@@ -181,6 +182,18 @@ def load_sharded(recipes: dict[str, dict[str, Any]], folder: str) -> None:
             "grown_bytes": memory.peak - memory.start,
         }
         Path(folder, f"{name}-{ranks.rank}.json").write_text(json.dumps(record))
+    torch.distributed.destroy_process_group()
+
+
+def print_fingerprints(recipes: dict[str, dict[str, Any]]) -> None:
+    """Prints `fingerprint NAME HEX` of each recipe's policy as it is loaded."""
+    silence_libraries()
+    ranks = init_ranks()
+    for name, values in recipes.items():
+        config = parse_config(values, "test")
+        with engine.sharded_loading(read_deepspeed_config(config)):
+            policy, _ = load_policy(config, device=ranks.device, gather=engine.gather_parameters)
+        print(f"fingerprint {name} {policy.fingerprint}", flush=True)
     torch.distributed.destroy_process_group()
 
 

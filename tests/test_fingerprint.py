@@ -1,0 +1,154 @@
+"""The fingerprint of weights: any change shows, however they are split; a resume checks it."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import workers
+from helpers import save_tiny_model, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from launch import main_on_ranks, on_ranks, write_recipe
+
+from cpo_ds.model import fingerprint
+from cpo_ds.model.fingerprint import checksum, weights_fingerprint
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
+INTEGERS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
+REPOSITORY_DS = {stage: f"ds_configs/zero{stage}.json" for stage in (0, 2, 3)}
+PROPERTY = settings(deadline=None, max_examples=100)
+
+
+def of_bits(bits: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that holds these 32-bit numbers' lowest bits, whatever they mean as floats."""
+    size = dtype.itemsize
+    low = torch.tensor(bits, dtype=torch.int64) % 2 ** (8 * size)
+    return low.to(INTEGERS[size]).view(dtype)
+
+
+BITS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40)
+
+
+@PROPERTY
+@given(BITS, st.sampled_from(DTYPES), st.data())
+def test_checksums_of_parts_add_up(
+    bits: list[int], dtype: torch.dtype, data: st.DataObject
+) -> None:
+    whole = of_bits(bits, dtype)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(bits)), max_size=4)))
+    bounds = [0, *cuts, len(bits)]
+    parts = [checksum(whole[a:b], a) for a, b in itertools.pairwise(bounds)]
+    assert torch.equal(torch.stack(parts).sum(0), checksum(whole, 0))
+
+
+def test_long_tensors_are_read_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(1000)
+    expected = checksum(values, 5)
+    for chunk in (1, 7, 999, 1000, 1001):
+        monkeypatch.setattr(fingerprint, "_CHUNK", chunk)
+        assert torch.equal(checksum(values, 5), expected)
+
+
+def test_checksum_by_hand() -> None:
+    """1 + 2 + 3, and 1 * 11 + 2 * 12 + 3 * 13."""
+    values = torch.tensor([1, 2, 3], dtype=torch.int8)
+    assert checksum(values, 10).tolist() == [6, 11 + 24 + 39]
+    assert checksum(values[:0], 10).tolist() == [0, 0]
+
+
+@PROPERTY
+@given(BITS, st.sampled_from(DTYPES), st.data())
+def test_any_bit_shows(bits: list[int], dtype: torch.dtype, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(bits) - 1))
+    bit = data.draw(st.integers(0, 8 * dtype.itemsize - 1))
+    changed = [*bits[:place], bits[place] ^ (1 << bit), *bits[place + 1 :]]
+    assert not torch.equal(checksum(of_bits(bits, dtype), 0), checksum(of_bits(changed, dtype), 0))
+
+
+@PROPERTY
+@given(BITS.filter(lambda bits: len(bits) > 1), st.sampled_from(DTYPES), st.data())
+def test_swapped_elements_show(bits: list[int], dtype: torch.dtype, data: st.DataObject) -> None:
+    a = data.draw(st.integers(0, len(bits) - 2))
+    b = data.draw(st.integers(a + 1, len(bits) - 1))
+    swapped = list(bits)
+    swapped[a], swapped[b] = bits[b], bits[a]
+    before, after = of_bits(bits, dtype), of_bits(swapped, dtype)
+    integers = INTEGERS[dtype.itemsize]
+    same = torch.equal(before.view(integers), after.view(integers))
+    assert torch.equal(checksum(before, 0), checksum(after, 0)) == same
+
+
+def never(sums: torch.Tensor) -> None:
+    raise AssertionError("nothing is split here")
+
+
+def test_a_model_is_known_by_names_and_weights() -> None:
+    model = tiny_model()
+    expected = weights_fingerprint(model, never)
+    assert len(expected) == 16 and int(expected, 16) >= 0
+    assert weights_fingerprint(tiny_model(), never) == expected
+    assert weights_fingerprint(tiny_model(seed=1), never) != expected
+    assert weights_fingerprint(torch.nn.ModuleList([model]), never) != expected
+    weight = model.model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        weight[-1, -1] = torch.nextafter(weight[-1, -1], torch.tensor(9.0))
+    assert weights_fingerprint(model, never) != expected
+
+
+def recipe(model: Path, stage: int = 0, **sections: Any) -> dict[str, Any]:
+    return {
+        "model": {"name_or_path": str(model), "dtype": "float32"},
+        "data": {"format": "sample"},
+        "batch": {"pairs": 8, "tokens_per_rank": 1024},
+        "train": {"max_steps": 2},
+        "lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj"]},
+        "checkpoint": {"every_steps": 1, "export": False},
+        "logging": {"tensorboard": False},
+        "deepspeed": REPOSITORY_DS[stage],
+    } | sections
+
+
+def test_stages_and_ranks_agree(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    recipes = {str(stage): recipe(model, stage) for stage in REPOSITORY_DS}
+    found = set()
+    for ranks in (1, 2):
+        for done in on_ranks(workers.print_fingerprints, [recipes], ranks=ranks):
+            assert done.code == 0, done.output
+            lines = [line for line in done.output.splitlines() if line.startswith("fingerprint ")]
+            assert len(lines) == len(recipes)
+            found |= {line.split()[2] for line in lines}
+    (only,) = found
+    assert len(only) == 16
+
+
+def run(folder: Path, values: dict[str, Any]) -> Any:
+    (done,) = main_on_ranks("--config", write_recipe(folder, values))
+    return done
+
+
+def test_an_adapter_goes_on_from_the_same_base_alone(tmp_path: Path) -> None:
+    """The base model is not in its checkpoint: a folder with other weights would go unnoticed."""
+    model = save_tiny_model(tmp_path / "model")
+    values = recipe(model, output_dir=str(tmp_path / "run"))
+    done = run(tmp_path, values)
+    assert done.code == 0, done.output
+
+    shutil.copytree(model, tmp_path / "moved")
+    shutil.rmtree(model)
+    save_tiny_model(model, seed=1)
+    longer = values | {"train": {"max_steps": 3}}
+    done = run(tmp_path, longer)
+    assert done.code == 2 and "Traceback" not in done.output, done.output
+    assert "step-00000002 was trained from other weights" in done.output
+    assert "model.name_or_path" in done.output
+
+    moved = {"name_or_path": str(tmp_path / "moved"), "dtype": "float32"}
+    done = run(tmp_path, longer | {"model": moved})
+    assert done.code == 0, done.output
+    assert "at step 2 of 3" in done.output
