@@ -122,7 +122,7 @@ class LossConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
         """A setting that would have no effect is an error."""
-        used = _LOSS_FIELDS[self.name] | {"name"}
+        used = LOSS_FIELDS[self.name] | {"name"}
         unused = sorted(self.model_fields_set - used)
         moot = [name for name in unused if getattr(self, name) != _default_of(self, name)]
         if moot:
@@ -135,7 +135,7 @@ class LossConfig(_Section):
 
 _PREFERENCE = {"beta", "alpha", "nll_reduction"}
 _SMOOTH = _PREFERENCE | {"label_smoothing"}
-_LOSS_FIELDS: dict[str, set[str]] = {
+LOSS_FIELDS: dict[str, set[str]] = {
     "cpo": _SMOOTH,
     "simpo": {"beta", "gamma", "label_smoothing"},
     "cpo-simpo": _SMOOTH | {"gamma"},

@@ -5,32 +5,17 @@ python -m cpo_ds.report runs/demo        # prints the table, writes runs/demo/cu
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from cpo_ds.metrics import Line, read_metrics
 from cpo_ds.schema import EXIT_USER_ERROR, UserError
 
-Line = dict[str, Any]
 _TABLE = {
     "eval_loss": "loss",
     "eval_reward_accuracy": "reward accuracy",
     "eval_reward_margin": "reward margin",
 }
-
-
-def read_metrics(run: Path) -> tuple[list[Line], list[Line]]:
-    """The training lines and the held-out lines of a run's metrics.jsonl.
-
-    Raises `UserError` where there is none.
-    """
-    metrics = run / "metrics.jsonl"
-    if not metrics.is_file():
-        raise UserError(f"there is no {metrics}; give the output_dir of a run.")
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    held_out = [line for line in lines if "eval_loss" in line]
-    return [line for line in lines if "loss" in line], held_out
 
 
 def summary(held_out: list[Line]) -> str:

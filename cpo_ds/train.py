@@ -31,6 +31,7 @@ if importlib.util.find_spec("deepspeed") is None:
 import logging  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
@@ -122,7 +123,7 @@ def run_recipe(config: Config) -> None:
     stop = StopRequest(config.train.max_hours)
     stop.listen()
     if quiet:
-        _silence_after_import()
+        silence_after_import()
     folder = Path(config.output_dir)
     make_output_folder(folder)
     lock: list[Any] = []  # rank 0 keeps the file open as long as this runs
@@ -159,13 +160,14 @@ def _run_watched(
     if config.checkpoint.export:
         from cpo_ds.pretrained import write_pretrained
 
-        what = write_pretrained(run.engine, ranks, config, tokenizer, folder / "export")
+        about = replace(run.saver.about, step=run.total_steps)
+        what = write_pretrained(run.engine, ranks, config, tokenizer, folder / "export", about)
         run.monitor.say(f"{what} written to {folder / 'export'}")
     run.monitor.close()
     run.saver.check_last(run.total_steps)
 
 
-def _silence_after_import() -> None:
+def silence_after_import() -> None:
     """Some libraries set their own levels when they are imported."""
     import transformers
     from datasets.utils.logging import disable_progress_bar

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cpo_ds"
 
 # A module imports only from modules above it: earlier in its layer, or in an earlier layer.
 LAYERS = {
-    "base": ["schema", "config"],
+    "base": ["schema", "config", "metrics"],
     "data": [
         "data.prompts",
         "data.sources",
@@ -30,6 +30,7 @@ LAYERS = {
         "model.fingerprint",
         "model.policy",
         "model.load",
+        "model.offline",
     ],
     "loss": ["losses"],
     "engine": [
@@ -43,10 +44,12 @@ LAYERS = {
         "saver",
         "universal",
         "monitor",
+        "model_card",
         "pretrained",
     ],
     "run": ["run_folder", "stopping", "schedule", "trainer", "build", "train"],
     "use": [
+        "inventory",
         "export",
         "translate",
         "scoring",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from cpo_ds.build import build_run, prepare_pairs
 from cpo_ds.config import parse_config
 from cpo_ds.data.pack import pack
 from cpo_ds.deepspeed_config import read_deepspeed_config
+from cpo_ds.export import export
 from cpo_ds.losses import step_share
 from cpo_ds.manifest import checkpoint_name
 from cpo_ds.model.load import load_policy
 from cpo_ds.ranks import Ranks, init_ranks
-from cpo_ds.schema import PackedBatch
+from cpo_ds.schema import PackedBatch, UserError
 from cpo_ds.train import main, run_recipe, silence_libraries
 
 Named = dict[str, torch.Tensor]
@@ -101,6 +103,27 @@ def run_each(recipes: list[dict[str, Any]]) -> None:
         for values in recipes:
             run_recipe(parse_config(values, "test"))
     torch.distributed.destroy_process_group()
+
+
+def export_watched(
+    run: str, output: str, merge: bool, shard_bytes: int, largest_file: int | None
+) -> int:
+    """Exports a run and writes OUTPUT.json: by how much this process's memory grew.
+
+    With `largest_file`, files cannot grow beyond it, as if the disk were full.
+    """
+    if largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    silence_libraries()
+    try:
+        with MemoryWatch() as memory:
+            export(Path(run), output=Path(output), merge=merge, shard_bytes=shard_bytes)
+    except UserError as error:
+        print(error)
+        return 2
+    Path(f"{output}.json").write_text(json.dumps({"grown_bytes": memory.peak - memory.start}))
+    return 0
 
 
 def die_while_saving(step: int, *arguments: str) -> int:

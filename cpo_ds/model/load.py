@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,14 @@ def load_policy(
         dtype=getattr(torch, model.dtype),
         softcap=getattr(model_config, "attn_logit_softcapping", None),
     )
-    causal_lm = _load_causal_lm(
+    causal_lm = load_causal_lm(
         model, model_config, registered_name(backend), device, place_on_device
     )
     fingerprint = weights_fingerprint(causal_lm, _sum_over_ranks)
     _disable_dropout(causal_lm)
     if model.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    language_model = _with_adapter(causal_lm, config, gather)
+    language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
     policy = PolicyModel(language_model, _head_transform(model_config, model), fingerprint)
     _check_head(policy)
     return policy, f"attention: {backend} ({reason})"
@@ -111,13 +112,14 @@ def _sum_over_ranks(values: torch.Tensor) -> None:
     torch.distributed.all_reduce(values)
 
 
-def _load_causal_lm(
+def load_causal_lm(
     model: ModelConfig,
     model_config: Any,
     attention: str,
     device: torch.device,
     place_on_device: bool,
 ) -> Any:
+    """The transformers model, its weights whole. Raises `UserError` where some are not there."""
     try:
         causal_lm, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
@@ -145,13 +147,13 @@ def _load_causal_lm(
     return causal_lm
 
 
-def _with_adapter(causal_lm: Any, config: Config, gather: GatherParameters) -> Any:
-    """Adds the starting adapter (merged, or to be trained on) and a new one where configured."""
+def with_adapter(causal_lm: Any, config: Config, merge: Callable[[Any], Any]) -> Any:
+    """Adds the starting adapter (to be trained on, or handed to `merge`) and a new one."""
     if config.model.adapter:
         adapted = _starting_adapter(causal_lm, config, config.model.adapter)
         if config.continues_adapter:
             return adapted
-        causal_lm = merge_adapter(adapted, gather)
+        causal_lm = merge(adapted)
     if config.lora is None:
         return causal_lm.requires_grad_(True)
     return _new_adapter(causal_lm, config.lora, config.train.seed)
@@ -159,10 +161,7 @@ def _with_adapter(causal_lm: Any, config: Config, gather: GatherParameters) -> A
 
 def _starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
     try:
-        settings = peft.PeftConfig.from_pretrained(adapter)
-        if config.continues_adapter and config.lora:
-            _check_same_adapter(settings, config.lora, adapter)
-            settings.lora_dropout = config.lora.dropout
+        settings = starting_settings(config, adapter)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             adapted = peft.PeftModel.from_pretrained(
@@ -181,6 +180,19 @@ def _starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
             f"{_one_line(missing)}"
         )
     return adapted
+
+
+def starting_settings(config: Config, adapter: str) -> Any:
+    """PEFT's settings of the starting adapter, to be trained on where the recipe says so."""
+    try:
+        settings = peft.PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError) as error:
+        raise _not_there("LoRA adapter", adapter, error) from None
+    settings.inference_mode = not config.continues_adapter
+    if config.continues_adapter and config.lora:
+        _check_same_adapter(settings, config.lora, adapter)
+        settings.lora_dropout = config.lora.dropout
+    return settings
 
 
 def _check_same_adapter(settings: Any, lora: LoraConfig, adapter: str) -> None:
@@ -202,19 +214,23 @@ def _check_same_adapter(settings: Any, lora: LoraConfig, adapter: str) -> None:
 def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:
     # The same seed on every rank: each makes the whole of these small matrices, then shards them.
     torch.manual_seed(seed)
-    settings = peft.LoraConfig(
+    try:
+        return peft.get_peft_model(causal_lm, new_settings(lora), autocast_adapter_dtype=False)
+    except (ValueError, re.error) as error:
+        raise UserError(
+            f"lora.target_modules {lora.target_modules} does not fit this model: {_one_line(error)}"
+        ) from None
+
+
+def new_settings(lora: LoraConfig) -> Any:
+    """PEFT's settings of a new adapter."""
+    return peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
     )
-    try:
-        return peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
-    except (ValueError, re.error) as error:
-        raise UserError(
-            f"lora.target_modules {lora.target_modules} does not fit this model: {_one_line(error)}"
-        ) from None
 
 
 @torch.no_grad()

@@ -1,0 +1,89 @@
+"""A run's model outside of training: without weights, or its adapters merged without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.tuners.lora import LoraLayer
+
+from cpo_ds.config import Config
+from cpo_ds.model.load import (
+    load_causal_lm,
+    load_model_config,
+    new_settings,
+    starting_settings,
+    with_adapter,
+)
+
+
+def outline(config: Config) -> Any:
+    """The model that a run trains, its trained adapter included, on the meta device.
+
+    It holds names, shapes and settings, no weights. Raises `UserError` where the base or the
+    adapter that the run continues is not there.
+    """
+    model_config = load_model_config(config.model.name_or_path)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            model_config, dtype=getattr(torch, config.model.dtype)
+        )
+        model.generation_config = _generation_config(config.model.name_or_path, model)
+        if config.continues_adapter:
+            assert config.model.adapter is not None
+            settings = starting_settings(config, config.model.adapter)
+        elif config.lora is not None:
+            settings = new_settings(config.lora)
+        else:
+            return model
+        return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+
+
+def _generation_config(name_or_path: str, model: Any) -> Any:
+    try:
+        return transformers.GenerationConfig.from_pretrained(name_or_path)
+    except OSError:  # the model has none of its own
+        return model.generation_config
+
+
+def load_base(config: Config) -> Any:
+    """The run's base model in the run's precision, on the CPU.
+
+    Weights that the files hold in that precision are mapped into memory, not read.
+    """
+    model_config = load_model_config(config.model.name_or_path)
+    return load_causal_lm(config.model, model_config, "eager", torch.device("cpu"), False)
+
+
+class LazyMerge:
+    """A base model and the adapters to be added to its weights, one weight at a time.
+
+    `model` is the base. Its own weights stay as they are: where they are mapped files, merging
+    into them would copy them.
+    """
+
+    def __init__(self, base: Any, config: Config, trained: Mapping[str, torch.Tensor]) -> None:
+        self._layers: dict[int, list[LoraLayer]] = {}
+        adapted = with_adapter(base, config, self._take_off)
+        adapted.load_state_dict(trained, strict=False)
+        self.model = self._take_off(adapted)
+
+    def _take_off(self, adapted: Any) -> Any:
+        """Keeps an adapter's layers by the weight that they change; returns the model below."""
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer):
+                weight = module.get_base_layer().weight
+                self._layers.setdefault(id(weight), []).append(module)
+        return adapted.unload()
+
+    @torch.no_grad()
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields (name, merged weight), rounded as `load.merge_adapter` does."""
+        for name, parameter in self.model.named_parameters():
+            weight = parameter.detach()
+            for layer in self._layers.get(id(parameter), ()):
+                weight = weight + layer.get_delta_weight("default").to(weight.dtype)
+            yield name, weight
