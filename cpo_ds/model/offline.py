@@ -68,7 +68,8 @@ class LazyMerge:
     def __init__(self, base: Any, config: Config, trained: Mapping[str, torch.Tensor]) -> None:
         self._layers: dict[int, list[LoraLayer]] = {}
         adapted = with_adapter(base, config, self._take_off)
-        adapted.load_state_dict(trained, strict=False)
+        loaded = adapted.load_state_dict(trained, strict=False)  # the base is there already
+        assert not loaded.unexpected_keys, loaded.unexpected_keys
         self.model = self._take_off(adapted)
 
     def _take_off(self, adapted: Any) -> Any:

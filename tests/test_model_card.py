@@ -1,0 +1,81 @@
+"""The model card: a pure function of recipe, manifest and facts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cpo_ds.config import LOSS_FIELDS, Config, parse_config
+from cpo_ds.manifest import Manifest
+from cpo_ds.model_card import CardFacts, card_facts, model_card
+
+MANIFEST = Manifest(
+    step=20,
+    ranks=4,
+    zero_stage=3,
+    data={
+        "training pairs": {"en-de": 30, "zh-en": 12, "unknown": 1},
+        "held-out pairs": {"en-de": 5},
+    },
+)
+FACTS = CardFacts("tiny", None, "pairs.jsonl", as_adapter=False, dtype="bfloat16")
+
+
+def make(**sections: Any) -> Config:
+    values = {"model": {"name_or_path": "x/tiny"}, "data": {"format": "alma-r", "path": "p"}}
+    return parse_config(values | sections, "test")
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.mark.parametrize("name", LOSS_FIELDS)
+def test_it_names_just_the_settings_that_its_objective_has(name: str) -> None:
+    card = model_card(make(loss={"name": name}), MANIFEST, FACTS)
+    row = next(line for line in card.splitlines() if line.startswith("| objective"))
+    for setting in {s for some in LOSS_FIELDS.values() for s in some} - {"arpo_floor"}:
+        assert (f"{setting} " in row.replace("(", " ")) == (setting in LOSS_FIELDS[name]), setting
+    assert name in front_matter(card)["tags"]
+
+
+def test_counts_languages_and_recipe() -> None:
+    card = model_card(make(train={"seed": 7}), MANIFEST, FACTS)
+    assert front_matter(card)["language"] == ["de", "en", "zh"]
+    assert "| zh-en | 12 | 0 |" in card and "| all | 43 | 5 |" in card
+    for row in ("| seed | 7 |", "| steps | 20 |", "| pairs per step | 128 |", "| ranks | 4, ZeRO"):
+        assert row in card
+    assert "| trained weights | all |" in card and "lora" not in front_matter(card)["tags"]
+
+
+def test_it_says_what_is_not_known_rather_than_failing() -> None:
+    card = model_card(make(), Manifest(step=1, ranks=1, zero_stage=0), FACTS)
+    assert "language" not in front_matter(card) and "None were logged." in card
+    line = {"step": 1, "loss": None, "reward_accuracy": 0.5, "reward_margin": 0.25}
+    card = model_card(make(), MANIFEST, replace(FACTS, training=[line]))
+    assert "loss not finite, reward accuracy 0.5000" in card
+
+
+def test_the_prompt_is_that_of_training() -> None:
+    alma = model_card(make(), MANIFEST, FACTS)
+    assert r"prompt = 'Translate this from English to German:\nEnglish: ...\nGerman:'" in alma
+    chat = make(data={"format": "alma-r", "path": "p", "prompt_style": "chat"})
+    assert "apply_chat_template(messages" in model_card(chat, MANIFEST, FACTS)
+    own = model_card(make(data={"format": "pairs", "path": "p"}), MANIFEST, FACTS)
+    assert "Translate this" not in own
+
+
+def test_local_folders_are_named_without_their_paths(tmp_path: Path) -> None:
+    model = {"name_or_path": str(tmp_path / "base"), "adapter": "org/adapter"}
+    data = {"format": "pairs", "path": str(tmp_path / "pairs.jsonl")}
+    config = make(model=model, data=data, output_dir=str(tmp_path / "no run"))
+    facts = card_facts(config, 20, as_adapter=True, dtype="float32")
+    assert (facts.base, facts.adapter, facts.data) == ("base", "org/adapter", "pairs.jsonl")
+    assert facts.training == [] and "torch" in facts.versions
+    card = model_card(config, MANIFEST, facts)
+    assert str(tmp_path) not in card
+    assert front_matter(card)["library_name"] == "peft"
