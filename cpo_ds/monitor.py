@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from cpo_ds.config import LossConfig
+from cpo_ds.events import EventFile
 from cpo_ds.losses import PairTerms, nll_denominator, nll_weight
 from cpo_ds.manifest import sync
 from cpo_ds.schema import PairLogps, StepTotals, UserError
@@ -132,7 +133,7 @@ class Monitor:
         self._file: int | None = None
         self._unwritten = b""
         self._warned: set[str] = set()
-        self._events: Any = None
+        self._events: EventFile | None = None
         self._bar: Any = None
         if not is_writer:
             return
@@ -146,11 +147,9 @@ class Monitor:
         if tensorboard:
             self._events = self._open_events(folder / "tensorboard", first_step)
 
-    def _open_events(self, folder: Path, first_step: int) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def _open_events(self, folder: Path, first_step: int) -> EventFile | None:
         try:
-            return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+            return EventFile(folder, first_step)
         except OSError as error:
             self._warn("TensorBoard events cannot be written", error)
             return None
@@ -166,7 +165,7 @@ class Monitor:
         self._flush()
         if self._events is not None:
             try:
-                self._write_events(line)
+                self._events.write(line["step"], _scalars(line))
             except OSError as error:
                 self._warn("TensorBoard events are not written any more", error)
                 self._events = None
@@ -177,12 +176,6 @@ class Monitor:
                 self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
         except OSError as error:
             self._warn("metrics.jsonl cannot be written, its lines wait in memory", error)
-
-    def _write_events(self, line: dict[str, Any]) -> None:
-        for name, value in line.items():
-            if isinstance(value, int | float) and name not in ("step", "epoch"):
-                group = "eval" if name.startswith("eval_") else "train"
-                self._events.add_scalar(f"{group}/{name}", value, line["step"])
 
     def _warn(self, what: str, error: OSError) -> None:
         if what not in self._warned:
@@ -230,10 +223,7 @@ class Monitor:
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:
-            try:
-                self._events.close()
-            except OSError as error:
-                self._warn("TensorBoard's last events are lost", error)
+            self._events.close()
         if self._file is not None:
             self._flush()
             os.close(self._file)
@@ -272,6 +262,15 @@ def _keep_lines_until(metrics: Path, step: int) -> None:
             f"{metrics} cannot be cut back to step {step}, from where the run goes on: "
             f"{error.strerror}; make room and run the same command again."
         ) from None
+
+
+def _scalars(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line by their tags in TensorBoard."""
+    return {
+        f"{'eval' if name.startswith('eval_') else 'train'}/{name}": value
+        for name, value in line.items()
+        if isinstance(value, int | float) and name not in ("step", "epoch")
+    }
 
 
 def _finite(value: Any) -> Any:

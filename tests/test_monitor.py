@@ -228,6 +228,22 @@ def test_tensorboard_gets_train_and_eval_scalars(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in found.Scalars("eval/eval_loss")] == [(1, 0.75)]
 
 
+def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first_step, loss in ((0, 0.5), (2, 0.25)):
+        out = monitor(tmp_path, first_step=first_step, tensorboard=True)
+        for step in range(first_step + 1, 5):
+            out.write({"step": step, "loss": loss})
+        out.close()
+    found = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [
+        (1, 0.5),
+        (2, 0.5),
+        (3, 0.25),
+        (4, 0.25),
+    ]
+
+
 def test_without_a_terminal_a_logged_step_is_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

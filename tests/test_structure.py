@@ -43,6 +43,7 @@ LAYERS = {
         "checkpoint",
         "saver",
         "universal",
+        "events",
         "monitor",
         "model_card",
         "pretrained",

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,9 +16,10 @@ from unittest import mock
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from cpo_ds import engine, saver, trainer
+from cpo_ds import engine, run_folder, saver, trainer
 from cpo_ds.build import build_run, prepare_pairs
-from cpo_ds.config import parse_config
+from cpo_ds.checkpoint import find_checkpoint
+from cpo_ds.config import CheckpointConfig, parse_config
 from cpo_ds.data.pack import pack
 from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.export import export
@@ -139,6 +140,12 @@ def die_while_saving(step: int, *arguments: str) -> int:
         return main(list(arguments))
 
 
+def main_without_patience(*arguments: str) -> int:
+    """Does not wait for a run that holds the folder."""
+    with mock.patch.object(run_folder, "_LOCK_SECONDS", 0.0):
+        return main(list(arguments))
+
+
 def train_with_other_dropout(*arguments: str) -> int:
     """Trains with other random numbers from the first step on, all else equal."""
     plan = trainer.plan
@@ -218,6 +225,72 @@ def print_fingerprints(recipes: dict[str, dict[str, Any]]) -> None:
             policy, _ = load_policy(config, device=ranks.device, gather=engine.gather_parameters)
         print(f"fingerprint {name} {policy.fingerprint}", flush=True)
     torch.distributed.destroy_process_group()
+
+
+def find_damaged(folder: str, newest: str, report: str) -> None:
+    """Damages each file of a checkpoint in each way, looks for one to resume from, sets it right.
+
+    Writes down what was found and said where the run may fall back, where it has to stop, and
+    where this checkpoint is named.
+    """
+    ranks, checkpoints = init_ranks(), Path(folder)
+    found: dict[str, list[Any]] = {"damaged": [], "untouched": []}
+    for path in sorted((checkpoints / newest).iterdir()):
+        content = path.read_bytes()
+        found["untouched"].append(_find_each_way(checkpoints, newest, ranks))
+        for way, changed in _ways_to_damage(content, bits=(0, 4 * len(content), -1)):
+            path.unlink()
+            if changed is not None:
+                path.write_bytes(changed)
+            fall_back, said, stop, named = _find_each_way(checkpoints, newest, ranks)
+            case = {"file": path.name, "way": way, "fall_back": fall_back}
+            found["damaged"].append(case | {"said": said, "stop": stop, "named": named})
+            path.write_bytes(content)
+    found["untouched"].append(_find_each_way(checkpoints, newest, ranks))
+    Path(report).write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def find_with_damaged_latest(folder: str, newest: str, report: str) -> None:
+    """The same for every bit of the file `latest`."""
+    ranks, checkpoints, cases = init_ranks(), Path(folder), []
+    path = checkpoints / "latest"
+    content = path.read_bytes()
+    for way, changed in _ways_to_damage(content, bits=range(8 * len(content))):
+        path.unlink(missing_ok=True)
+        if changed is not None:
+            path.write_bytes(changed)
+        found, said, stop, _ = _find_each_way(checkpoints, newest, ranks)
+        stopped = None if stop == found else stop
+        cases.append({"way": way, "found": found, "said": said, "stop": stopped})
+    Path(report).write_text(json.dumps(cases))
+    torch.distributed.destroy_process_group()
+
+
+def _ways_to_damage(content: bytes, bits: Iterable[int]) -> list[tuple[str, bytes | None]]:
+    """What a file may have become; None: it is gone."""
+    ways: list[tuple[str, bytes | None]] = [("removed", None), ("emptied", b"")]
+    ways += [(f"truncated to {size}", content[:size]) for size in {1, len(content) - 1}]
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit % (8 * len(content)) // 8] ^= 1 << bit % 8
+        ways.append((f"bit {bit}", bytes(flipped)))
+    return ways
+
+
+def _find_each_way(folder: Path, newest: str, ranks: Ranks) -> tuple[Any, list[str], Any, Any]:
+    """What is found, and said, by default; with on_damage: stop; and where `newest` is named."""
+
+    def find(say: Any, **settings: Any) -> str:
+        try:
+            found = find_checkpoint(CheckpointConfig(**settings), folder, ranks, say)
+        except UserError as error:
+            return str(error)
+        return found[0].name if found else "none"
+
+    said: list[str] = []
+    named = find(lambda text: None, resume=str(folder / newest))
+    return find(said.append), said, find(lambda text: None, on_damage="stop"), named
 
 
 class MemoryWatch:
