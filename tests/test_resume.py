@@ -6,11 +6,7 @@ real launcher, killed in step 5 or 6; LoRA with dropout, killed while it saves s
 
 from __future__ import annotations
 
-import json
-import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -25,37 +21,16 @@ from launch import (
     main_on_ranks,
     on_ranks,
     start,
-    write_recipe,
 )
+from runs import LORA, lines, newest, small_recipe, wait_for_step
 
 STEPS, RANKS = 8, 2
-TIMED = {"step_seconds", "pairs_per_second", "tokens_per_second", "peak_memory_gib"}
-TIMED |= {"model_tflops", "mfu"}
 
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("resume")
-    sizes = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 256, "num_hidden_layers": 3}
-    model = save_tiny_model(folder / "model", tie_word_embeddings=True, **sizes)
-    (folder / "ds.json").write_text(
-        json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
-    )
-    values = {
-        "model": {"name_or_path": str(model), "dtype": "float32"},
-        "data": {"format": "sample", "eval_fraction": 0.1},
-        "batch": {"pairs": 16, "tokens_per_rank": 2048},
-        "train": {"max_steps": STEPS, "eval_every_steps": 2},
-        "optim": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_ratio": 0.25},
-        "checkpoint": {"every_steps": 3},
-        "logging": {"tensorboard": False},
-        "deepspeed": str(folder / "ds.json"),
-    }
-    lora = {"rank": 4, "alpha": 8, "dropout": 0.05, "target_modules": ["q_proj", "down_proj"]}
-    return {
-        "full": write_recipe(folder / "full", values),
-        "lora": write_recipe(folder / "lora", values | {"lora": lora}),
-    }
+    return {"full": small_recipe(folder / "full"), "lora": small_recipe(folder / "lora", lora=LORA)}
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +43,6 @@ def never_stopped(recipes: dict[str, Path]) -> dict[str, Path]:
         for done in main_on_ranks(*arguments, ranks=RANKS):
             assert done.code == 0, done.output
     return folders
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    text = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in text]
-
-
-def newest(folder: Path) -> str:
-    return (folder / "checkpoints" / "latest").read_text()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -92,17 +58,6 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
     expected, found = weights(whole), weights(resumed)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def wait_for_step(run: subprocess.Popen[str], folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 180
-    while f'{{"step": {step},' not in _text(folder / "metrics.jsonl"):
-        assert run.poll() is None and time.monotonic() < deadline, finish(run, 1).output
-        time.sleep(0.005)
-
-
-def _text(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
 
 
 def test_full_parameter_run_killed_after_its_checkpoint(
@@ -152,20 +107,46 @@ def test_negative_control_another_seed_is_another_run(
     assert lines(folder) != lines(never_stopped["lora"])
 
 
-def test_checkpoints_of_an_adapter_leave_the_frozen_weights_out(
+def size(saved: Path) -> int:
+    return sum(file.stat().st_size for file in saved.iterdir())
+
+
+@pytest.mark.parametrize(("stage", "times"), [(2, 4), (3, 3)])
+def test_checkpoints_of_an_adapter_are_a_few_times_its_size(
+    tmp_path: Path, stage: int, times: int
+) -> None:
+    """Weights, at stage 2 twice, and AdamW's two moments; nothing of the base model."""
+    runs = {"small": (4, 400), "large": (16, 400), "large vocabulary": (4, 4000)}
+    saved, adapter, base = {}, {}, {}
+    for name, (rank, vocabulary) in runs.items():
+        one_step = {"train": {"max_steps": 1, "eval_every_steps": None}, "batch": {"pairs": 4}}
+        recipe = small_recipe(tmp_path / name, stage=stage, lora=LORA | {"rank": rank}, **one_step)
+        sizes = {"hidden_size": 64, "vocab_size": vocabulary, "tie_word_embeddings": True}
+        model = save_tiny_model(recipe.parent / "model", **sizes)
+        output = tmp_path / name / "run"
+        (done,) = main_on_ranks("--config", recipe, "--output_dir", output)
+        assert done.code == 0, done.output
+        saved[name] = size(output / "checkpoints" / "step-00000001")
+        adapter[name] = (output / "export" / "adapter_model.safetensors").stat().st_size
+        base[name] = (model / "model.safetensors").stat().st_size
+    grown = adapter["large"] - adapter["small"]
+    assert saved["large"] - saved["small"] == pytest.approx(times * grown, rel=0.02)
+    assert saved["small"] - times * adapter["small"] < 50_000
+    assert adapter["large vocabulary"] == adapter["small"]
+    assert base["large vocabulary"] > 3 * base["small"]
+    assert abs(saved["large vocabulary"] - saved["small"]) < 200
+
+
+def test_negative_control_checkpoints_of_all_weights_hold_them(
     recipes: dict[str, Path], never_stopped: dict[str, Path]
 ) -> None:
-    def size(kind: str) -> int:
-        saved = never_stopped[kind] / "checkpoints" / f"step-{STEPS:08d}"
-        return sum(file.stat().st_size for file in saved.iterdir())
-
-    base = (recipes["lora"].parent.parent / "model" / "model.safetensors").stat().st_size
-    assert size("full") > 3 * base  # weights and AdamW's two moments
-    assert size("lora") < 0.25 * base
+    base = (recipes["full"].parent / "model" / "model.safetensors").stat().st_size
+    saved = never_stopped["full"] / "checkpoints" / f"step-{STEPS:08d}"
+    assert size(saved) > 3 * base
 
 
 def test_old_checkpoints_are_pruned(never_stopped: dict[str, Path]) -> None:
     for folder in never_stopped.values():
-        names = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
-        assert names == ["step-00000006", "step-00000008"]
+        names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        assert names == ["latest", "step-00000006", "step-00000008"]
         assert newest(folder) == "step-00000008"
