@@ -26,8 +26,14 @@ from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.deepspeed_config import with_universal_loading, zero_stage
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
-from cpo_ds.model.load import check_token_ids, load_model_config, load_policy, load_tokenizer
-from cpo_ds.monitor import Monitor
+from cpo_ds.model.load import (
+    adapter_fingerprint,
+    check_token_ids,
+    load_model_config,
+    load_policy,
+    load_tokenizer,
+)
+from cpo_ds.monitor import Monitor, cut_back_metrics
 from cpo_ds.ranks import Ranks
 from cpo_ds.saver import Saver
 from cpo_ds.schema import PreferenceRow, TokenizedPair
@@ -134,15 +140,15 @@ def build_run(
 
     With `resume`, weights, optimizer and random states are those of that checkpoint.
     """
-    sharded = zero_stage(settings) == 3
-    options: dict[str, Any] = {"gather": gather_parameters} if sharded else {}
+    stage = zero_stage(settings)
+    options: dict[str, Any] = {"gather": gather_parameters} if stage == 3 else {}
     if resume and resume.is_converted:
         settings = with_universal_loading(settings)
     with sharded_loading(settings):
         policy, attention = load_policy(
             config,
             device=ranks.device,
-            place_on_device=not sharded and ranks.device.type == "cuda",
+            place_on_device=stage < 3 and ranks.device.type == "cuda",
             **options,
         )
         engine = Engine(policy, config, settings)
@@ -158,8 +164,10 @@ def build_run(
             adapter_only=config.trains_adapter,
             same_ranks=resume.manifest.ranks == ranks.world_size,
         )
+    folder = Path(config.output_dir)
+    ranks.on_first(lambda: cut_back_metrics(folder, first_step))
     monitor = Monitor(
-        Path(config.output_dir),
+        folder,
         is_writer=ranks.rank == 0,
         tensorboard=config.logging.tensorboard,
         first_step=first_step,
@@ -169,19 +177,32 @@ def build_run(
     monitor.say(
         f"training {'a LoRA adapter' if config.trains_adapter else 'all parameters'} with "
         f"{config.loss.name} in {config.model.dtype} on {ranks.world_size} rank(s) "
-        f"({ranks.device.type}), ZeRO-{zero_stage(settings)}"
+        f"({ranks.device.type}), ZeRO-{stage}"
     )
-    about = Manifest(
+    about = _about(config, ranks, stage, identity, policy.fingerprint, train_pairs, eval_pairs)
+    saver = Saver(engine, ranks, config, about, monitor.say)
+    return Run(config, engine, ranks, monitor, train_pairs, eval_pairs, saver, first_step)
+
+
+def _about(
+    config: Config,
+    ranks: Ranks,
+    stage: int,
+    identity: dict[str, Any],
+    fingerprint: str,
+    train_pairs: list[TokenizedPair],
+    eval_pairs: list[TokenizedPair],
+) -> Manifest:
+    """What all checkpoints of a run have in common."""
+    return Manifest(
         step=0,
         ranks=ranks.world_size,
-        zero_stage=zero_stage(settings),
+        zero_stage=stage,
         identity=identity,
-        weights_before=policy.fingerprint,
+        weights_before=fingerprint,
         configuration=config.model_dump(mode="json"),
         data={"training pairs": _counts(train_pairs), "held-out pairs": _counts(eval_pairs)},
     )
-    saver = Saver(engine, ranks, config, about, monitor.say)
-    return Run(config, engine, ranks, monitor, train_pairs, eval_pairs, saver, first_step)
 
 
 def _counts(pairs: list[TokenizedPair]) -> dict[str, int]:
@@ -199,7 +220,9 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
         digest.update(f"{pair.num_prefix},{pair.chosen_start},{pair.rejected_start};".encode())
     identity = {
         "model shape": _digest(shape),
-        "starting adapter": config.model.adapter,
+        "starting adapter (fingerprint)": adapter_fingerprint(config.model.adapter)
+        if config.model.adapter
+        else None,
         "adapter mode": config.model.adapter_mode if config.model.adapter else None,
         "precision": config.model.dtype,
         "LoRA": config.lora.model_dump() if config.lora else None,

@@ -23,6 +23,7 @@ from cpo_ds.manifest import (
     latest_problem,
     random_state_name,
     read_manifest,
+    restore_replaced,
     resume_candidates,
 )
 from cpo_ds.ranks import Ranks
@@ -72,6 +73,8 @@ def _candidates(
     checkpoint: CheckpointConfig, folder: Path
 ) -> tuple[list[Path], tuple[str, bool] | None]:
     """Checkpoints to try in turn, and what is wrong with `latest` (see `latest_problem`)."""
+    if folder.is_dir():
+        restore_replaced(folder)
     if checkpoint.resume == "auto":
         found = resume_candidates(folder)
         if not found and (folder / "latest").exists():

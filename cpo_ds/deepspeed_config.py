@@ -87,6 +87,13 @@ def _check_settings(settings: Any, path: Path) -> None:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: zero_optimization.{field}: {first['msg']}.") from None
+    for offload in ("offload_optimizer", "offload_param"):
+        device = getattr(getattr(zero, offload), "device", None)
+        if device == "nvme":
+            raise UserError(
+                f"{path}: zero_optimization.{offload}.device is nvme, of which no verified "
+                "checkpoints can be saved; use cpu."
+            )
     if zero.stage == 1 and zero.overlap_comm:
         raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
 

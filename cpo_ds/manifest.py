@@ -23,6 +23,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _CHUNK = 16 * 2**20
+_REPLACED = "tmp-replaced-"
 _NAME = re.compile(r"step-[0-9]{8,}")
 
 
@@ -196,11 +197,19 @@ def publish_folder(unfinished: Path, final: Path) -> None:
     """Gives a folder whose files are on disk its name."""
     sync(unfinished)
     if final.exists():  # of a run that was since resumed from further back
-        aside = final.with_name(f"tmp-replaced-{final.name}")
+        aside = final.with_name(_REPLACED + final.name)
         shutil.rmtree(aside, ignore_errors=True)
         final.rename(aside)
     unfinished.rename(final)
     sync(final.parent)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Gives a checkpoint its name back that a kill left without, just before it was replaced."""
+    for aside in folder.glob(f"{_REPLACED}step-*"):
+        final = folder / aside.name.removeprefix(_REPLACED)
+        if not final.exists():
+            aside.rename(final)
 
 
 def prune(folder: Path, newest: str, keep_last: int) -> None:

@@ -142,7 +142,6 @@ class Monitor:
             total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty()
         )
         self._path = folder / "metrics.jsonl"
-        _keep_lines_until(self._path, first_step)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         if tensorboard:
             self._events = self._open_events(folder / "tensorboard", first_step)
@@ -236,8 +235,12 @@ class Monitor:
             )
 
 
-def _keep_lines_until(metrics: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run is about to repeat."""
+def cut_back_metrics(folder: Path, step: int) -> None:
+    """Drops the lines of metrics.jsonl that a run, resumed or new, is about to repeat.
+
+    Raises `UserError` where that cannot be written.
+    """
+    metrics = folder / "metrics.jsonl"
     if not metrics.exists():
         return
     lines, kept = metrics.read_bytes().splitlines(keepends=True), []

@@ -41,7 +41,10 @@ class Saver:
         self._engine, self._ranks, self._config, self._say = engine, ranks, config, say
         self.about = about
         self._folder = Path(config.output_dir) / "checkpoints"
-        self._writer = CheckpointWriter(in_background=config.checkpoint.in_background)
+        self._writer = CheckpointWriter(
+            in_background=config.checkpoint.in_background,
+            left_out=_frozen_names(engine) if config.trains_adapter else frozenset(),
+        )
         engine.deepspeed.checkpoint_engine = self._writer
         # Rank 0 alone would copy DeepSpeed's recovery scripts; `cpo-ds export` does their work.
         engine.deepspeed._copy_recovery_script = lambda folder: None
@@ -131,6 +134,11 @@ class Saver:
         left = _attempt(lambda: prune(self._folder, name, self._config.checkpoint.keep_last))
         if left is not None:
             self._say(f"warning: older checkpoints could not be removed: {left}.")
+
+
+def _frozen_names(engine: Engine) -> frozenset[str]:
+    named = engine.policy.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, parameter in named if not parameter.requires_grad)
 
 
 def _attempt(action: Callable[[], None]) -> str | None:

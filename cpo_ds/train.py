@@ -20,6 +20,9 @@ sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _HER
 if os.path.dirname(_HERE) not in sys.path:
     sys.path.insert(0, os.path.dirname(_HERE))
 
+if "--verbose" not in sys.argv:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+
 if importlib.util.find_spec("deepspeed") is None:
     print(
         f"cpo_ds: error: {sys.executable} has no package deepspeed; run bash scripts/setup.sh and "
@@ -29,6 +32,7 @@ if importlib.util.find_spec("deepspeed") is None:
     sys.exit(2)
 
 import logging  # noqa: E402
+import signal  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
 from dataclasses import replace  # noqa: E402
@@ -64,7 +68,7 @@ def main(argv: list[str]) -> int:
     except NonFiniteError as error:
         return _fail("stopped", str(error), EXIT_NON_FINITE)
     except Stopped as error:
-        return _fail("stopped", str(error), EXIT_STOPPED)
+        return EXIT_STOPPED if _rank() else _fail("stopped", str(error), EXIT_STOPPED)
     except KeyboardInterrupt:
         return _fail("stopped", "interrupted.", 130)
     except Exception as error:
@@ -83,12 +87,16 @@ def _is_loss_of_others(error: Exception) -> bool:
     return isinstance(error, DistError) or any(sign in str(error) for sign in signs)
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def _fail(kind: str, message: str, code: int) -> int:
     """Says it once: the ranks see the same error, so all but the first wait to be ended."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank:
+    if _rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what a launcher ends them by
         time.sleep(10)
-        message = f"(rank {rank}) {message}"
+        message = f"(rank {_rank()}) {message}"
     print(f"\ncpo_ds: {kind}: {message}", file=sys.stderr, flush=True)
     return code
 
@@ -100,7 +108,6 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name in ("DeepSpeed", "torch.distributed", "transformers", "datasets", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -156,15 +163,19 @@ def _run_watched(
         say(f"resumed from {resume.found} at step {run.first_step} of {run.total_steps}")
     run.stop = stop
     watch.follow(lambda: run.engine.progress)
-    train(run)
+    try:
+        train(run)
+    except (Stopped, NonFiniteError):
+        ranks.on_first(run.monitor.close)
+        raise
     if config.checkpoint.export:
         from cpo_ds.pretrained import write_pretrained
 
         about = replace(run.saver.about, step=run.total_steps)
         what = write_pretrained(run.engine, ranks, config, tokenizer, folder / "export", about)
         run.monitor.say(f"{what} written to {folder / 'export'}")
-    run.monitor.close()
     run.saver.check_last(run.total_steps)
+    ranks.on_first(run.monitor.close)
 
 
 def silence_after_import() -> None:

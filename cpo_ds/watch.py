@@ -16,10 +16,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch.distributed as dist
@@ -33,7 +35,9 @@ SILENT_SECONDS = 40.0
 # Before a process is ended for what happened elsewhere: it may be about to end by itself, and
 # stacks have to be written down.
 _GRACE_SECONDS = 5.0
-_STORE_SECONDS = 30
+_NO_ANSWER = (TimeoutError, FutureTimeout, RuntimeError)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Watch:
         here = Place(ranks.rank, socket.gethostname(), os.getpid(), started)
         self._places = ranks.gather(here)
         self._store = _open_store(ranks)
+        self._asking = ThreadPoolExecutor(max_workers=1)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Watch:
@@ -94,10 +99,11 @@ class Watch:
         while not self._over.wait(BEAT_SECONDS):
             self._arm_stacks()
             try:
-                beats = self._exchange()
-            except (dist.DistError, RuntimeError):  # the store lives in rank 0's process
+                beats = self._ask_store(self._exchange)
+            except _NO_ANSWER:  # it lives in rank 0's process
+                self._store = None
                 self._end_unless_over(_lost([self._places[0]]))
-                continue
+                return
             now = time.monotonic()
             for rank, beat in beats.items():
                 if seen.get(rank) != beat:
@@ -109,7 +115,7 @@ class Watch:
             if lost:
                 self._end_unless_over(_lost(lost))
             if self._limit and self._armed_at > 0 and now - moved_at > self._limit + _GRACE_SECONDS:
-                self._end_unless_over(self._stall_message(beats))
+                self._end_unless_over(self._stall_message(beats, heard))
 
     def _arm_stacks(self) -> None:
         """Has the stacks written once no progress was made here for the limit.
@@ -120,6 +126,10 @@ class Watch:
         if self._limit and progress != self._armed_at:
             self._armed_at = progress
             faulthandler.dump_traceback_later(self._limit, file=self._stacks, exit=False)
+
+    def _ask_store(self, question: Callable[[], Result]) -> Result:
+        """Asks in a thread of its own: the store may never answer, whatever its timeout."""
+        return self._asking.submit(question).result(SILENT_SECONDS)
 
     def _exchange(self) -> dict[int, str]:
         """Leaves this rank's beat in the store; the latest of all ranks."""
@@ -151,36 +161,42 @@ class Watch:
                 file.unlink()
                 file.parent.rmdir()  # by the last rank: it fails where files are left
 
-    def _stall_message(self, beats: dict[int, str]) -> str:
-        where = [
-            f"{place} at {json.loads(beats[place.rank])[2] if place.rank in beats else 'unknown'}"
-            for place in self._places
-        ]
+    def _stall_message(self, beats: dict[int, str], heard: dict[int, float]) -> str:
         fewest = min(map(_progress_of, beats.values()))
         behind = [str(rank) for rank, beat in beats.items() if _progress_of(beat) == fewest]
-        which = f"; behind: {', '.join(behind)}" if len(behind) < len(beats) else ""
+        which = f", rank {', '.join(behind)} being behind" if len(behind) < len(beats) else ""
+        places = "; ".join(self._place_and_state(p, beats, heard) for p in self._places)
         return (
-            f"no rank got on for {self._limit / 60:g} minutes (train.stall_minutes){which}. "
-            f"{'; '.join(where)}. The stacks of all ranks are in {self._folder}."
+            f"no rank got on for {self._limit / 60:g} minutes (train.stall_minutes){which}: "
+            f"{places}. The stacks of all ranks that run are in {self._folder}. Run the same "
+            "command again to go on from the newest checkpoint."
         )
+
+    def _place_and_state(self, place: Place, beats: dict[int, str], heard: dict[int, float]) -> str:
+        where = json.loads(beats[place.rank])[2] if place.rank in beats else "an unknown place"
+        silent = time.monotonic() - heard[place.rank]
+        sign = f", without a sign of life for {silent:.0f} s" if silent > 5 * BEAT_SECONDS else ""
+        return f"{place} at {where}{sign}"
 
     def _end_unless_over(self, message: str) -> None:
         """Ends this process, unless it is about to end by itself; one rank of a host says why."""
+        speaks = self._is_speaker()
         if self._over.wait(_GRACE_SECONDS):
             return
-        if self._may_speak():
+        if speaks:
             print(f"\ncpo_ds: stopped: {message}", file=sys.stderr, flush=True)
         else:
             time.sleep(BEAT_SECONDS)  # the message comes first
         os._exit(EXIT_RANK_LOST)
 
-    def _may_speak(self) -> bool:
+    def _is_speaker(self) -> bool:
         rank, host = str(self._ranks.rank), self._places[self._ranks.rank].host
         try:
-            return self._store.compare_set(f"speaker/{host}", "", rank).decode() == rank
-        except (dist.DistError, RuntimeError):
-            living = [p.rank for p in self._places if p.host == host and _is_running(p)]
-            return self._ranks.rank == min(living)
+            claim = self._store.compare_set
+            return rank == self._ask_store(lambda: claim(f"speaker/{host}", "", rank).decode())
+        except (AttributeError, *_NO_ANSWER):
+            others = [p for p in self._places[1:] if p.host == host and _is_running(p)]
+            return self._ranks.rank == min(place.rank for place in others)
 
 
 def _lost(places: list[Place]) -> str:
@@ -196,7 +212,7 @@ def _open_store(ranks: Ranks) -> Any:
     host = os.environ["MASTER_ADDR"]
 
     def connect(port: int) -> Any:
-        wait = timedelta(seconds=_STORE_SECONDS)
+        wait = timedelta(seconds=SILENT_SECONDS)
         return dist.TCPStore(host, port, None, ranks.rank == 0, wait, wait_for_workers=False)
 
     store = connect(0) if ranks.rank == 0 else None

@@ -23,11 +23,13 @@ class CheckpointWriter(CheckpointEngine):
     """Writes this rank's files of a checkpoint.
 
     An error while writing is kept for `result` rather than raised: a rank that left DeepSpeed's
-    `save_checkpoint` early would leave the others waiting in its barrier.
+    `save_checkpoint` early would leave the others waiting in its barrier. `left_out` names frozen
+    weights: of a tied one DeepSpeed leaves out only its first name.
     """
 
-    def __init__(self, *, in_background: bool) -> None:
+    def __init__(self, *, in_background: bool, left_out: frozenset[str] = frozenset()) -> None:
         super().__init__()
+        self._left_out = left_out
         self._pool = ThreadPoolExecutor(max_workers=1) if in_background else None
         self._writes: list[Future[None]] = []
         self._files: dict[str, FileEntry] = {}
@@ -35,6 +37,10 @@ class CheckpointWriter(CheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         """Writes a file; in background mode only its copy to host memory is made before return."""
+        if self._left_out and "module" in state_dict:
+            module = state_dict["module"].items()
+            kept = {name: value for name, value in module if name not in self._left_out}
+            state_dict = state_dict | {"module": kept}
         if self._pool is None:
             self._write(state_dict, Path(path))
         else:

@@ -18,6 +18,7 @@ from cpo_ds.monitor import (
     COLUMNS,
     Monitor,
     Stopwatch,
+    cut_back_metrics,
     pair_columns,
     peak_memory_gib,
     peak_tflops,
@@ -121,6 +122,7 @@ def test_stopwatch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def monitor(folder: Path, first_step: int = 0, **options: Any) -> Monitor:
     defaults = {"is_writer": True, "tensorboard": False, "total_steps": 10}
+    cut_back_metrics(folder, first_step)
     return Monitor(folder, first_step=first_step, **defaults | options)
 
 

@@ -27,6 +27,7 @@ LAYERS = {
     "model": [
         "model.attention",
         "model.logprobs",
+        "model.hub",
         "model.fingerprint",
         "model.policy",
         "model.load",

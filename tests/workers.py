@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from unittest import mock
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from cpo_ds import engine, run_folder, saver, trainer
+from cpo_ds import engine, run_folder, saver, trainer, watch
 from cpo_ds.build import build_run, prepare_pairs
 from cpo_ds.checkpoint import find_checkpoint
 from cpo_ds.config import CheckpointConfig, parse_config
@@ -143,6 +144,48 @@ def die_while_saving(step: int, *arguments: str) -> int:
 def main_without_patience(*arguments: str) -> int:
     """Does not wait for a run that holds the folder."""
     with mock.patch.object(run_folder, "_LOCK_SECONDS", 0.0):
+        return main(list(arguments))
+
+
+def hang(step: int, *arguments: str) -> int:
+    """Trains, but rank 1 never gets past the planning of a step."""
+    plan = trainer.plan
+
+    def plan_or_hang(run: trainer.Run, now: int) -> Any:
+        while now == step and run.ranks.rank == 1:
+            time.sleep(1)
+        return plan(run, now)
+
+    with mock.patch.object(trainer, "plan", plan_or_hang):
+        return main(list(arguments))
+
+
+def suspend(step: int, *arguments: str) -> int:
+    """Trains, but rank 0's process is stopped at a step; others count as lost soon."""
+    plan = trainer.plan
+
+    def plan_or_stop(run: trainer.Run, now: int) -> Any:
+        if now == step and run.ranks.rank == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_or_stop),
+        mock.patch.object(watch, "SILENT_SECONDS", 4.0),
+    ):
+        return main(list(arguments))
+
+
+def fail_alone(step: int, *arguments: str) -> int:
+    """Trains, but rank 1 fails at a step, and the others do not know."""
+    plan = trainer.plan
+
+    def plan_or_fail(run: trainer.Run, now: int) -> Any:
+        if now == step and run.ranks.rank == 1:
+            raise ValueError("of rank 1 alone")
+        return plan(run, now)
+
+    with mock.patch.object(trainer, "plan", plan_or_fail):
         return main(list(arguments))
 
 

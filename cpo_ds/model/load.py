@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -22,6 +21,7 @@ from torch import nn
 from cpo_ds.config import Config, LoraConfig, ModelConfig
 from cpo_ds.model.attention import choose_backend, registered_name
 from cpo_ds.model.fingerprint import weights_fingerprint
+from cpo_ds.model.hub import not_there, one_line
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.schema import TokenizedPair, UserError
@@ -45,7 +45,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise _not_there("tokenizer", name_or_path, error) from None
+        raise not_there("tokenizer", name_or_path, error) from None
 
 
 def load_model_config(name_or_path: str) -> Any:
@@ -53,7 +53,7 @@ def load_model_config(name_or_path: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise _not_there("model", name_or_path, error) from None
+        raise not_there("model", name_or_path, error) from None
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
             f"model {name_or_path} is of type {config.model_type}, for which the packed "
@@ -131,11 +131,11 @@ def load_causal_lm(
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _not_there("model", model.name_or_path, error) from None
+        raise not_there("model", model.name_or_path, error) from None
     except RuntimeError as error:  # what sharded loading makes of another shape
         if "loading state_dict" not in str(error):
             raise
-        raise _not_there("model", model.name_or_path, error) from None
+        raise not_there("model", model.name_or_path, error) from None
     for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if loaded[kind]:
             names = sorted(key if isinstance(key, str) else key[0] for key in loaded[kind])
@@ -172,12 +172,12 @@ def _starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
                 autocast_adapter_dtype=False,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _not_there("LoRA adapter", adapter, error) from None
+        raise not_there("LoRA adapter", adapter, error) from None
     missing = next((str(w.message) for w in said if "missing" in str(w.message)), None)
     if missing:
         raise UserError(
             f"the LoRA adapter {adapter} does not hold all of its weights for this model: "
-            f"{_one_line(missing)}"
+            f"{one_line(missing)}"
         )
     return adapted
 
@@ -187,7 +187,7 @@ def starting_settings(config: Config, adapter: str) -> Any:
     try:
         settings = peft.PeftConfig.from_pretrained(adapter)
     except (OSError, ValueError) as error:
-        raise _not_there("LoRA adapter", adapter, error) from None
+        raise not_there("LoRA adapter", adapter, error) from None
     settings.inference_mode = not config.continues_adapter
     if config.continues_adapter and config.lora:
         _check_same_adapter(settings, config.lora, adapter)
@@ -218,7 +218,7 @@ def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:
         return peft.get_peft_model(causal_lm, new_settings(lora), autocast_adapter_dtype=False)
     except (ValueError, re.error) as error:
         raise UserError(
-            f"lora.target_modules {lora.target_modules} does not fit this model: {_one_line(error)}"
+            f"lora.target_modules {lora.target_modules} does not fit this model: {one_line(error)}"
         ) from None
 
 
@@ -279,18 +279,3 @@ def _check_head(policy: PolicyModel) -> None:
         )
     if getattr(head, "bias", None) is not None:
         raise UserError("the model's head has a bias, which is not supported.")
-
-
-def _not_there(what: str, name_or_path: str, error: Exception) -> UserError:
-    if Path(name_or_path).is_dir():
-        return UserError(f"the {what} in {name_or_path} cannot be read: {_one_line(error)}")
-    return UserError(
-        f"there is no {what} {name_or_path}: no such folder here, and the Hugging Face hub does "
-        f"not give it (check the name, log in with `hf auth login` if it is gated, or download it "
-        f"and give its folder)."
-    )
-
-
-def _one_line(error: Exception | str, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

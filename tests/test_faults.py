@@ -1,0 +1,123 @@
+"""Ranks that die or hang: the others end soon and name them, and the run goes on when restarted."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import workers
+from launch import deepspeed_command, finish, main_on_ranks, on_ranks, start
+from runs import LORA, lines, rank_processes, small_recipe, wait_for_step
+from torture import torture
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_recipe(tmp_path_factory.mktemp("faults"), train={"max_steps": 400, "epochs": 40})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_by_the_others(recipe: Path, rank: int) -> None:
+    output = recipe.parent / f"killed-{rank}"
+    run = start(deepspeed_command("--config", recipe, "--output_dir", output, ranks=3))
+    wait_for_step(run, output, 3)
+    ranks, killed_at = rank_processes(run), time.monotonic()
+    ranks[rank].kill()
+    done = finish(run)
+    assert time.monotonic() - killed_at < 60
+    assert done.code == 256 - 9, done.output
+    said = [line for line in done.output.splitlines() if "cpo_ds: stopped" in line]
+    assert len(said) == 1, done.output
+    assert f"rank {rank} on host {HOST} (process {ranks[rank].pid}) ended" in said[0]
+    assert "Traceback" not in done.output
+    assert not any(process.is_running() for process in ranks.values())
+
+
+def test_a_hung_rank_is_found_and_all_stacks_are_written(recipe: Path) -> None:
+    output = recipe.parent / "hung"
+    options = ["--config", str(recipe), "--output_dir", str(output), "--train.stall_minutes=0.1"]
+    done = on_ranks(workers.hang, [3, *options], ranks=2, timeout=100)
+    assert {rank.code for rank in done} <= {5, -9} and 5 in {rank.code for rank in done}
+    said = [t for rank in done for t in rank.output.splitlines() if "cpo_ds: stopped" in t]
+    assert len(said) == 1 and "no rank got on for 0.1 minutes (train.stall_minutes)" in said[0]
+    assert re.search(rf"rank 1 on host {HOST} \(process \d+\) at trainer.py:\d+ in train", said[0])
+    for rank in (0, 1):
+        stacks = (output / "stacks" / f"rank_{rank}.txt").read_text()
+        assert "most recent call first" in stacks and "trainer.py" in stacks
+    assert "plan_or_hang" in (output / "stacks" / "rank_1.txt").read_text()
+
+
+def test_a_stopped_process_is_named(recipe: Path) -> None:
+    """It runs nothing, so it beats no more; the rank that keeps the store is the hard case."""
+    output = recipe.parent / "suspended"
+    options = ["--config", str(recipe), "--output_dir", str(output)]
+    _, second = on_ranks(workers.suspend, [2, *options], ranks=2, timeout=60)
+    assert second.code == 5, second.output
+    assert re.search(rf"rank 0 on host {HOST} \(process \d+\) ended or cannot", second.output)
+
+
+def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
+    output = recipe.parent / "error"
+    options = ["--config", str(recipe), "--output_dir", str(output)]
+    first, second = on_ranks(workers.fail_alone, [2, *options], ranks=2, timeout=90)
+    assert second.code == 1 and "ValueError: of rank 1 alone" in second.output
+    assert first.code in (5, -9)
+
+
+def test_kills_at_random_leave_no_trace(tmp_path: Path) -> None:
+    """A short torture; tests/torture.py makes it as long as you like."""
+    kills, steps = 3, 10
+    made, whole, killed = torture(tmp_path, kills, 3, steps=steps, lora=True, background=True)
+    assert len(made) >= kills
+    assert lines(killed) == lines(whole)
+    assert [line["step"] for line in lines(killed) if "loss" in line] == list(range(1, steps + 1))
+    (expected,) = (whole / "export").glob("*.safetensors")
+    found = safetensors.torch.load_file(killed / "export" / expected.name)
+    for name, tensor in safetensors.torch.load_file(expected).items():
+        assert torch.equal(found[name], tensor)
+
+
+def test_saving_in_the_background_saves_the_same(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, lora=LORA, checkpoint={"every_steps": 1, "keep_last": 8})
+    outputs = {}
+    for background in ("true", "false"):
+        outputs[background] = tmp_path / background
+        options = ("--output_dir", outputs[background], f"--checkpoint.in_background={background}")
+        for done in main_on_ranks("--config", recipe, *options, ranks=2):
+            assert done.code == 0, done.output
+    assert lines(outputs["true"]) == lines(outputs["false"])
+    for step in range(1, 9):
+        files: list[dict[str, Any]] = [
+            json.loads((output / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())[
+                "files"
+            ]
+            for output in outputs.values()
+        ]
+        assert files[0].keys() == files[1].keys()
+    last = [output / "checkpoints" / "step-00000008" for output in outputs.values()]
+    for name in files[0]:
+        if name.endswith(".pt"):
+            one, other = (torch.load(path / name, weights_only=False) for path in last)
+            assert _same(one, other), name
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        skipped = ("ds_config",)
+        return one.keys() == other.keys() and all(
+            _same(one[key], other[key]) for key in one if key not in skipped
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other)

@@ -1,0 +1,147 @@
+"""A run that is asked to stop finishes its step on all ranks, saves, and goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from launch import REPOSITORY, deepspeed_command, finish, main_on_ranks, start
+from runs import LORA, lines, newest, rank_processes, small_recipe, wait_for_step, wait_until
+
+from cpo_ds.stopping import StopRequest
+
+SUPERVISE = ["bash", str(REPOSITORY / "scripts" / "supervise.sh")]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_recipe(tmp_path_factory.mktemp("stop"), lora=LORA, checkpoint={"every_steps": 100})
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> list[dict[str, Any]]:
+    output = recipe.parent / "whole"
+    for done in main_on_ranks("--config", recipe, "--output_dir", output, ranks=2):
+        assert done.code == 0, done.output
+    return lines(output)
+
+
+def test_stopped_again_and_again(recipe: Path, whole: list[dict[str, Any]]) -> None:
+    """SIGTERM to one rank, then SIGUSR1 to another, then a time limit, then to the end."""
+    output = recipe.parent / "stopped"
+    arguments = ("--config", recipe, "--output_dir", output)
+    steps = []
+    for number, rank, after in ((signal.SIGTERM, 1, 1), (signal.SIGUSR1, 0, 3)):
+        run = start(deepspeed_command(*arguments))
+        wait_for_step(run, output, after)
+        rank_processes(run)[rank].send_signal(number)
+        done = finish(run)
+        assert done.code == 4, done.output
+        assert done.output.count("cpo_ds: stopped") == 1 and "Traceback" not in done.output
+        assert f"asked to by {number.name}; its checkpoint is saved" in done.output
+        steps.append(max(line["step"] for line in lines(output)))
+        assert newest(output) == f"step-{steps[-1]:08d}"
+        assert not (output / "export").exists() and not (output / "stacks").exists()
+    for done in main_on_ranks(*arguments, "--train.max_hours=1e-6", ranks=2):
+        assert done.code == 4, done.output
+        steps.append(max(line["step"] for line in lines(output)))
+    assert "asked to by train.max_hours (1e-06)" in done.output or steps[-1] == steps[-2]
+    assert steps[0] < steps[1] < steps[2] == steps[3] < 8
+    for done in main_on_ranks(*arguments, ranks=2):
+        assert done.code == 0, done.output
+    assert lines(output) == whole
+
+
+def test_a_request_in_the_last_step_ends_as_usual(recipe: Path, whole: list[Any]) -> None:
+    output = recipe.parent / "last"
+    shutil.copytree(recipe.parent / "whole", output)
+    limit = "--train.max_hours=1e-6"
+    (output / "checkpoints" / "latest").write_text("step-00000008")
+    for done in main_on_ranks("--config", recipe, "--output_dir", output, limit, ranks=2):
+        assert done.code == 0, done.output
+    assert lines(output) == whole and (output / "export").is_dir()
+
+
+def test_a_second_signal_ends_at_once(recipe: Path) -> None:
+    output = recipe.parent / "twice"
+    run = start(deepspeed_command("--config", recipe, "--output_dir", output))
+    wait_for_step(run, output, 1)
+    ranks = rank_processes(run)
+    ranks[1].suspend()  # rank 0 waits for it inside a library
+    ranks[0].send_signal(signal.SIGTERM)
+    ranks[0].send_signal(signal.SIGTERM)  # the same request: launchers pass on what they get
+    time.sleep(4)
+    assert ranks[0].is_running() and ranks[0].status() != psutil.STATUS_ZOMBIE
+    ranks[0].send_signal(signal.SIGTERM)
+    wait_until(run, lambda: _is_over(ranks[0]))
+    ranks[1].resume()
+    done = finish(run)
+    assert done.code == 128 + signal.SIGTERM, done.output
+    assert "a second SIGTERM" in done.output
+
+
+def _is_over(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_supervised_run_is_restarted_and_stopped(recipe: Path, whole: list[Any]) -> None:
+    """A rank is killed: restarted. The script gets SIGTERM: the ranks save and end."""
+    output = recipe.parent / "supervised"
+    options = ("--config", recipe, "--output_dir", output, "--checkpoint.every_steps=1")
+    command = [*SUPERVISE, "--restarts", "1", "--pause", "0", *deepspeed_command(*options)]
+    run = start(command)
+    wait_until(run, lambda: (output / "checkpoints" / "step-00000002").exists())
+    first = rank_processes(run)
+    first[1].kill()
+    wait_until(run, lambda: any(p.pid != first[0].pid for p in rank_processes(run).values()))
+    before = max(line["step"] for line in lines(output))
+    wait_for_step(run, output, before + 1)
+    os.kill(run.pid, signal.SIGTERM)
+    done = finish(run)
+    assert done.code == 4, done.output
+    assert "restart 1 of 1" in done.output and "resumed from" in done.output
+    assert "rank 1 on host" in done.output and "asked to by SIGUSR1" in done.output
+
+    for done in main_on_ranks(*options, ranks=2):
+        assert done.code == 0, done.output
+    assert lines(output) == whole
+
+
+def supervise(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SUPERVISE, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 4])
+def test_what_is_no_fault_is_not_restarted(code: int) -> None:
+    done = supervise("--pause", "0", "bash", "-c", f"echo started; exit {code}")
+    assert (done.returncode, done.stdout) == (code, "started\n")
+
+
+def test_restarts_are_bounded() -> None:
+    done = supervise("--restarts", "2", "--pause", "0", "bash", "-c", "echo started; exit 247")
+    assert (done.returncode, done.stdout) == (247, "started\n" * 3)
+    assert "2 restart(s) did not help" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--restarts",), ("--restarts", "x"), ("--wait", "1")])
+def test_wrong_use_of_the_script(arguments: tuple[str, ...]) -> None:
+    done = supervise(*arguments)
+    assert done.returncode == 2 and done.stderr.startswith("supervise.sh: ")
+
+
+def test_no_limit_never_asks() -> None:
+    assert StopRequest().reason is None
+    assert StopRequest(max_hours=1).reason is None
+    soon = StopRequest(max_hours=1e-9)
+    time.sleep(0.01)
+    assert soon.reason == "train.max_hours (1e-09)"
