@@ -26,8 +26,8 @@ from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.deepspeed_config import with_universal_loading, zero_stage
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
+from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import (
-    adapter_fingerprint,
     check_token_ids,
     load_model_config,
     load_policy,
