@@ -40,7 +40,13 @@ ENVIRONMENT = {
 }
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PRELOAD = ["deepspeed", "peft", "transformers.models.llama.modeling_llama", "datasets"]
-_PRELOAD += ["cpo_ds.train", "cpo_ds.trainer", "cpo_ds.pretrained"]
+_PRELOAD += [
+    "cpo_ds.build",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "cpo_ds.train",
+    "cpo_ds.trainer",
+    "cpo_ds.pretrained",
+]
 
 
 @dataclass(frozen=True)

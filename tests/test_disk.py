@@ -22,7 +22,7 @@ import yaml
 from launch import Finished, main_on_ranks, on_ranks
 from runs import lines, newest, small_recipe
 
-from cpo_ds.monitor import Monitor
+from cpo_ds.monitor import Monitor, cut_back_metrics
 from cpo_ds.run_folder import hold_folder, make_output_folder
 from cpo_ds.schema import UserError
 
@@ -259,6 +259,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def monitor(folder: Path, first_step: int = 0, *, tensorboard: bool = False) -> Monitor:
+    cut_back_metrics(folder, first_step)
     return Monitor(
         folder, is_writer=True, tensorboard=tensorboard, first_step=first_step, total_steps=99
     )

@@ -25,9 +25,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_recipe(tmp_path_factory.mktemp("faults"), train={"max_steps": 400, "epochs": 40})
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_named_by_the_others(recipe: Path, rank: int) -> None:
-    output = recipe.parent / f"killed-{rank}"
+def test_a_killed_rank_is_named_by_the_others(recipe: Path) -> None:
+    """Rank 0, the hard case: with it goes the store that the ranks beat in."""
+    rank, output = 0, recipe.parent / "killed"
     run = start(deepspeed_command("--config", recipe, "--output_dir", output, ranks=3))
     wait_for_step(run, output, 3)
     ranks, killed_at = rank_processes(run), time.monotonic()
@@ -44,11 +44,11 @@ def test_a_killed_rank_is_named_by_the_others(recipe: Path, rank: int) -> None:
 
 def test_a_hung_rank_is_found_and_all_stacks_are_written(recipe: Path) -> None:
     output = recipe.parent / "hung"
-    options = ["--config", str(recipe), "--output_dir", str(output), "--train.stall_minutes=0.1"]
+    options = ["--config", str(recipe), "--output_dir", str(output), "--train.stall_minutes=0.05"]
     done = on_ranks(workers.hang, [3, *options], ranks=2, timeout=100)
     assert {rank.code for rank in done} <= {5, -9} and 5 in {rank.code for rank in done}
     said = [t for rank in done for t in rank.output.splitlines() if "cpo_ds: stopped" in t]
-    assert len(said) == 1 and "no rank got on for 0.1 minutes (train.stall_minutes)" in said[0]
+    assert len(said) == 1 and "no rank got on for 0.05 minutes (train.stall_minutes)" in said[0]
     assert re.search(rf"rank 1 on host {HOST} \(process \d+\) at trainer.py:\d+ in train", said[0])
     for rank in (0, 1):
         stacks = (output / "stacks" / f"rank_{rank}.txt").read_text()
@@ -75,7 +75,7 @@ def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
 
 def test_kills_at_random_leave_no_trace(tmp_path: Path) -> None:
     """A short torture; tests/torture.py makes it as long as you like."""
-    kills, steps = 3, 10
+    kills, steps = 2, 6
     made, whole, killed = torture(tmp_path, kills, 3, steps=steps, lora=True, background=True)
     assert len(made) >= kills
     assert lines(killed) == lines(whole)
@@ -87,7 +87,9 @@ def test_kills_at_random_leave_no_trace(tmp_path: Path) -> None:
 
 
 def test_saving_in_the_background_saves_the_same(tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, lora=LORA, checkpoint={"every_steps": 1, "keep_last": 8})
+    recipe = small_recipe(
+        tmp_path, lora=LORA, checkpoint={"every_steps": 1, "keep_last": 4}, train={"max_steps": 4}
+    )
     outputs = {}
     for background in ("true", "false"):
         outputs[background] = tmp_path / background
@@ -95,7 +97,7 @@ def test_saving_in_the_background_saves_the_same(tmp_path: Path) -> None:
         for done in main_on_ranks("--config", recipe, *options, ranks=2):
             assert done.code == 0, done.output
     assert lines(outputs["true"]) == lines(outputs["false"])
-    for step in range(1, 9):
+    for step in range(1, 5):
         files: list[dict[str, Any]] = [
             json.loads((output / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())[
                 "files"
@@ -103,7 +105,7 @@ def test_saving_in_the_background_saves_the_same(tmp_path: Path) -> None:
             for output in outputs.values()
         ]
         assert files[0].keys() == files[1].keys()
-    last = [output / "checkpoints" / "step-00000008" for output in outputs.values()]
+    last = [output / "checkpoints" / "step-00000004" for output in outputs.values()]
     for name in files[0]:
         if name.endswith(".pt"):
             one, other = (torch.load(path / name, weights_only=False) for path in last)

@@ -109,6 +109,8 @@ def test_another_number_of_ranks(
     assert found[2:] == pytest.approx(expected[2:], rel=1e-4)
     assert not list((output / "checkpoints").glob("universal-*"))  # gone with the next save
 
+    if after != 3:
+        return
     again = folder / f"{output.name}-again"
     cut_back(output, again, 4)
     said = run(recipe(folder, kind, stage), again, after)

@@ -34,26 +34,23 @@ def whole(recipe: Path) -> list[dict[str, Any]]:
 
 
 def test_stopped_again_and_again(recipe: Path, whole: list[dict[str, Any]]) -> None:
-    """SIGTERM to one rank, then SIGUSR1 to another, then a time limit, then to the end."""
+    """By SIGTERM to one rank, by a time limit, then to the end."""
     output = recipe.parent / "stopped"
     arguments = ("--config", recipe, "--output_dir", output)
-    steps = []
-    for number, rank, after in ((signal.SIGTERM, 1, 1), (signal.SIGUSR1, 0, 3)):
-        run = start(deepspeed_command(*arguments))
-        wait_for_step(run, output, after)
-        rank_processes(run)[rank].send_signal(number)
-        done = finish(run)
-        assert done.code == 4, done.output
-        assert done.output.count("cpo_ds: stopped") == 1 and "Traceback" not in done.output
-        assert f"asked to by {number.name}; its checkpoint is saved" in done.output
-        steps.append(max(line["step"] for line in lines(output)))
-        assert newest(output) == f"step-{steps[-1]:08d}"
-        assert not (output / "export").exists() and not (output / "stacks").exists()
+    run = start(deepspeed_command(*arguments))
+    wait_for_step(run, output, 1)
+    rank_processes(run)[1].send_signal(signal.SIGTERM)
+    done = finish(run)
+    assert done.code == 4, done.output
+    assert done.output.count("cpo_ds: stopped") == 1 and "Traceback" not in done.output
+    assert "asked to by SIGTERM; its checkpoint is saved" in done.output
+    first = max(line["step"] for line in lines(output))
+    assert first < 7 and newest(output) == f"step-{first:08d}"
+    assert not (output / "export").exists() and not (output / "stacks").exists()
+
     for done in main_on_ranks(*arguments, "--train.max_hours=1e-6", ranks=2):
         assert done.code == 4, done.output
-        steps.append(max(line["step"] for line in lines(output)))
-    assert "asked to by train.max_hours (1e-06)" in done.output or steps[-1] == steps[-2]
-    assert steps[0] < steps[1] < steps[2] == steps[3] < 8
+    assert newest(output) == f"step-{first + 1:08d}"
     for done in main_on_ranks(*arguments, ranks=2):
         assert done.code == 0, done.output
     assert lines(output) == whole

@@ -1,0 +1,133 @@
+"""What a checkpoint costs: how long training waits for it, written at once or in the background.
+
+    python scripts/make_demo_model.py runs/models/smollm2-135m-instruct
+    deepspeed --num_accelerators 2 benchmarks/checkpointing.py --config recipes/demo.yaml \\
+      --lora none --optim.learning_rate 1e-5
+
+Takes the arguments of `cpo_ds/train.py`. Both ways take turns on one engine: a save, then as many
+steps as it takes until the checkpoint is published, at least one. Medians of the repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from environment import describe_environment
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """Measures, prints a table and writes it with a JSON line per save."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "checkpointing")
+    arguments, recipe = parser.parse_known_args()
+    environment = describe_environment()
+    with tempfile.TemporaryDirectory() as folder:
+        saves = _measure([*recipe, f"--output_dir={folder}"], arguments.repeats)
+    if os.environ.get("RANK", "0") == "0":
+        report = _report(saves, environment)
+        print(report)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.with_suffix(".md").write_text(report + "\n", encoding="utf-8")
+        lines = [json.dumps(line) for line in [environment, *saves]]
+        arguments.out.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
+    from cpo_ds.build import build_run, prepare_pairs
+    from cpo_ds.config import load_config
+    from cpo_ds.deepspeed_config import read_deepspeed_config
+    from cpo_ds.ranks import init_ranks
+    from cpo_ds.saver import Saver
+    from cpo_ds.train import silence_after_import, silence_libraries
+
+    silence_libraries()
+    config, _ = load_config(recipe)
+    settings = read_deepspeed_config(config)
+    ranks = init_ranks()
+    silence_after_import()
+    _, pairs, _ = prepare_pairs(config, tell=False)
+    run = build_run(config, settings, ranks, pairs, [], {})
+    plain = [_timed_step(run, step) for step in range(1, 4)]
+    saves: list[dict[str, Any]] = []
+    for repeat in range(repeats):
+        for background in (False, True):
+            how = config.checkpoint.model_copy(update={"in_background": background})
+            changed = config.model_copy(update={"checkpoint": how})
+            run.saver = Saver(run.engine, ranks, changed, run.saver.about, lambda text: None)
+            step = len(saves) + 1
+            started = time.perf_counter()
+            run.saver.save(step)
+            waited = time.perf_counter() - started
+            beside: list[float] = []
+            while run.saver.is_pending or not beside:
+                beside.append(_timed_step(run, step))
+                (writing,) = ranks.any(run.saver.is_writing)
+                if not writing:
+                    run.saver.finish()
+            folder = Path(config.output_dir) / "checkpoints" / f"step-{step:08d}"
+            saves.append(
+                {
+                    "in_background": background,
+                    "repeat": repeat,
+                    "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+                    "seconds_waited": waited,
+                    "seconds_until_published": time.perf_counter() - started,
+                    "step_seconds_after": statistics.median(beside),
+                    "step_seconds_alone": statistics.median(plain),
+                    "ranks": ranks.world_size,
+                }
+            )
+    return saves
+
+
+def _timed_step(run: Any, step: int) -> float:
+    from cpo_ds.losses import pair_terms, step_share
+    from cpo_ds.trainer import plan
+
+    started = time.perf_counter()
+    batches, totals = plan(run, step)
+    for batch in batches:
+        terms = pair_terms(run.engine.score(batch), run.config.loss)
+        share = step_share(terms, totals, run.config.loss)
+        run.engine.accumulate(share * float(batch.counted))
+    run.engine.update(run.config.optim.learning_rate)
+    return time.perf_counter() - started
+
+
+def _report(saves: list[dict[str, Any]], environment: dict[str, str]) -> str:
+    def median(background: bool, name: str) -> float:
+        return statistics.median(s[name] for s in saves if s["in_background"] == background)
+
+    rows = [
+        f"| {'in the background' if background else 'at once'} "
+        f"| {median(background, 'seconds_waited'):.2f} "
+        f"| {median(background, 'seconds_until_published'):.2f} "
+        f"| {median(background, 'step_seconds_after'):.2f} |"
+        for background in (False, True)
+    ]
+    size = saves[0]["bytes"] / 2**30
+    head = (
+        f"A checkpoint of {size:.2f} GiB on {saves[0]['ranks']} rank(s); a step alone takes "
+        f"{saves[0]['step_seconds_alone']:.2f} s; medians of {len(saves) // 2} saves each.\n\n"
+        "| written | training waits, s | published after, s | a step meanwhile, s |\n"
+        "|---|--:|--:|--:|"
+    )
+    about = "\n".join(f"- {name}: {value}" for name, value in environment.items())
+    return "\n".join([head, *rows, "", about])
+
+
+if __name__ == "__main__":
+    main()
