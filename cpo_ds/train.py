@@ -162,7 +162,7 @@ def _run_watched(
     if resume:
         say(f"resumed from {resume.found} at step {run.first_step} of {run.total_steps}")
     run.stop = stop
-    watch.follow(lambda: run.engine.progress)
+    watch.follow(lambda: run.engine.progress + run.saver.progress)
     try:
         train(run)
     except (Stopped, NonFiniteError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
@@ -34,6 +35,7 @@ class CheckpointWriter(CheckpointEngine):
         self._writes: list[Future[None]] = []
         self._files: dict[str, FileEntry] = {}
         self._error: str | None = None
+        self.writes = 0  # grows while files are written; a watch looks at it
 
     def save(self, state_dict: Any, path: str) -> None:
         """Writes a file; in background mode only its copy to host memory is made before return."""
@@ -71,7 +73,7 @@ class CheckpointWriter(CheckpointEngine):
         counted = None
         try:
             with path.open("wb") as file:
-                counted = _HashingFile(file)
+                counted = _HashingFile(file, self._count)
                 torch.save(state, cast(IO[bytes], counted))
                 file.flush()
                 os.fsync(file.fileno())
@@ -82,6 +84,9 @@ class CheckpointWriter(CheckpointEngine):
             if counted is None or counted.error is None:
                 raise
             self._keep(counted.error, path)
+
+    def _count(self) -> None:
+        self.writes += 1
 
     def _keep(self, error: OSError, path: Path) -> None:
         if self._error is None:
@@ -102,8 +107,8 @@ class CheckpointWriter(CheckpointEngine):
 class _HashingFile:
     """A file that torch writes to, front to back, and whose checksum is taken on the way."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, count: Callable[[], None]) -> None:
+        self._file, self._count = file, count
         self.digest = hashlib.sha256()
         self.size = 0
         self.error: OSError | None = None
@@ -116,6 +121,7 @@ class _HashingFile:
             raise
         self.digest.update(data)
         self.size += written
+        self._count()
         return written
 
     def flush(self) -> None:
