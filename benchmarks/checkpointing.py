@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -34,8 +35,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "checkpointing")
     arguments, recipe = parser.parse_known_args()
     environment = describe_environment()
-    with tempfile.TemporaryDirectory() as folder:
-        saves = _measure([*recipe, f"--output_dir={folder}"], arguments.repeats)
+    launcher = f"deepspeed --num_accelerators {os.environ.get('WORLD_SIZE', '1')}"
+    words = environment["command"].replace("python", launcher, 1).split()
+    environment["command"] = " ".join(w for w in words if not w.startswith("--local_rank"))
+    saves = _measure(recipe, arguments.repeats)
     if os.environ.get("RANK", "0") == "0":
         report = _report(saves, environment)
         print(report)
@@ -58,6 +61,8 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     settings = read_deepspeed_config(config)
     ranks = init_ranks()
     silence_after_import()
+    folder = Path(ranks.on_first(tempfile.mkdtemp))  # one for all ranks
+    config = config.model_copy(update={"output_dir": str(folder)})
     _, pairs, _ = prepare_pairs(config, tell=False)
     run = build_run(config, settings, ranks, pairs, [], {})
     plain = [_timed_step(run, step) for step in range(1, 4)]
@@ -66,30 +71,34 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
         for background in (False, True):
             how = config.checkpoint.model_copy(update={"in_background": background})
             changed = config.model_copy(update={"checkpoint": how})
-            run.saver = Saver(run.engine, ranks, changed, run.saver.about, lambda text: None)
+            run.saver = Saver(run.engine, ranks, changed, run.saver.about, run.monitor.say)
             step = len(saves) + 1
             started = time.perf_counter()
             run.saver.save(step)
             waited = time.perf_counter() - started
+            published = started + waited
             beside: list[float] = []
             while run.saver.is_pending or not beside:
                 beside.append(_timed_step(run, step))
                 (writing,) = ranks.any(run.saver.is_writing)
-                if not writing:
+                if run.saver.is_pending and not writing:
                     run.saver.finish()
-            folder = Path(config.output_dir) / "checkpoints" / f"step-{step:08d}"
+                    published = time.perf_counter()
+            saved = folder / "checkpoints" / f"step-{step:08d}"
             saves.append(
                 {
                     "in_background": background,
                     "repeat": repeat,
-                    "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+                    "bytes": sum(file.stat().st_size for file in saved.iterdir()),
                     "seconds_waited": waited,
-                    "seconds_until_published": time.perf_counter() - started,
+                    "seconds_until_published": published - started,
                     "step_seconds_after": statistics.median(beside),
                     "step_seconds_alone": statistics.median(plain),
                     "ranks": ranks.world_size,
                 }
             )
+    run.monitor.close()
+    ranks.on_first(lambda: shutil.rmtree(folder))
     return saves
 
 
