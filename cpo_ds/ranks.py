@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import deepspeed
@@ -70,7 +71,8 @@ def init_ranks() -> Ranks:
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo", verbose=False, rank=rank, world_size=world_size
     )
-    control = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+    # The others may wait long for rank 0, which verifies and converts checkpoints.
+    control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     return Ranks(rank, world_size, local_rank, device, control)
 
 
