@@ -23,7 +23,7 @@ from cpo_ds.config import Config
 from cpo_ds.data.plan import check_budget
 from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import tokenize_rows
-from cpo_ds.deepspeed_config import with_universal_loading, zero_stage
+from cpo_ds.deepspeed_config import of_the_file, with_universal_loading, zero_stage
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
 from cpo_ds.model.hub import adapter_fingerprint
@@ -103,26 +103,27 @@ class Resume:
 
 
 def find_resume(
-    config: Config, ranks: Ranks, stage: int, identity: dict[str, Any], say: Say
+    config: Config, settings: dict[str, Any], ranks: Ranks, identity: dict[str, Any], say: Say
 ) -> Resume | None:
     """The checkpoint to go on from, verified and, for another number of ranks, converted.
 
     Raises `UserError` for one that is damaged, of another run, or of another ZeRO stage.
     """
-    found = find_checkpoint(config.checkpoint, Path(config.output_dir) / "checkpoints", ranks, say)
+    folder = Path(config.output_dir) / "checkpoints"
+    found = find_checkpoint(config.checkpoint, folder, ranks, say)
     if found is None:
         return None
     path, manifest = found
     check_identity(path, manifest, identity)
-    for change in changed_settings(manifest, config):
+    for change in changed_settings(manifest, config, of_the_file(settings)):
         say(f"changed since {path.name} was saved: {change}")
-    if not needs_conversion(path, manifest, ranks.world_size, stage):
+    if not needs_conversion(path, manifest, ranks.world_size, zero_stage(settings)):
         return Resume(manifest, path, path)
     say(
         f"{path} was saved by {manifest.ranks} rank(s), here are {ranks.world_size}: converting it "
         f"to DeepSpeed's universal format ({manifest.size / 2**30:.1f} GiB)"
     )
-    universal, seconds = ranks.on_first(lambda: convert(path, manifest))
+    universal, seconds = ranks.on_first(lambda: convert(path, manifest, folder))
     say(f"{universal} " + ("is there already" if seconds is None else f"took {seconds:.0f} s"))
     return Resume(manifest, path, universal)
 
@@ -166,12 +167,14 @@ def build_run(
         )
     folder = Path(config.output_dir)
     ranks.on_first(lambda: cut_back_metrics(folder, first_step))
-    monitor = Monitor(
-        folder,
-        is_writer=ranks.rank == 0,
-        tensorboard=config.logging.tensorboard,
-        first_step=first_step,
-        total_steps=planned_steps(config, len(train_pairs)),
+    monitor = ranks.everywhere(
+        lambda: Monitor(
+            folder,
+            is_writer=ranks.rank == 0,
+            tensorboard=config.logging.tensorboard,
+            first_step=first_step,
+            total_steps=planned_steps(config, len(train_pairs)),
+        )
     )
     monitor.say(attention)
     monitor.say(
@@ -179,15 +182,15 @@ def build_run(
         f"{config.loss.name} in {config.model.dtype} on {ranks.world_size} rank(s) "
         f"({ranks.device.type}), ZeRO-{stage}"
     )
-    about = _about(config, ranks, stage, identity, policy.fingerprint, train_pairs, eval_pairs)
+    about = _about(config, settings, ranks, identity, policy.fingerprint, train_pairs, eval_pairs)
     saver = Saver(engine, ranks, config, about, monitor.say)
     return Run(config, engine, ranks, monitor, train_pairs, eval_pairs, saver, first_step)
 
 
 def _about(
     config: Config,
+    settings: dict[str, Any],
     ranks: Ranks,
-    stage: int,
     identity: dict[str, Any],
     fingerprint: str,
     train_pairs: list[TokenizedPair],
@@ -197,10 +200,11 @@ def _about(
     return Manifest(
         step=0,
         ranks=ranks.world_size,
-        zero_stage=stage,
+        zero_stage=zero_stage(settings),
         identity=identity,
         weights_before=fingerprint,
         configuration=config.model_dump(mode="json"),
+        deepspeed=of_the_file(settings),
         data={"training pairs": _counts(train_pairs), "held-out pairs": _counts(eval_pairs)},
     )
 

@@ -49,9 +49,11 @@ def find_checkpoint(
         else:
             say(f"warning: {problem}.")
     stops = checkpoint.on_damage == "stop"
+    tried = 0
     for path in paths:
         if damaged and stops:
             break
+        tried += 1
         manifest, problems = _verify(path, ranks)
         if manifest is not None and not problems:
             if damaged:
@@ -59,7 +61,7 @@ def find_checkpoint(
             return path, manifest
         damaged += problems[:1]
     if damaged:
-        untried = stops and len(paths) > 1
+        untried = tried < len(paths)
         raise UserError(
             f"{'; '.join(damaged)}. "
             + ("" if untried else "There is nothing whole to resume from: ")
@@ -140,13 +142,16 @@ def check_weights_before(path: Path, manifest: Manifest, fingerprint: str) -> No
         )
 
 
-def changed_settings(manifest: Manifest, config: Config) -> list[str]:
+def changed_settings(manifest: Manifest, config: Config, deepspeed: dict[str, Any]) -> list[str]:
     """Settings that the run was saved with and are another way now, as `name: before -> now`."""
-    there, here = _flat(manifest.configuration), _flat(config.model_dump(mode="json"))
-    skipped = ("checkpoint.", "logging.", "output_dir", "deepspeed", "model.name_or_path")
+    there = _flat(manifest.configuration) | _flat(manifest.deepspeed)
+    here = _flat(config.model_dump(mode="json")) | _flat(deepspeed)
+    skipped = ("checkpoint.", "logging.", "output_dir", "model.name_or_path")
+    there.pop("deepspeed", None)  # the file's name; what it holds counts
+    here.pop("deepspeed", None)
     return [
         f"{key}: {there.get(key)} -> {here.get(key)}"
-        for key in here
+        for key in here | there
         if there.get(key) != here.get(key) and not key.startswith(skipped)
     ]
 
@@ -175,12 +180,12 @@ def load(engine: Engine, ranks: Ranks, path: Path, *, adapter_only: bool, same_r
     if loaded is None:
         raise UserError(f"DeepSpeed finds nothing in the checkpoint {path}.")
     # DeepSpeed's universal loading at stage 3 gives all groups the first one's settings, and all
-    # states one tensor to count their steps in, which each would then advance.
+    # states one tensor to count their steps in, which each would then advance, and on the host.
     for group, before in zip(engine.deepspeed.optimizer.param_groups, settings, strict=True):
         group.update(before)
-    for state in engine.optimizer.state.values():
+    for parameter, state in engine.optimizer.state.items():
         if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
+            state["step"] = state["step"].to(parameter.device, copy=True)
     if same_ranks:
         random_states = torch.load(path / random_state_name(ranks.rank), weights_only=True)
         torch.set_rng_state(random_states["cpu"])

@@ -94,13 +94,16 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
 
 def _universal(arguments: argparse.Namespace) -> int:
     from cpo_ds.inventory import find_intact
+    from cpo_ds.run_folder import hold_folder
     from cpo_ds.universal import convert
 
     path, manifest = find_intact(arguments.run, arguments.checkpoint, print)
     if manifest.zero_stage == 0:
         print(f"{path} was saved at ZeRO stage 0 and fits any number of ranks as it is")
         return 0
-    folder, seconds = convert(path, manifest)
+    lock = hold_folder(path.parent.parent)  # a run that goes on would tidy up under it
+    folder, seconds = convert(path, manifest, path.parent)
+    lock.close()
     print(f"{folder} " + ("is there already" if seconds is None else f"took {seconds:.0f} s"))
     return 0
 

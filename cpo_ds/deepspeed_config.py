@@ -34,7 +34,7 @@ _FILLED_IN = {
 _TAKEN = (
     "zero_optimization", "communication_data_type", "data_types", "activation_checkpointing", "aio",
     "prescale_gradients", "gradient_predivide_factor", "comms_logger", "flops_profiler",
-    "wall_clock_breakdown", "memory_breakdown", "timers", "checkpoint",
+    "wall_clock_breakdown", "memory_breakdown", "timers",
 )  # fmt: skip
 
 
@@ -98,9 +98,14 @@ def _check_settings(settings: Any, path: Path) -> None:
         raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
 
 
+def of_the_file(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a completed configuration that the JSON file said."""
+    return {key: value for key, value in settings.items() if key in _TAKEN}
+
+
 def with_universal_loading(settings: dict[str, Any]) -> dict[str, Any]:
     """The same configuration for an engine that loads a universal checkpoint."""
-    return settings | {"checkpoint": settings.get("checkpoint", {}) | {"load_universal": True}}
+    return settings | {"checkpoint": {"load_universal": True}}
 
 
 def find_file(name: str) -> Path | None:

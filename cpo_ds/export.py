@@ -51,6 +51,9 @@ def export(
     folder = output or _default_folder(path, named_merged=merges and exports_adapter(config))
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give --output a new folder.")
+    for name in ("tmp", "tmp-replaced"):  # they are written over
+        if output and (taken := output.with_name(f"{name}-{output.name}")).exists():
+            raise UserError(f"{taken} is in the way of --output {output}; give another name.")
     tokenizer = load_tokenizer(config.model.name_or_path)
     model = outline(config)
     trained = read_weights(path, manifest, adapter_only=config.trains_adapter)

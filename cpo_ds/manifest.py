@@ -49,6 +49,7 @@ class Manifest:
     identity: dict[str, Any] = field(default_factory=dict)  # what a run must share to go on from it
     weights_before: str = ""  # fingerprint of the weights that training started from
     configuration: dict[str, Any] = field(default_factory=dict)
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # what its DeepSpeed file held
     data: dict[str, Any] = field(default_factory=dict)  # pairs by direction, training and held out
     files: dict[str, FileEntry] = field(default_factory=dict)
 

@@ -59,10 +59,9 @@ def write_pretrained(
     gathered = engine.whole_parameters(trained_only=as_adapter)
     problem = None
     if ranks.rank == 0:
-        export = make_export(model, tokenizer, config, about)
         on_host = ((name, whole.to("cpu", copy=True)) for name, whole in gathered)
         try:
-            write_folder(folder, export, on_host)
+            write_folder(folder, make_export(model, tokenizer, config, about), on_host)
         except OSError as error:
             problem = f"{error.filename or folder}: {error.strerror}"
     for _ in gathered:  # all ranks gather each weight together, also those that nobody writes

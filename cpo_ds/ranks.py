@@ -41,17 +41,34 @@ class Ranks:
         return values
 
     def on_first(self, function: Callable[[], Result]) -> Result:
-        """Calls a function on rank 0 alone; its result, or its `UserError`, reaches all ranks."""
+        """Calls a function on rank 0 alone; its result, or its error, reaches all ranks.
+
+        Raises `UserError`, also for an `OSError`.
+        """
         outcome: list[Any] = [None, None]
         if self.rank == 0:
-            try:
-                outcome[0] = function()
-            except UserError as error:
-                outcome[1] = str(error)
+            outcome = list(_outcome(function))
         dist.broadcast_object_list(outcome, src=0, group=self.control)
         if outcome[1] is not None:
             raise UserError(outcome[1])
         return outcome[0]
+
+    def everywhere(self, function: Callable[[], Result]) -> Result:
+        """Calls a function on every rank; where one fails, all raise the first one's error."""
+        result, error = _outcome(function)
+        first = next((some for some in self.gather(error) if some is not None), None)
+        if first is not None:
+            raise UserError(first)
+        return result
+
+
+def _outcome(function: Callable[[], Any]) -> tuple[Any, str | None]:
+    try:
+        return function(), None
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"{error.filename or 'a file'}: {error.strerror or error}."
 
 
 def init_ranks() -> Ranks:

@@ -20,6 +20,7 @@ from cpo_ds.manifest import (
     publish,
     random_state_name,
     remove_unfinished,
+    restore_replaced,
     unfinished_name,
     write_manifest,
 )
@@ -108,6 +109,7 @@ class Saver:
         self._failed = True
         unfinished = self._folder / unfinished_name(checkpoint_name(step))
         self._ranks.on_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        self._ranks.on_first(lambda: restore_replaced(self._folder))
         message = (
             f"the checkpoint of step {step} could not be saved: {problem}. What was written of it "
             "is removed, older checkpoints are as they were"

@@ -132,7 +132,7 @@ def run_recipe(config: Config) -> None:
     if quiet:
         silence_after_import()
     folder = Path(config.output_dir)
-    make_output_folder(folder)
+    ranks.everywhere(lambda: make_output_folder(folder))
     lock: list[Any] = []  # rank 0 keeps the file open as long as this runs
     ranks.on_first(lambda: lock.append(hold_folder(folder)))
     with Watch(ranks, folder, config.train.stall_minutes) as watch:
@@ -145,9 +145,8 @@ def _run_watched(
     config: Config, settings: dict[str, Any], ranks: Ranks, stop: StopRequest, watch: Watch
 ) -> None:
     from cpo_ds.build import build_run, find_resume, prepare_pairs, run_identity
-    from cpo_ds.deepspeed_config import zero_stage
     from cpo_ds.run_folder import write_config
-    from cpo_ds.trainer import train
+    from cpo_ds.trainer import planned_steps, train
 
     def say(text: str) -> None:
         if ranks.rank == 0:
@@ -156,7 +155,12 @@ def _run_watched(
     folder = Path(config.output_dir)
     tokenizer, train_pairs, eval_pairs = prepare_pairs(config, tell=ranks.rank == 0)
     identity = run_identity(config, train_pairs)
-    resume = find_resume(config, ranks, zero_stage(settings), identity, say)
+    resume = find_resume(config, settings, ranks, identity, say)
+    if resume and resume.manifest.step > (steps := planned_steps(config, len(train_pairs))):
+        raise UserError(
+            f"{resume.found} is of step {resume.manifest.step}, but train.epochs and train."
+            f"max_steps make a run of {steps}; raise them, or name an earlier checkpoint.resume."
+        )
     ranks.on_first(lambda: write_config(config, folder, ranks.world_size))
     run = build_run(config, settings, ranks, train_pairs, eval_pairs, identity, resume)
     if resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,7 +250,8 @@ def _stop_unless_rescaled(
         ]
         what = "loss" if found else "gradient"
         content = {"step": step, "what": what, "grad_norm": str(grad_norm), "pairs": pairs}
-        report.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk; the message below says the most
+            report.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     run.saver.finish()
     names = ", ".join(run.train_pairs[i].origin for i, _ in suspects[:3])
     raise NonFiniteError(

@@ -1,16 +1,21 @@
 """A checkpoint of some number of ranks -> DeepSpeed's universal format, for any number of them.
 
+It is made in the folder of the run that resumes, which may not be the one that saved.
+
 checkpoints/universal-step-00000020/   made from step-00000020, removed with the next save
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from cpo_ds.manifest import (
     DamagedCheckpoint,
@@ -42,31 +47,31 @@ def needs_conversion(path: Path, manifest: Manifest, ranks: int, stage: int) -> 
     return manifest.ranks != ranks and stage > 0
 
 
-def universal_path(path: Path) -> Path:
-    """Where a checkpoint's universal form belongs."""
-    return path.with_name(f"universal-{path.name}")
-
-
-def convert(path: Path, manifest: Manifest) -> tuple[Path, float | None]:
-    """Makes the universal form of a verified checkpoint, unless it is there and intact.
+def convert(path: Path, manifest: Manifest, folder: Path) -> tuple[Path, float | None]:
+    """Makes the universal form of a verified checkpoint in `folder`, unless it is there, intact.
 
     Returns its folder and the seconds that it took, None where it was there. Raises `UserError`
     where DeepSpeed's converter fails or the disk is full.
     """
-    final = universal_path(path)
-    if _is_intact(final, manifest):
+    final = folder / f"universal-{path.name}"
+    source = manifest.identity | {"made from": _digest(manifest)}
+    if _is_intact(final, source):
         return final, None
     started = time.perf_counter()
-    unfinished = path.with_name(unfinished_name(final.name))
+    # A converter outlives a run that is killed meanwhile, so each has a folder of its own.
+    unfinished = folder / unfinished_name(f"{final.name}-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         _run_converter(path, unfinished)
         files = {
             str(file.relative_to(unfinished)): read_entry(file)
             for file in sorted(unfinished.rglob("*"))
             if file.is_file()
         }
-        write_manifest(unfinished, Manifest(**(vars(manifest) | {"files": files})))
+        write_manifest(
+            unfinished, Manifest(**(vars(manifest) | {"identity": source, "files": files}))
+        )
         publish_folder(unfinished, final)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,12 +82,17 @@ def convert(path: Path, manifest: Manifest) -> tuple[Path, float | None]:
     return final, time.perf_counter() - started
 
 
-def _is_intact(folder: Path, manifest: Manifest) -> bool:
+def _digest(manifest: Manifest) -> str:
+    sums = sorted((name, entry.sha256) for name, entry in manifest.files.items())
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _is_intact(folder: Path, source: dict[str, Any]) -> bool:
     try:
         there = read_manifest(folder)
     except DamagedCheckpoint:
         return False
-    return there.identity == manifest.identity and not damage(folder, there)
+    return there.identity == source and not damage(folder, there)
 
 
 def _run_converter(path: Path, unfinished: Path) -> None:
@@ -102,7 +112,7 @@ def _run_converter(path: Path, unfinished: Path) -> None:
         text=True,
         errors="replace",
     )
-    (path.parent / "latest_universal").unlink(missing_ok=True)  # the folder's name says it
+    (unfinished.parent / "latest_universal").unlink(missing_ok=True)  # the folder's name says it
     if done.returncode:
         shutil.rmtree(unfinished, ignore_errors=True)
         last = done.stdout.strip().splitlines()[-1:] or ["it printed nothing"]

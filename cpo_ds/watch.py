@@ -129,7 +129,11 @@ class Watch:
 
     def _ask_store(self, question: Callable[[], Result]) -> Result:
         """Asks in a thread of its own: the store may never answer, whatever its timeout."""
-        return self._asking.submit(question).result(SILENT_SECONDS)
+        try:
+            asked = self._asking.submit(question)
+        except RuntimeError:  # this process is ending, by an error that it is about to tell
+            raise SystemExit from None
+        return asked.result(SILENT_SECONDS)
 
     def _exchange(self) -> dict[int, str]:
         """Leaves this rank's beat in the store; the latest of all ranks."""

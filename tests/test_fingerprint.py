@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from launch import main_on_ranks, on_ranks, write_recipe
 
 from cpo_ds.model import fingerprint
 from cpo_ds.model.fingerprint import checksum, weights_fingerprint
+from cpo_ds.model.hub import adapter_fingerprint
+from cpo_ds.schema import UserError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 INTEGERS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
@@ -176,3 +179,17 @@ def test_a_merged_adapter_is_part_of_the_base(tmp_path: Path) -> None:
         assert done.code == 2 and "its starting adapter (fingerprint) is" in done.output, (
             done.output
         )
+
+
+def test_a_starting_adapter_is_its_weights_and_settings_not_its_place(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    adapter = save_tiny_adapter(model, tmp_path / "adapter")
+    known = adapter_fingerprint(str(adapter))
+    moved = adapter.rename(tmp_path / "moved")
+    assert adapter_fingerprint(str(moved)) == known
+    written = json.loads((moved / "adapter_config.json").read_text())
+    changed = written | {"lora_alpha": written["lora_alpha"] * 2}
+    (moved / "adapter_config.json").write_text(json.dumps(changed))
+    assert adapter_fingerprint(str(moved)) != known
+    with pytest.raises(UserError, match="there is no LoRA adapter"):
+        adapter_fingerprint(str(adapter))

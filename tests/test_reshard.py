@@ -142,3 +142,13 @@ def test_another_stage_is_refused(
     assert f"saved at ZeRO stage {before}" in message and "cpo-ds export" in message
     assert "Traceback" not in done.output
     assert sorted(file for file in whole.rglob("*") if file.name != "lock") == kept
+
+
+def test_a_run_that_got_further_than_it_should(folder: Path, uninterrupted: Any) -> None:
+    """Fewer steps than the checkpoint has: nothing to train, and no other run."""
+    output = uninterrupted["full", 3, 1]
+    fewer = ("--output_dir", output, "--train.max_steps=4")
+    (done,) = main_on_ranks("--config", recipe(folder, "full", 3), *fewer)
+    assert done.code == 2 and "Traceback" not in done.output
+    assert "is of step 6, but train.epochs and train.max_steps make a run of 4" in done.output
+    assert "changed since step-00000006 was saved: train.max_steps: 6 -> 4" in done.output

@@ -20,7 +20,7 @@ def weights_fingerprint(model: nn.Module, sum_over_ranks: Callable[[torch.Tensor
     int64 tensor up in place; otherwise each rank reads all, and it is not called.
     """
     named = list(model.named_parameters())
-    sums = torch.stack([_checksum(parameter) for _, parameter in named])
+    sums = torch.stack([_checksum(parameter).cpu() for _, parameter in named])
     if any(hasattr(parameter, "ds_tensor") for _, parameter in named):
         sum_over_ranks(sums)
     digest = hashlib.sha256(" ".join(name for name, _ in named).encode())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
+from peft import PeftConfig
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
@@ -13,19 +15,28 @@ from cpo_ds.schema import UserError
 
 
 def adapter_fingerprint(adapter: str) -> str:
-    """16 hexadecimal digits that change with any weight of a LoRA adapter, wherever it lies.
+    """16 hexadecimal digits that change with any weight or setting of a LoRA adapter.
+
+    Where it lies does not matter.
 
     Raises `UserError` where there is none.
     """
     try:
         weights = load_peft_weights(adapter, device="cpu")
-    except (OSError, ValueError, SafetensorError) as error:
+        settings = PeftConfig.from_pretrained(adapter).to_dict()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise not_there("LoRA adapter", adapter, error) from None
-    digest = hashlib.sha256()
+    for name in ("base_model_name_or_path", "inference_mode", "revision", "peft_version"):
+        settings.pop(name, None)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, set) else str(value)
 
 
 def not_there(what: str, name_or_path: str, error: Exception) -> UserError:

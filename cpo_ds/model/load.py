@@ -109,7 +109,10 @@ def load_policy(
 
 
 def _sum_over_ranks(values: torch.Tensor) -> None:
-    torch.distributed.all_reduce(values)
+    # They are on the host, where NCCL does not reach.
+    there = values.cuda() if torch.distributed.get_backend() == "nccl" else values
+    torch.distributed.all_reduce(there)
+    values.copy_(there)
 
 
 def load_causal_lm(
