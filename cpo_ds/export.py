@@ -15,7 +15,7 @@ import torch
 
 from cpo_ds.config import Config, parse_config
 from cpo_ds.inventory import find_intact, newest
-from cpo_ds.manifest import Manifest
+from cpo_ds.manifest import Manifest, replaced_name, unfinished_name
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.load import load_tokenizer
 from cpo_ds.model.offline import LazyMerge, load_base, outline
@@ -51,8 +51,8 @@ def export(
     folder = output or _default_folder(path, named_merged=merges and exports_adapter(config))
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give --output a new folder.")
-    for name in ("tmp", "tmp-replaced"):  # they are written over
-        if output and (taken := output.with_name(f"{name}-{output.name}")).exists():
+    for name in (unfinished_name, replaced_name):  # they are written over
+        if output and (taken := output.with_name(name(output.name))).exists():
             raise UserError(f"{taken} is in the way of --output {output}; give another name.")
     tokenizer = load_tokenizer(config.model.name_or_path)
     model = outline(config)

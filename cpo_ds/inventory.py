@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from cpo_ds.manifest import (
-    DamagedCheckpoint,
     Manifest,
     checkpoint_name,
     checkpoints,
-    damage,
-    read_manifest,
+    inspect,
+    is_checkpoint_name,
     resume_candidates,
+    step_of,
 )
 from cpo_ds.schema import UserError
 
@@ -29,12 +28,8 @@ def find_intact(run: Path, checkpoint: str | None, say: Say) -> tuple[Path, Mani
     found = _candidates(run, checkpoint)
     damaged: list[str] = []
     for path in found:
-        try:
-            manifest = read_manifest(path)
-            problems = damage(path, manifest)
-        except DamagedCheckpoint as error:
-            problems = [str(error)]
-        if not problems:
+        manifest, problems = inspect(path)
+        if manifest is not None and not problems:
             for problem in damaged:
                 say(f"warning: damaged: {problem}. Taking {path.name}.")
             return path, manifest
@@ -71,7 +66,7 @@ def _candidates(run: Path, checkpoint: str | None) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return re.fullmatch(r"step-\d{8,}", path.resolve().name) is not None
+    return is_checkpoint_name(path.resolve().name)
 
 
 def _folder_of(run: Path) -> Path:
@@ -94,18 +89,13 @@ def list_checkpoints(run: Path) -> tuple[str, bool]:
     lines = [f"{'step':>10}  {'size':>10}  {'ranks':>5}  {'ZeRO':>4}  state"]
     all_intact = True
     for path in found:
-        step = int(path.name.removeprefix("step-"))
-        try:
-            manifest = read_manifest(path)
-        except DamagedCheckpoint as error:
-            lines.append(f"{step:>10}  {'?':>10}  {'?':>5}  {'?':>4}  damaged: {error}")
-            all_intact = False
-            continue
-        problems = damage(path, manifest)
+        manifest, problems = inspect(path)
         all_intact = all_intact and not problems
         state = f"damaged: {'; '.join(problems)}" if problems else "intact"
-        size = f"{manifest.size / 2**20:.1f} MiB"
-        lines.append(
-            f"{step:>10}  {size:>10}  {manifest.ranks:>5}  {manifest.zero_stage:>4}  {state}"
-        )
+        size, ranks, stage = "?", "?", "?"
+        if manifest is not None:
+            size = f"{manifest.size / 2**20:.1f} MiB"
+            ranks, stage = str(manifest.ranks), str(manifest.zero_stage)
+        step = step_of(path.name)
+        lines.append(f"{step:>10}  {size:>10}  {ranks:>5}  {stage:>4}  {state}")
     return "\n".join(lines), all_intact

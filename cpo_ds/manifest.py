@@ -23,7 +23,6 @@ from typing import Any
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _CHUNK = 16 * 2**20
-_REPLACED = "tmp-replaced-"
 _NAME = re.compile(r"step-[0-9]{8,}")
 
 
@@ -67,6 +66,21 @@ def checkpoint_name(step: int) -> str:
 def unfinished_name(name: str) -> str:
     """Folder name of a checkpoint while it is written."""
     return f"tmp-{name}"
+
+
+def replaced_name(name: str) -> str:
+    """Name of a folder that another one of that name is about to replace."""
+    return f"tmp-replaced-{name}"
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a name is one that `checkpoint_name` gives."""
+    return _NAME.fullmatch(name) is not None
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint by its folder's name."""
+    return int(name.removeprefix("step-"))
 
 
 def random_state_name(rank: int) -> str:
@@ -133,6 +147,15 @@ def damage(folder: Path, manifest: Manifest, names: Iterable[str] | None = None)
     return problems
 
 
+def inspect(folder: Path) -> tuple[Manifest | None, list[str]]:
+    """The manifest of a checkpoint, None where it is not whole, and all that is damaged."""
+    try:
+        manifest = read_manifest(folder)
+    except DamagedCheckpoint as error:
+        return None, [str(error)]
+    return manifest, damage(folder, manifest)
+
+
 def resume_candidates(folder: Path) -> list[Path]:
     """Checkpoints to resume from, the best first: the one that `latest` names, then older ones.
 
@@ -142,7 +165,7 @@ def resume_candidates(folder: Path) -> list[Path]:
     found = checkpoints(folder)[::-1]
     latest = _read_latest(folder)
     if latest is not None:
-        found = [path for path in found if _step(path) <= _step(Path(latest))] or found
+        found = [path for path in found if step_of(path.name) <= step_of(latest)] or found
     return found
 
 
@@ -168,16 +191,13 @@ def _read_latest(folder: Path) -> str | None:
         latest = (folder / "latest").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return latest if _NAME.fullmatch(latest) else None
+    return latest if is_checkpoint_name(latest) else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The published checkpoints in a folder, the oldest first."""
-    return sorted((p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=_step)
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+    found = [path for path in folder.glob("step-*") if is_checkpoint_name(path.name)]
+    return sorted(found, key=lambda path: step_of(path.name))
 
 
 def publish(unfinished: Path, final: Path) -> None:
@@ -198,7 +218,7 @@ def publish_folder(unfinished: Path, final: Path) -> None:
     """Gives a folder whose files are on disk its name."""
     sync(unfinished)
     if final.exists():  # of a run that was since resumed from further back
-        aside = final.with_name(_REPLACED + final.name)
+        aside = final.with_name(replaced_name(final.name))
         shutil.rmtree(aside, ignore_errors=True)
         final.rename(aside)
     unfinished.rename(final)
@@ -207,8 +227,8 @@ def publish_folder(unfinished: Path, final: Path) -> None:
 
 def restore_replaced(folder: Path) -> None:
     """Gives a checkpoint its name back that a kill left without, just before it was replaced."""
-    for aside in folder.glob(f"{_REPLACED}step-*"):
-        final = folder / aside.name.removeprefix(_REPLACED)
+    for aside in folder.glob(replaced_name("step-*")):
+        final = folder / aside.name.removeprefix(replaced_name(""))
         if not final.exists():
             aside.rename(final)
 
@@ -217,7 +237,7 @@ def prune(folder: Path, newest: str, keep_last: int) -> None:
     """Removes what `newest`, just published, makes superfluous: older, left over and converted."""
     remove_unfinished(folder)  # first, since a name may be taken by what a crash left
     published = checkpoints(folder)
-    kept = [path for path in published if _step(path) <= _step(Path(newest))][-keep_last:]
+    kept = [p for p in published if step_of(p.name) <= step_of(newest)][-keep_last:]
     for path in published:
         if path not in kept:
             path.rename(folder / f"tmp-old-{path.name}")  # no name on what is half removed

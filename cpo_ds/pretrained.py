@@ -16,7 +16,14 @@ from safetensors.torch import save_file
 
 from cpo_ds.config import Config
 from cpo_ds.engine import Engine, gather_parameters
-from cpo_ds.manifest import Manifest, checkpoint_name, publish_folder, sync, unfinished_name
+from cpo_ds.manifest import (
+    Manifest,
+    checkpoint_name,
+    publish_folder,
+    replaced_name,
+    sync,
+    unfinished_name,
+)
 from cpo_ds.model.load import merge_adapter
 from cpo_ds.model_card import card_facts, model_card
 from cpo_ds.ranks import Ranks
@@ -119,7 +126,7 @@ def write_folder(
         for file in unfinished.rglob("*"):
             sync(file)
         publish_folder(unfinished, folder)
-        shutil.rmtree(folder.with_name(f"tmp-replaced-{folder.name}"), ignore_errors=True)
+        shutil.rmtree(folder.with_name(replaced_name(folder.name)), ignore_errors=True)
     except Exception as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OSError) or "os error" not in str(error):

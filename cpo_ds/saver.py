@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -133,7 +134,7 @@ class Saver:
         if lost:
             raise OSError(0, f"{lost[0]} was written on another host and does not show up here; "
                           "output_dir must be on a file system that all hosts share")  # fmt: skip
-        manifest = Manifest(**vars(self.about) | {"step": step, "files": files})
+        manifest = replace(self.about, step=step, files=files)
         write_manifest(unfinished, manifest)
         publish(unfinished, self._folder / name)
         seconds = time.perf_counter() - self._started

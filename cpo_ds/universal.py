@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.manifest import (
-    DamagedCheckpoint,
     Manifest,
-    damage,
+    inspect,
     publish_folder,
     read_entry,
-    read_manifest,
     unfinished_name,
     write_manifest,
 )
@@ -88,11 +86,8 @@ def _digest(manifest: Manifest) -> str:
 
 
 def _is_intact(folder: Path, source: dict[str, Any]) -> bool:
-    try:
-        there = read_manifest(folder)
-    except DamagedCheckpoint:
-        return False
-    return there.identity == source and not damage(folder, there)
+    there, problems = inspect(folder)
+    return there is not None and there.identity == source and not problems
 
 
 def _run_converter(path: Path, unfinished: Path) -> None:
