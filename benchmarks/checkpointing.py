@@ -50,9 +50,9 @@ def main() -> None:
 
 def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     from cpo_ds.build import build_run, prepare_pairs
-    from cpo_ds.config import load_config
     from cpo_ds.deepspeed_config import read_deepspeed_config
     from cpo_ds.ranks import init_ranks
+    from cpo_ds.recipe import load_config
     from cpo_ds.saver import Saver
     from cpo_ds.train import silence_after_import, silence_libraries
 

@@ -1,20 +1,14 @@
 """Every setting of a run: typed, validated once, documented once.
 
-A recipe is a YAML file with the fields below; `--section.field value` on the command line
-overrides one. `load_config` is the only way in; inside the program the values are trusted.
+`recipe.load_config` makes a `Config` of a YAML file and the command line; inside the program its
+values are trusted.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from cpo_ds.schema import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
@@ -258,163 +252,3 @@ class Config(_Section):
     def continues_adapter(self) -> bool:
         """Whether the run trains the starting adapter on."""
         return self.model.adapter is not None and self.model.adapter_mode == "continue"
-
-
-def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
-    """Reads `--config FILE` and overrides; returns the configuration and the other arguments.
-
-    The namespace has `verbose` (bool). Raises `UserError` for a missing file, an unknown key or a
-    bad value, naming the place and the closest known key.
-    """
-    parser = _parser()
-    arguments, unknown = parser.parse_known_args([_normalize(a) for a in argv])
-    if unknown:
-        known = [o for action in parser._actions for o in action.option_strings]
-        raise UserError(
-            f"unknown argument {unknown[0]} on the command line"
-            + _closest(unknown[0].split("=")[0], known)
-            + "; --help lists every option."
-        )
-    if arguments.config is None:
-        raise UserError("no recipe given: add --config FILE, for example recipes/demo.yaml.")
-    values = _read_yaml(Path(arguments.config))
-    _check_keys(values, Config, arguments.config)
-    overrides = {k: v for k, v in vars(arguments).items() if k in SETTINGS and v is not None}
-    for dotted, text in overrides.items():
-        _override(values, dotted, text)
-    where = f"{arguments.config}{' and the command line' if overrides else ''}"
-    return parse_config(values, where), arguments
-
-
-def parse_config(values: dict[str, Any], where: str) -> Config:
-    """Validates nested values; `where` names their source in the `UserError` raised."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "missing":
-            raise UserError(f"{where}: {field} is missing; add it to the recipe.") from None
-        named = f"{field}: " if field and field.split(".")[0] + "." not in message else ""
-        given = "" if first["type"] == "value_error" else f" (it is {first['input']!r})"
-        raise UserError(f"{where}: {named}{message}{given}.") from None
-
-
-def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> field, for every leaf and for optional sections themselves."""
-    flat: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
-        nested = _section_of(field.annotation)
-        if nested is None or type(None) in get_args(field.annotation):
-            flat[prefix + name] = field
-        if nested is not None:
-            flat |= _flatten(nested, f"{prefix}{name}.")
-    return flat
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = get_args(annotation) or (annotation,)
-    classes = [c for c in candidates if isinstance(c, type) and get_origin(c) is None]
-    sections = [c for c in classes if issubclass(c, BaseModel)]
-    return sections[0] if sections else None
-
-
-SETTINGS = _flatten(Config)  # dotted name -> field, in the order of the recipe
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"on the command line: {message}; write --section.field=value.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="cpo_ds/train.py",
-        description="Trains a translator with Contrastive Preference Optimization.",
-        epilog="Under several ranks: deepspeed --num_accelerators N cpo_ds/train.py --config ...",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="recipe, a YAML file")
-    parser.add_argument("--verbose", action="store_true", help="show all library messages")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    for dotted, field in SETTINGS.items():
-        help_text = f"{field.description} [{type_name(field)}, {default_text(field)}]"
-        parser.add_argument(
-            f"--{dotted}", dest=dotted, metavar="X", help=help_text.replace("%", "%%")
-        )
-    return parser
-
-
-def type_name(field: Any) -> str:
-    """A field's type for people: `int`, `auto|never`, `str or none`..."""
-    annotation = field.annotation
-    choices = [c for c in get_args(annotation) if isinstance(c, str)]
-    if choices:
-        return "|".join(choices)
-    if _section_of(annotation):
-        return "none, or the fields below"
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("NoneType", "none").replace("None", "none").replace(" | ", " or ")
-
-
-def default_text(field: Any) -> str:
-    """A field's default for people."""
-    if field.is_required():
-        return "required"
-    return "default none" if field.default is None else f"default {field.default}"
-
-
-def _normalize(argument: str) -> str:
-    """`--output-dir=x` -> `--output_dir=x`; values and positionals stay as they are."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no recipe {path}; give --config an existing YAML file.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must be a mapping of sections; see recipes/demo.yaml.")
-    return values
-
-
-def _check_keys(
-    values: dict[str, Any], section: type[BaseModel], where: str, path: str = ""
-) -> None:
-    for key, value in values.items():
-        if key not in section.model_fields:
-            raise UserError(
-                f"{where}: unknown key {path}{key}"
-                + _closest(str(key), list(section.model_fields))
-                + "; docs/configuration.md and --help list every key."
-            )
-        nested = _section_of(section.model_fields[key].annotation)
-        if nested and isinstance(value, dict):
-            _check_keys(value, nested, where, f"{path}{key}.")
-
-
-def _closest(name: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]}?)" if matches else ""
-
-
-def _override(values: dict[str, Any], dotted: str, text: str) -> None:
-    *sections, name = dotted.split(".")
-    for section in sections:
-        if not isinstance(values.get(section), dict):
-            values[section] = {}
-        values = values[section]
-    if SETTINGS[dotted].annotation in (str, str | None):
-        values[name] = text  # a name may look like a number or a date
-        return
-    try:
-        values[name] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        values[name] = text

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from cpo_ds.config import Config, parse_config
+from cpo_ds.config import Config
 from cpo_ds.inventory import find_intact, newest
 from cpo_ds.manifest import Manifest, replaced_name, unfinished_name
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.load import load_tokenizer
 from cpo_ds.model.offline import LazyMerge, load_base, outline
 from cpo_ds.pretrained import SHARD_BYTES, exports_adapter, make_export, write_folder
+from cpo_ds.recipe import parse_config
 from cpo_ds.schema import UserError
 
 _PREFIX = "language_model."  # the policy's name of the model that is exported

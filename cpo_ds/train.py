@@ -39,7 +39,8 @@ from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
-from cpo_ds.config import Config, load_config  # noqa: E402
+from cpo_ds.config import Config  # noqa: E402
+from cpo_ds.recipe import load_config  # noqa: E402
 from cpo_ds.schema import (  # noqa: E402
     EXIT_NON_FINITE,
     EXIT_RANK_LOST,

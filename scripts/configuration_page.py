@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpo_ds.config import SETTINGS, default_text, type_name
+from cpo_ds.recipe import SETTINGS, default_text, type_name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """\

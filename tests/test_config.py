@@ -9,8 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cpo_ds.config import Config, LossConfig, load_config, parse_config
+from cpo_ds.config import Config, LossConfig
 from cpo_ds.data.plan import epoch_order
+from cpo_ds.recipe import load_config, parse_config
 from cpo_ds.schema import UserError
 
 MINIMAL = {"model": {"name_or_path": "m"}, "data": {"format": "sample"}}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import readme_table
 
-from cpo_ds.config import load_config
+from cpo_ds.recipe import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cpo_ds.config import LOSS_FIELDS, Config, parse_config
+from cpo_ds.config import LOSS_FIELDS, Config
 from cpo_ds.manifest import Manifest
 from cpo_ds.model_card import CardFacts, card_facts, model_card
+from cpo_ds.recipe import parse_config
 
 MANIFEST = Manifest(
     step=20,

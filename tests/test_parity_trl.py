@@ -19,7 +19,7 @@ import transformers
 from helpers import save_tiny_model, sequences, tiny_tokenizer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from cpo_ds.config import Config, parse_config
+from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import step_totals
 from cpo_ds.data.prompts import alma_prompt
@@ -27,6 +27,7 @@ from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.recipe import parse_config
 from cpo_ds.schema import PairLogps, PreferenceRow, TokenizedPair
 
 WMT22 = Path(__file__).parent.parent.parent / "shared" / "data" / "wmt22_candidates.jsonl.gz"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import plain_logps, random_pairs, tiny_model
 
-from cpo_ds.config import parse_config
 from cpo_ds.data.pack import pack
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_policy
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.recipe import parse_config
 
 
 def load(folder: Path, **model: object) -> PolicyModel:

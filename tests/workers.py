@@ -20,7 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from cpo_ds import engine, run_folder, saver, trainer, watch
 from cpo_ds.build import build_run, prepare_pairs
 from cpo_ds.checkpoint import find_checkpoint
-from cpo_ds.config import CheckpointConfig, parse_config
+from cpo_ds.config import CheckpointConfig
 from cpo_ds.data.pack import pack
 from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.export import export
@@ -28,6 +28,7 @@ from cpo_ds.losses import step_share
 from cpo_ds.manifest import checkpoint_name
 from cpo_ds.model.load import load_policy
 from cpo_ds.ranks import Ranks, init_ranks
+from cpo_ds.recipe import parse_config
 from cpo_ds.schema import PackedBatch, UserError
 from cpo_ds.train import main, run_recipe, silence_libraries
 
