@@ -22,7 +22,7 @@ from cpo_ds.checkpoint import (
 from cpo_ds.config import Config
 from cpo_ds.data.plan import check_budget
 from cpo_ds.data.rows import read_rows, split_held_out
-from cpo_ds.data.tokenize import tokenize_rows
+from cpo_ds.data.tokenize import pairs_fingerprint, tokenize_rows
 from cpo_ds.deepspeed_config import of_the_file, with_universal_loading, zero_stage
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
@@ -31,9 +31,11 @@ from cpo_ds.model.load import (
     check_token_ids,
     load_model_config,
     load_policy,
+    load_reference,
     load_tokenizer,
 )
 from cpo_ds.monitor import Monitor, cut_back_metrics
+from cpo_ds.precompute import with_reference_logps
 from cpo_ds.ranks import Ranks
 from cpo_ds.saver import Saver
 from cpo_ds.schema import PreferenceRow, TokenizedPair
@@ -141,23 +143,20 @@ def build_run(
 
     With `resume`, weights, optimizer and random states are those of that checkpoint.
     """
-    stage = zero_stage(settings)
-    options: dict[str, Any] = {"gather": gather_parameters} if stage == 3 else {}
     if resume and resume.is_converted:
         settings = with_universal_loading(settings)
-    with sharded_loading(settings):
-        policy, attention = load_policy(
-            config,
-            device=ranks.device,
-            place_on_device=stage < 3 and ranks.device.type == "cuda",
-            **options,
+    engine, attention = start_engine(config, settings, ranks)
+    if config.loss.takes_reference_from("precomputed"):
+        say: Say = print if ranks.rank == 0 else lambda _: None
+        train_pairs, eval_pairs = (
+            with_reference_logps(engine, ranks, config, pairs, say) if pairs else pairs
+            for pairs in (train_pairs, eval_pairs)
         )
-        engine = Engine(policy, config, settings)
     first_step = resume.manifest.step if resume else 0
     # Dropout differs between ranks.
     torch.manual_seed(config.train.seed * 100_003 + first_step * 1009 + ranks.rank)
     if resume:
-        check_weights_before(resume.found, resume.manifest, policy.fingerprint)
+        check_weights_before(resume.found, resume.manifest, engine.policy.fingerprint)
         load(
             engine,
             ranks,
@@ -180,11 +179,29 @@ def build_run(
     monitor.say(
         f"training {'a LoRA adapter' if config.trains_adapter else 'all parameters'} with "
         f"{config.loss.name} in {config.model.dtype} on {ranks.world_size} rank(s) "
-        f"({ranks.device.type}), ZeRO-{stage}"
+        f"({ranks.device.type}), ZeRO-{engine.stage}"
     )
-    about = _about(config, settings, ranks, identity, policy.fingerprint, train_pairs, eval_pairs)
+    fingerprint = engine.policy.fingerprint
+    about = _about(config, settings, ranks, identity, fingerprint, train_pairs, eval_pairs)
     saver = Saver(engine, ranks, config, about, monitor.say)
     return Run(config, engine, ranks, monitor, train_pairs, eval_pairs, saver, first_step)
+
+
+def start_engine(config: Config, settings: dict[str, Any], ranks: Ranks) -> tuple[Engine, str]:
+    """Loads policy and, where it is a model, DPO's reference; the text is a line for the log."""
+    stage = zero_stage(settings)
+    where: dict[str, Any] = {
+        "device": ranks.device,
+        "place_on_device": stage < 3 and ranks.device.type == "cuda",
+    }
+    if stage == 3:
+        where["gather"] = gather_parameters
+    with sharded_loading(settings):
+        policy, attention = load_policy(config, **where)
+        reference = None
+        if config.loss.takes_reference_from("model"):
+            reference = load_reference(config, **where)
+        return Engine(policy, config, settings, reference), attention
 
 
 def _about(
@@ -218,10 +235,6 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
     """What a run must share with a checkpoint that it resumes from."""
     model = load_model_config(config.model.name_or_path).to_dict()
     shape = {k: v for k, v in model.items() if not k.startswith("_") and "version" not in k}
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(pair.tokens.tobytes())
-        digest.update(f"{pair.num_prefix},{pair.chosen_start},{pair.rejected_start};".encode())
     identity = {
         "model shape": _digest(shape),
         "starting adapter (fingerprint)": adapter_fingerprint(config.model.adapter)
@@ -230,8 +243,8 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
         "adapter mode": config.model.adapter_mode if config.model.adapter else None,
         "precision": config.model.dtype,
         "LoRA": config.lora.model_dump() if config.lora else None,
-        "loss": config.loss.model_dump(),
-        "training pairs (fingerprint)": digest.hexdigest()[:16],
+        "loss": config.loss.model_dump(exclude={"reference", "reference_cache"}),
+        "training pairs (fingerprint)": pairs_fingerprint(pairs),
         "pairs per step": config.batch.pairs,
         "seed": config.train.seed,
     }

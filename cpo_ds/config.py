@@ -96,11 +96,11 @@ class DataConfig(_Section):
 
 
 class LossConfig(_Section):
-    name: Literal["cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft"] = Field(
-        "cpo", description="objective"
+    name: Literal["cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll"] = (
+        Field("cpo", description="objective")
     )
     beta: float = Field(0.1, gt=0.0, description="temperature of the preference term")
-    alpha: float = Field(1.0, ge=0.0, description="weight of the NLL term (none in simpo)")
+    alpha: float = Field(1.0, ge=0.0, description="weight of the NLL term (none in simpo, dpo)")
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=0.5, description="probability that a preference label is wrong"
     )
@@ -112,6 +112,14 @@ class LossConfig(_Section):
     arpo_rate: float = Field(0.4, description="c2 of the same (arpo)")
     arpo_floor: float | None = Field(None, description="lower bound of tau (arpo)")
     arpo_detach: bool = Field(False, description="no gradient through tau (arpo)")
+    reference: Literal["model", "adapter", "precomputed"] = Field(
+        "model",
+        description="the policy before training: a frozen copy, LoRA switched off, or a pass over "
+        "the pairs before training (dpo, dpo-nll)",
+    )
+    reference_cache: str | None = Field(
+        None, description="folder of precomputed log-probs (output_dir/reference)"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
@@ -120,11 +128,23 @@ class LossConfig(_Section):
         unused = sorted(self.model_fields_set - used)
         moot = [name for name in unused if getattr(self, name) != _default_of(self, name)]
         if moot:
-            hint = " (cpo-simpo is simpo with an NLL term)" if self.name == "simpo" else ""
+            with_nll = {"simpo": "cpo-simpo", "dpo": "dpo-nll"}.get(self.name)
+            hint = f" ({with_nll} is {self.name} with an NLL term)" if with_nll else ""
             raise ValueError(
                 f"loss.{moot[0]} has no effect with loss.name: {self.name}; remove it{hint}"
             )
+        if self.reference_cache and self.reference != "precomputed":
+            raise ValueError("loss.reference_cache has no effect but with reference: precomputed")
         return self
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the objective compares with the policy before training."""
+        return "reference" in LOSS_FIELDS[self.name]
+
+    def takes_reference_from(self, *sources: str) -> bool:
+        """Whether it does, and gets that policy's log-probs from one of these sources."""
+        return self.has_reference and self.reference in sources
 
 
 _PREFERENCE = {"beta", "alpha", "nll_reduction"}
@@ -137,6 +157,8 @@ LOSS_FIELDS: dict[str, set[str]] = {
     "ipo": _PREFERENCE,
     "hinge": _PREFERENCE,
     "sft": {"nll_reduction"},
+    "dpo": {"beta", "label_smoothing", "reference", "reference_cache"},
+    "dpo-nll": _SMOOTH | {"reference", "reference_cache"},
 }
 
 
@@ -241,6 +263,12 @@ class Config(_Section):
     def _check(self) -> Config:
         if self.model.adapter_mode == "merge" and not self.model.adapter:
             raise ValueError("model.adapter_mode is merge, but model.adapter names no adapter")
+        makes_adapter = self.lora is not None and not self.continues_adapter
+        if self.loss.takes_reference_from("adapter") and not makes_adapter:
+            raise ValueError(
+                "loss.reference: adapter switches a new LoRA adapter off, but the recipe trains "
+                f"{'one on' if self.continues_adapter else 'none'}; take model or precomputed"
+            )
         return self
 
     @property

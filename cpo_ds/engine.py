@@ -49,13 +49,23 @@ def gather_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextMana
 
 
 class Engine:
-    """The policy under DeepSpeed: forward, accumulate gradients, update."""
+    """The policy under DeepSpeed: forward, accumulate gradients, update.
 
-    def __init__(self, policy: PolicyModel, config: Config, settings: dict[str, Any]) -> None:
+    `reference` is DPO's, as `model.load.load_reference` makes it, where it is a model of its own.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        config: Config,
+        settings: dict[str, Any],
+        reference: PolicyModel | None = None,
+    ) -> None:
         if zero_stage(settings) == 3:
-            # The head is applied outside its own module, so ZeRO-3 must be told who uses it.
-            deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
+            _share_head(policy)
         self.policy = policy
+        self._switches_adapter_off = config.loss.takes_reference_from("adapter")
+        self._reference = reference and _sharded_reference(reference, settings)
         self.stage = zero_stage(settings)
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
@@ -76,10 +86,25 @@ class Engine:
         return self.deepspeed.world_size
 
     def score(self, batch: PackedBatch) -> PairLogps:
-        """One forward pass; a collective under ZeRO-3: every rank must make as many."""
+        """One forward pass, and one of the reference where there is one to be made.
+
+        A collective under ZeRO-3: every rank must make as many.
+        """
         self.progress += 1
+        reference = self._reference_logps(batch)
         chosen, rejected = self.deepspeed(batch)
-        return PairLogps(chosen, rejected, batch.num_chosen_tokens, batch.num_rejected_tokens)
+        counts = (batch.num_chosen_tokens, batch.num_rejected_tokens)
+        return PairLogps(chosen, rejected, *counts, *reference)
+
+    @torch.no_grad()
+    def _reference_logps(self, batch: PackedBatch) -> Iterable[torch.Tensor]:
+        """Log-probs of chosen and rejected under the reference, [P] each; nothing without one."""
+        if self._reference is not None:
+            return self._reference(batch)
+        if self._switches_adapter_off:
+            with self.policy.language_model.disable_adapter():
+                return self.deepspeed(batch)
+        return () if batch.reference_logps is None else batch.reference_logps.unbind(1)
 
     def accumulate(self, loss_share: torch.Tensor) -> None:
         """Backward pass of a micro-batch's share of the global batch's loss.
@@ -134,6 +159,24 @@ class Engine:
                 self.progress += 1
                 with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                     yield name, parameter.detach()
+
+
+def _share_head(policy: PolicyModel) -> None:
+    """The head is applied outside its own module, so ZeRO-3 must be told who uses it."""
+    deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
+
+
+def _sharded_reference(reference: PolicyModel, settings: dict[str, Any]) -> Any:
+    """A frozen model as it is called: under ZeRO-3 by an engine of its own, without optimizer."""
+    if zero_stage(settings) < 3:
+        return reference
+    _share_head(reference)
+    zero = {k: v for k, v in settings["zero_optimization"].items() if k != "offload_optimizer"}
+    engine, *_ = deepspeed.initialize(
+        model=reference, config=settings | {"zero_optimization": zero}, dist_init_required=False
+    )
+    engine.eval()
+    return engine
 
 
 class _NonFiniteGradient(Exception):

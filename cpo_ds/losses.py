@@ -21,8 +21,8 @@ from cpo_ds.schema import PairLogps, StepTotals
 class PairTerms:
     """What one micro-batch contributes, per pair: tensors of shape [P], float32.
 
-    `rewards_*` are the implicit rewards, beta times the (for simpo and ipo: length-averaged)
-    log-probs, detached.
+    `rewards_*` are the implicit rewards, beta times the log-probs (simpo and ipo: length-averaged;
+    dpo: less those of the reference), detached.
     """
 
     preference: torch.Tensor
@@ -37,8 +37,8 @@ def averages_over_tokens(loss: LossConfig) -> bool:
 
 
 def nll_weight(loss: LossConfig) -> float:
-    """The weight alpha of the NLL term; simpo has none and sft is nothing else."""
-    return {"simpo": 0.0, "sft": 1.0}.get(loss.name, loss.alpha)
+    """The weight alpha of the NLL term; simpo and dpo have none and sft is nothing else."""
+    return {"simpo": 0.0, "dpo": 0.0, "sft": 1.0}.get(loss.name, loss.alpha)
 
 
 def cpo(chosen: torch.Tensor, rejected: torch.Tensor, loss: LossConfig) -> torch.Tensor:
@@ -57,6 +57,14 @@ def simpo(chosen: torch.Tensor, rejected: torch.Tensor, loss: LossConfig) -> tor
 def ipo(chosen: torch.Tensor, rejected: torch.Tensor, loss: LossConfig) -> torch.Tensor:
     """(mean log-prob chosen - rejected - 1 / (2 beta))^2: arXiv 2310.12036, eq. 17."""
     return (chosen - rejected - 1 / (2 * loss.beta)).square()
+
+
+def dpo(chosen: torch.Tensor, rejected: torch.Tensor, loss: LossConfig) -> torch.Tensor:
+    """-log sigmoid(beta (log-ratio chosen - log-ratio rejected)): arXiv 2305.18290, eq. 7.
+
+    A log-ratio is log pi(y|x) - log pi_reference(y|x). Label smoothing as in `cpo`.
+    """
+    return _smooth_sigmoid(chosen - rejected, loss)
 
 
 def hinge(chosen: torch.Tensor, rejected: torch.Tensor, loss: LossConfig) -> torch.Tensor:
@@ -92,6 +100,8 @@ _OF_LOGPS: dict[str, Callable[[torch.Tensor, torch.Tensor, LossConfig], torch.Te
     "cpo-simpo": simpo,
     "ipo": ipo,
     "hinge": hinge,
+    "dpo": dpo,
+    "dpo-nll": dpo,
 }
 
 
@@ -101,6 +111,9 @@ def pair_terms(logps: PairLogps, loss: LossConfig) -> PairTerms:
     if averages_over_tokens(loss):
         chosen = chosen / logps.num_chosen_tokens
         rejected = rejected / logps.num_rejected_tokens
+    if loss.has_reference:
+        assert logps.reference_chosen is not None and logps.reference_rejected is not None
+        chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected
     if loss.name == "sft":
         preference = torch.zeros_like(chosen)
     elif loss.name == "arpo":

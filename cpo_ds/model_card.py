@@ -99,7 +99,8 @@ def _directions(manifest: Manifest) -> list[str]:
 
 
 def _objective(config: Config) -> str:
-    values = {name: getattr(config.loss, name) for name in sorted(LOSS_FIELDS[config.loss.name])}
+    names = LOSS_FIELDS[config.loss.name] - {"reference_cache"}
+    values = {name: getattr(config.loss, name) for name in sorted(names)}
     inside = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     return f"{config.loss.name}" + (f" ({inside})" if inside else "")
 

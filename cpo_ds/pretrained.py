@@ -24,7 +24,7 @@ from cpo_ds.manifest import (
     sync,
     unfinished_name,
 )
-from cpo_ds.model.load import merge_adapter
+from cpo_ds.model.adapter import merge_adapter
 from cpo_ds.model_card import card_facts, model_card
 from cpo_ds.ranks import Ranks
 from cpo_ds.schema import UserError

@@ -55,7 +55,8 @@ class TokenizedPair:
 
     The prefix is what (prompt + chosen) and (prompt + rejected) share, at most one token short of
     either, so that no branch is empty. `chosen_start` and `rejected_start` index the first scored
-    token in `prefix + branch`; both are at least 1.
+    token in `prefix + branch`; both are at least 1. `reference_logps` are the log-probs of the
+    chosen and the rejected completion under DPO's reference, where they are computed beforehand.
     """
 
     tokens: np.ndarray  # int32, prefix · chosen branch · rejected branch
@@ -65,6 +66,7 @@ class TokenizedPair:
     rejected_start: int
     direction: str
     origin: str
+    reference_logps: tuple[float, float] | None = None
 
     @property
     def num_rejected(self) -> int:
@@ -108,6 +110,7 @@ class PackedBatch:
     num_rejected_tokens: torch.Tensor  # [P] float32
     pair_indices: tuple[int, ...]  # P indices into the data set
     counted: bool = True  # False: a stand-in that keeps ranks in step; it must not count
+    reference_logps: torch.Tensor | None = None  # [P, 2] float32: chosen, rejected; precomputed
 
     @property
     def num_pairs(self) -> int:
@@ -133,12 +136,17 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probs of one micro-batch's completions: sums over tokens, [P] each, float32."""
+    """Log-probs of one micro-batch's completions: sums over tokens, [P] each, float32.
+
+    `reference_*` are those under DPO's reference, where the objective has one.
+    """
 
     chosen: torch.Tensor
     rejected: torch.Tensor
     num_chosen_tokens: torch.Tensor
     num_rejected_tokens: torch.Tensor
+    reference_chosen: torch.Tensor | None = None
+    reference_rejected: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

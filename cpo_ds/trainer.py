@@ -75,7 +75,11 @@ def train(run: Run) -> None:
     Raises `NonFiniteError`, weights untouched, and `Stopped`, where it was asked to stop.
     """
     config = run.config
-    peak, sizes = peak_tflops(run.ranks.device), _weight_counts(run.engine)
+    peak, sizes = peak_tflops(run.ranks.device), weight_counts(run.engine)
+    passes = {
+        "trains_adapter": config.trains_adapter,
+        "runs_reference": config.loss.takes_reference_from("model", "adapter"),
+    }
     if run.first_step == 0 or _evaluates_after(run, run.first_step):
         evaluate(run, run.first_step)
     watch = Stopwatch()
@@ -94,7 +98,7 @@ def train(run: Run) -> None:
         update = run.engine.update(rate)
         if not update.applied:
             _stop_unless_rescaled(run, step, seen, update.grad_norm)
-        watch.count(totals, step_flops(totals, *sizes, trains_adapter=config.trains_adapter))
+        watch.count(totals, step_flops(totals, *sizes, **passes))
         run.monitor.advance()
         if step % config.logging.every_steps == 0 or step == run.total_steps:
             metrics = summarize(run.engine.sum_over_ranks(sums).tolist(), totals, config.loss)
@@ -209,7 +213,7 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _weight_counts(engine: Engine) -> tuple[int, int]:
+def weight_counts(engine: Engine) -> tuple[int, int]:
     """Weights in matrix products of the body, and of the head; whole, also under ZeRO-3."""
     counts = {
         name: getattr(parameter, "ds_numel", parameter.numel())

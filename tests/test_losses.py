@@ -24,18 +24,21 @@ from cpo_ds.losses import (
 )
 from cpo_ds.schema import PairLogps, StepTotals
 
-NAMES = ("cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft")
+NAMES = ("cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll")
 DOUBLE = torch.float64
 
 
 def logps_of(*pairs: tuple[float, float, int, int], grad: bool = False) -> PairLogps:
-    """(log-prob of chosen, of rejected, tokens of chosen, of rejected) per pair, float64."""
+    """(log-prob of chosen, of rejected, tokens of chosen, of rejected) per pair, float64.
+
+    Under the reference, chosen and rejected have log-probs of -4 and -7.
+    """
     chosen, rejected, n_chosen, n_rejected = (
         torch.tensor(column, dtype=DOUBLE) for column in zip(*pairs, strict=True)
     )
-    return PairLogps(
-        chosen.requires_grad_(grad), rejected.requires_grad_(grad), n_chosen, n_rejected
-    )
+    reference = torch.full_like(chosen, -4.0), torch.full_like(rejected, -7.0)
+    trained = chosen.requires_grad_(grad), rejected.requires_grad_(grad)
+    return PairLogps(*trained, n_chosen, n_rejected, *reference)
 
 
 def totals_of(logps: PairLogps) -> StepTotals:
@@ -79,6 +82,21 @@ def test_simpo_by_hand(name: str) -> None:
 def test_ipo_by_hand() -> None:
     """Means -2 and -4, beta 0.1: (2 - 1 / 0.2)^2 = 9."""
     assert preference_of(WIDE, name="ipo") == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo-nll"])
+def test_dpo_by_hand(name: str) -> None:
+    """Log-ratios -6 + 4 = -2 and -16 + 7 = -9: 0.1 (-2 + 9) = 0.7, log(1 + e^-0.7) = 0.40319.
+
+    Smoothed 0.9 of it + 0.1 log(1 + e^0.7) (1.10319): 0.47319. Rewards -0.2 and -0.9.
+    """
+    terms = pair_terms(logps_of(WIDE), LossConfig(name=name))
+    assert terms.preference.item() == pytest.approx(0.40318604888)
+    assert terms.rewards_chosen.item() == pytest.approx(-0.2)
+    assert terms.rewards_rejected.item() == pytest.approx(-0.9)
+    assert terms.nll.item() == 6.0  # of the policy alone
+    smoothed = preference_of(WIDE, name=name, label_smoothing=0.1)
+    assert smoothed == pytest.approx(0.47318604888)
 
 
 def test_hinge_by_hand() -> None:
@@ -130,7 +148,7 @@ def test_what_each_objective_averages_and_weighs() -> None:
         "ipo",
     ]
     weights = {name: nll_weight(LossConfig(name=name)) for name in NAMES}
-    assert weights == dict.fromkeys(NAMES, 1.0) | {"simpo": 0.0}
+    assert weights == dict.fromkeys(NAMES, 1.0) | {"simpo": 0.0, "dpo": 0.0}
     assert nll_weight(LossConfig(alpha=0.25)) == 0.25
     totals = StepTotals(pairs=3, chosen_tokens=7, scored_tokens=0, unique_tokens=0, padded_tokens=0)
     assert nll_denominator(totals, LossConfig()) == 7

@@ -30,6 +30,7 @@ LAYERS = {
         "model.hub",
         "model.fingerprint",
         "model.policy",
+        "model.adapter",
         "model.load",
         "model.shapes",
         "model.offline",
@@ -50,7 +51,7 @@ LAYERS = {
         "model_card",
         "pretrained",
     ],
-    "run": ["run_folder", "stopping", "schedule", "trainer", "build", "train"],
+    "run": ["run_folder", "stopping", "schedule", "trainer", "precompute", "build", "train"],
     "use": [
         "inventory",
         "export",

@@ -37,6 +37,7 @@ def pack(
         num_rejected_tokens=torch.tensor([float(p.num_rejected_scored) for p in selected]),
         pair_indices=tuple(int(i) for i in indices),
         counted=counted,
+        reference_logps=_reference_logps(selected),
     )
 
 
@@ -51,6 +52,11 @@ def pack_micro_batch(
     if micro_batch:
         return pack(pairs, micro_batch)
     return pack(pairs, (stand_in,), counted=False)
+
+
+def _reference_logps(pairs: Sequence[TokenizedPair]) -> torch.Tensor | None:
+    known = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
+    return torch.tensor(known, dtype=torch.float32) if known else None
 
 
 def _row(parts: list[np.ndarray]) -> torch.Tensor:

@@ -8,8 +8,9 @@ unless they are there already. Nothing is ever cut: what is too long is dropped 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -161,3 +162,12 @@ def _length_table(pairs: Sequence[TokenizedPair]) -> dict[str, np.ndarray]:
         "rejected": np.array([p.num_rejected_scored for p in pairs]),
         "unique in a pair": np.array([len(p.tokens) for p in pairs]),
     }
+
+
+def pairs_fingerprint(pairs: Iterable[TokenizedPair]) -> str:
+    """16 hexadecimal digits that change with any pair's tokens, layout, or place in the order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(pair.tokens.tobytes())
+        digest.update(f"{pair.num_prefix},{pair.chosen_start},{pair.rejected_start};".encode())
+    return digest.hexdigest()[:16]

@@ -1,27 +1,23 @@
-"""Tokenizer, policy and LoRA adapter, from folders or Hugging Face names."""
+"""Tokenizer, policy and reference, from folders or Hugging Face names."""
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import peft
 import torch
 import transformers
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import nn
 
-from cpo_ds.config import Config, LoraConfig, ModelConfig
+from cpo_ds.config import Config, ModelConfig
+from cpo_ds.model.adapter import GatherParameters, gather_nothing, merge_adapter, with_adapter
 from cpo_ds.model.attention import choose_backend, registered_name
 from cpo_ds.model.fingerprint import weights_fingerprint
-from cpo_ds.model.hub import not_there, one_line
+from cpo_ds.model.hub import not_there
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.schema import TokenizedPair, UserError
@@ -32,12 +28,6 @@ SUPPORTED_MODEL_TYPES = (
     "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral",
     "olmo2", "phi3", "qwen2", "qwen3",
 )  # fmt: skip
-
-GatherParameters = Callable[[Iterable[nn.Parameter]], AbstractContextManager[Any]]
-
-
-def _gather_nothing(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-    return nullcontext()
 
 
 def load_tokenizer(name_or_path: str) -> Any:
@@ -77,7 +67,7 @@ def load_policy(
     config: Config,
     *,
     device: torch.device,
-    gather: GatherParameters = _gather_nothing,
+    gather: GatherParameters = gather_nothing,
     place_on_device: bool = False,
 ) -> tuple[PolicyModel, str]:
     """Loads the policy, its adapter and its attention backend; returns it and a line for the log.
@@ -106,6 +96,22 @@ def load_policy(
     policy = PolicyModel(language_model, _head_transform(model_config, model), fingerprint)
     _check_head(policy)
     return policy, f"attention: {backend} ({reason})"
+
+
+def load_reference(
+    config: Config,
+    *,
+    device: torch.device,
+    gather: GatherParameters = gather_nothing,
+    place_on_device: bool = False,
+) -> PolicyModel:
+    """A frozen second copy of what the policy is before training; arguments as `load_policy`.
+
+    Whole or sharded like the policy itself; a new LoRA adapter changes nothing yet and is left out.
+    """
+    start = config.model_copy(update={"lora": None})
+    reference, _ = load_policy(start, device=device, gather=gather, place_on_device=place_on_device)
+    return reference.requires_grad_(False).eval()
 
 
 def _sum_over_ranks(values: torch.Tensor) -> None:
@@ -148,103 +154,6 @@ def load_causal_lm(
                 "at random; get the whole model, or mend its config.json."
             )
     return causal_lm
-
-
-def with_adapter(causal_lm: Any, config: Config, merge: Callable[[Any], Any]) -> Any:
-    """Adds the starting adapter (to be trained on, or handed to `merge`) and a new one."""
-    if config.model.adapter:
-        adapted = _starting_adapter(causal_lm, config, config.model.adapter)
-        if config.continues_adapter:
-            return adapted
-        causal_lm = merge(adapted)
-    if config.lora is None:
-        return causal_lm.requires_grad_(True)
-    return _new_adapter(causal_lm, config.lora, config.train.seed)
-
-
-def _starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
-    try:
-        settings = starting_settings(config, adapter)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            adapted = peft.PeftModel.from_pretrained(
-                causal_lm,
-                adapter,
-                config=settings,
-                is_trainable=config.continues_adapter,
-                autocast_adapter_dtype=False,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
-    missing = next((str(w.message) for w in said if "missing" in str(w.message)), None)
-    if missing:
-        raise UserError(
-            f"the LoRA adapter {adapter} does not hold all of its weights for this model: "
-            f"{one_line(missing)}"
-        )
-    return adapted
-
-
-def starting_settings(config: Config, adapter: str) -> Any:
-    """PEFT's settings of the starting adapter, to be trained on where the recipe says so."""
-    try:
-        settings = peft.PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
-    settings.inference_mode = not config.continues_adapter
-    if config.continues_adapter and config.lora:
-        _check_same_adapter(settings, config.lora, adapter)
-        settings.lora_dropout = config.lora.dropout
-    return settings
-
-
-def _check_same_adapter(settings: Any, lora: LoraConfig, adapter: str) -> None:
-    def modules(names: Any) -> Any:
-        return names if isinstance(names, str) else sorted(names)
-
-    for name, there, here in (
-        ("rank", settings.r, lora.rank),
-        ("alpha", settings.lora_alpha, lora.alpha),
-        ("target_modules", modules(settings.target_modules), modules(lora.target_modules)),
-    ):
-        if there != here:
-            raise UserError(
-                f"lora.{name} is {here}, but the adapter {adapter} that the run continues has "
-                f"{there}; make them equal, or leave the lora section out."
-            )
-
-
-def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:
-    # The same seed on every rank: each makes the whole of these small matrices, then shards them.
-    torch.manual_seed(seed)
-    try:
-        return peft.get_peft_model(causal_lm, new_settings(lora), autocast_adapter_dtype=False)
-    except (ValueError, re.error) as error:
-        raise UserError(
-            f"lora.target_modules {lora.target_modules} does not fit this model: {one_line(error)}"
-        ) from None
-
-
-def new_settings(lora: LoraConfig) -> Any:
-    """PEFT's settings of a new adapter."""
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-    )
-
-
-@torch.no_grad()
-def merge_adapter(adapted: Any, gather: GatherParameters = _gather_nothing) -> Any:
-    """Adds a LoRA adapter to its base weights, one layer at a time; returns the plain model."""
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            with gather(module.parameters()):
-                weight += module.get_delta_weight("default").to(weight.dtype)
-    return adapted.unload()
 
 
 def _disable_dropout(causal_lm: nn.Module) -> None:

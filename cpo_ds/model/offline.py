@@ -11,13 +11,8 @@ import transformers
 from peft.tuners.lora import LoraLayer
 
 from cpo_ds.config import Config
-from cpo_ds.model.load import (
-    load_causal_lm,
-    load_model_config,
-    new_settings,
-    starting_settings,
-    with_adapter,
-)
+from cpo_ds.model.adapter import new_settings, starting_settings, with_adapter
+from cpo_ds.model.load import load_causal_lm, load_model_config
 
 
 def outline(config: Config) -> Any:
