@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cpo_ds.model import logprobs
 from cpo_ds.model.logprobs import HeadTransform, token_logps
 
 TRANSFORMS = {
@@ -202,3 +204,14 @@ def test_backward_keeps_no_logits_between_the_passes(frozen: bool) -> None:
         token_logps(hidden, weight, targets, HeadTransform(chunk_tokens=CHUNK))
     shapes = {tuple(tensor.shape) for tensor in saved}
     assert shapes == ({(64, 4)} if frozen else {(64, 4), (500, 4), (64,)})
+
+
+@pytest.mark.parametrize(("scored", "computed"), [(CHUNK, 1), (CHUNK + 1, 3), (3 * CHUNK, 5)])
+def test_the_last_chunk_of_a_trained_head_is_computed_once(scored: int, computed: int) -> None:
+    hidden, weight, targets = draw(scored=scored, hidden=4, vocabulary=500)
+
+    with mock.patch.object(logprobs, "_chunk_logps", wraps=logprobs._chunk_logps) as chunk_logps:
+        token_logps(hidden, weight, targets, HeadTransform(chunk_tokens=CHUNK)).sum().backward()
+        logits = [len(call.args[0]) for call in chunk_logps.call_args_list]
+    assert len(logits) == computed
+    assert sum(logits) == 2 * scored - CHUNK

@@ -3,8 +3,8 @@
 For a token with logits z = W h the gradient of its log-prob is d log p_t / d z = onehot(t) - p. Its
 product with W is an [S, hidden] matrix that does not depend on what follows, so with a frozen
 head (LoRA) it is taken in the forward pass, while the logits are there: the backward pass needs
-neither logits nor head. With a trained head the logits are recomputed in the backward pass.
-No more than one chunk of logits ever exists.
+neither logits nor head. With a trained head the logits are recomputed in the backward pass, but
+for the last chunk's, whose gradient waits for it. No more than one chunk of logits ever exists.
 
 Shape suffixes: S scored tokens, C of them in a chunk, E hidden size, V vocabulary.
 """
@@ -47,15 +47,17 @@ class _TokenLogps(torch.autograd.Function):
     ) -> torch.Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         directions, logps = [], []
-        for begin in range(0, len(targets_S), transform.chunk_tokens):
-            chunk = slice(begin, begin + transform.chunk_tokens)
-            logps_C, probs_CV, slope_CV = _chunk(
-                hidden_SE[chunk], weight_VE, targets_S[chunk], transform
-            )
-            logps.append(logps_C)
-            if needs_hidden and not needs_weight:
-                grad_CV = _logit_gradient(probs_CV, slope_CV, targets_S[chunk], transform)
-                directions.append(grad_CV.to(weight_VE.dtype) @ weight_VE)
+        ctx.last_grad_CV = None
+        for chunk in _chunks(len(targets_S), transform.chunk_tokens):
+            logps_CV, slope_CV = _chunk_logps(hidden_SE[chunk], weight_VE, transform)
+            logps.append(logps_CV.gather(-1, targets_S[chunk, None])[:, 0])
+            is_last = chunk.stop == len(targets_S)
+            if (needs_hidden and not needs_weight) or (needs_weight and is_last):
+                grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], transform)
+                if needs_weight:
+                    ctx.last_grad_CV = grad_CV
+                else:
+                    directions.append(grad_CV.to(weight_VE.dtype) @ weight_VE)
         ctx.transform = transform
         ctx.head_is_trained = needs_weight
         if needs_weight:
@@ -74,25 +76,29 @@ class _TokenLogps(torch.autograd.Function):
         hidden_SE, weight_VE, targets_S = ctx.saved_tensors
         grad_hidden_SE = torch.empty_like(hidden_SE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=grad_S.dtype)
-        for begin in range(0, len(targets_S), ctx.transform.chunk_tokens):
-            chunk = slice(begin, begin + ctx.transform.chunk_tokens)
-            _, probs_CV, slope_CV = _chunk(
-                hidden_SE[chunk], weight_VE, targets_S[chunk], ctx.transform
-            )
-            grad_CV = _logit_gradient(probs_CV, slope_CV, targets_S[chunk], ctx.transform)
+        for chunk in reversed(_chunks(len(targets_S), ctx.transform.chunk_tokens)):
+            # What the forward pass left is used up; a second backward pass computes it again.
+            grad_CV, ctx.last_grad_CV = ctx.last_grad_CV, None
+            if grad_CV is None:
+                logps_CV, slope_CV = _chunk_logps(hidden_SE[chunk], weight_VE, ctx.transform)
+                grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], ctx.transform)
+                del logps_CV
             grad_CV = grad_CV.mul_(grad_S[chunk, None]).to(weight_VE.dtype)
             torch.mm(grad_CV, weight_VE, out=grad_hidden_SE[chunk])
             _add_product(grad_weight_VE, grad_CV, hidden_SE[chunk])
         return grad_hidden_SE, grad_weight_VE.to(weight_VE.dtype), None, None
 
 
-def _chunk(
-    hidden_CE: torch.Tensor,
-    weight_VE: torch.Tensor,
-    targets_C: torch.Tensor,
-    transform: HeadTransform,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Log-probs of the targets, probabilities, and the slope of soft-capping, if any."""
+def _chunks(total: int, size: int) -> list[slice]:
+    """`range(total)` in slices of `size`; the first may be shorter, so that the last is whole."""
+    starts = range(total - size, -size, -size)
+    return [slice(max(0, start), start + size) for start in reversed(starts)]
+
+
+def _chunk_logps(
+    hidden_CE: torch.Tensor, weight_VE: torch.Tensor, transform: HeadTransform
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs of the whole vocabulary, [C, V], and the slope of soft-capping, if any."""
     logits_CV = hidden_CE @ weight_VE.t()
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     if transform.scale != 1.0:
@@ -102,19 +108,17 @@ def _chunk(
         capped_CV = torch.tanh_(logits_CV.div_(transform.softcap))
         slope_CV = 1 - capped_CV.square()
         logits_CV = capped_CV.mul_(transform.softcap)
-    logps_CV = logits_CV.log_softmax(-1)
-    logps_C = logps_CV.gather(-1, targets_C[:, None])[:, 0]
-    return logps_C, logps_CV.exp_(), slope_CV
+    return logits_CV.log_softmax(-1), slope_CV
 
 
 def _logit_gradient(
-    probs_CV: torch.Tensor,
+    logps_CV: torch.Tensor,
     slope_CV: torch.Tensor | None,
     targets_C: torch.Tensor,
     transform: HeadTransform,
 ) -> torch.Tensor:
-    """Gradient of each target's log-prob by the head's raw output: [C, V]; reuses `probs_CV`."""
-    grad_CV = probs_CV.neg_()
+    """Gradient of each target's log-prob by the head's raw output: [C, V]; reuses `logps_CV`."""
+    grad_CV = logps_CV.exp_().neg_()
     grad_CV.scatter_add_(-1, targets_C[:, None], grad_CV.new_ones(len(targets_C), 1))
     if slope_CV is not None:
         grad_CV.mul_(slope_CV)
