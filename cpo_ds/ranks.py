@@ -85,9 +85,20 @@ def init_ranks() -> Ranks:
         # This op is compiled at its first use, and a build that is killed leaves a lock behind on
         # which every later run waits for ever. Plain gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo", verbose=False, rank=rank, world_size=world_size
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo",
+            verbose=False,
+            rank=rank,
+            world_size=world_size,
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"port {os.environ['MASTER_PORT']} of this host is taken, by another run perhaps; give "
+            "the launcher another --master_port."
+        ) from None
     # The others may wait long for rank 0, which verifies and converts checkpoints.
     control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     return Ranks(rank, world_size, local_rank, device, control)

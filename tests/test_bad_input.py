@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,13 @@ def test_more_ranks_than_devices(folder: Path) -> None:
         *arguments(folder, pairs(folder)), WORLD_SIZE=many, LOCAL_SIZE=many, RANK="0"
     )
     assert_one_paragraph(done, f"{many} ranks", "CPU core", "--num_accelerators")
+
+
+def test_a_taken_port(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        (done,) = main_on_ranks(*arguments(folder, pairs(folder)), MASTER_PORT=port)
+    assert_one_paragraph(done, f"port {port}", "--master_port")
 
 
 @pytest.fixture(scope="module")
