@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from cpo_ds.config import LossConfig
+from cpo_ds.devices import find_device
 from cpo_ds.events import EventFile
 from cpo_ds.losses import PairTerms, nll_denominator, nll_weight
 from cpo_ds.manifest import sync
@@ -22,17 +23,6 @@ from cpo_ds.schema import PairLogps, StepTotals, UserError
 
 # Columns of the sums that travel from micro-batches to the log in one tensor.
 COLUMNS = ("preference", "nll", "correct", "margin", "logp_chosen", "logp_rejected")
-
-# Dense bfloat16 peak in TFLOP/s, as in the vendors' data sheets, by a part of the device's name.
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "RTX 4090": 165.0,
-}
 
 
 def pair_columns(terms: PairTerms, logps: PairLogps) -> torch.Tensor:
@@ -80,11 +70,12 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """The device's data-sheet peak, where it is known."""
+    """The device's data-sheet peak in bfloat16, where it is known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    memory_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    known = find_device(torch.cuda.get_device_name(device), memory_gib)
+    return known.peak_bf16_tflops if known else None
 
 
 class Stopwatch:

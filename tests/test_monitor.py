@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,8 @@ def test_step_flops_by_hand() -> None:
     """1,000 weights see 70 tokens, a head of 40 sees 25: 71,000 products, 4 or 6 each."""
     assert step_flops(TOTALS, 1000, 40, trains_adapter=True) == 4 * 71_000
     assert step_flops(TOTALS, 1000, 40, trains_adapter=False) == 6 * 71_000
+    with_reference = step_flops(TOTALS, 1000, 40, trains_adapter=False, runs_reference=True)
+    assert with_reference == 8 * 71_000
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,8 @@ def test_peak_of_known_devices(
     monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    memory = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     assert peak_tflops(torch.device("cuda")) == peak
     assert peak_tflops(torch.device("cpu")) is None
 

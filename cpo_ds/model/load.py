@@ -89,11 +89,11 @@ def load_policy(
         model, model_config, registered_name(backend), device, place_on_device
     )
     fingerprint = weights_fingerprint(causal_lm, _sum_over_ranks)
-    _disable_dropout(causal_lm)
+    disable_dropout(causal_lm)
     if model.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
-    policy = PolicyModel(language_model, _head_transform(model_config, model), fingerprint)
+    policy = PolicyModel(language_model, head_transform(model_config, model), fingerprint)
     _check_head(policy)
     return policy, f"attention: {backend} ({reason})"
 
@@ -156,7 +156,7 @@ def load_causal_lm(
     return causal_lm
 
 
-def _disable_dropout(causal_lm: nn.Module) -> None:
+def disable_dropout(causal_lm: nn.Module) -> None:
     """Switches off the model's own dropout (LoRA's is set by `lora.dropout`)."""
     for module in causal_lm.modules():
         if isinstance(module, nn.Dropout):
@@ -165,7 +165,7 @@ def _disable_dropout(causal_lm: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-def _head_transform(model_config: Any, model: ModelConfig) -> HeadTransform:
+def head_transform(model_config: Any, model: ModelConfig) -> HeadTransform:
     """How this family scales or caps its logits."""
     scale = getattr(model_config, "logit_scale", None) or 1.0  # Cohere
     scale /= getattr(model_config, "logits_scaling", None) or 1.0  # Granite
