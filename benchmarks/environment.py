@@ -14,23 +14,40 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "peft", "trl", "deepspeed")
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "trl", "liger-kernel")
 
 
 def describe_environment() -> dict[str, str]:
     """Hardware, versions, commit, command and date, as text by name."""
-    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    versions = [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
+        "device": f"{_processor()}, {len(os.sched_getaffinity(0))} cores" if gpu == "none" else gpu,
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
-        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "GPU": gpu,
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "load before": f"{os.getloadavg()[0]:.2f} (mean of one minute)",
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
         "commit": _commit(),
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": _command(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _command() -> str:
+    """As it was given from the repository's folder, the launcher included."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    launcher = ["deepspeed", "--num_accelerators", str(ranks)] if ranks > 1 else ["python"]
+    given = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    return shlex.join([*launcher, os.path.relpath(sys.argv[0], ROOT), *given])
 
 
 def _processor() -> str:

@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+GIB = 2**30
+
+
+def memory_now() -> float:
+    """Memory held now, in GiB."""
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else _status("VmRSS")
+
+
+def memory_peak() -> float:
+    """The most memory held since the process began, or since `reset_peak`, in GiB."""
+    on_gpu = torch.cuda.is_available()
+    return torch.cuda.max_memory_allocated() / GIB if on_gpu else _status("VmHWM")
+
+
+def reset_peak() -> None:
+    """Lets the peak begin anew at what is held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+
+
+def return_freed_memory() -> None:
+    """From now on freed memory goes back at once, so that what is resident is what is in use.
+
+    Costs time: call it when the clock has stopped. On a GPU, where the allocator counts itself,
+    and without the GNU C library, it does nothing.
+    """
+    if torch.cuda.is_available():
+        return
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: blocks from this size are maps of their own
+        library.mallopt(-1, 2**16)  # M_TRIM_THRESHOLD
+        library.malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 class Probe:
@@ -19,16 +59,13 @@ class Probe:
         self._on_gpu = torch.cuda.is_available()
         self._ticks: list[float] = []
         self._cpu_ticks: list[float] = []
-        self._before = self._loaded = 0.0
+        self._peak = self._reserved = 0.0
+        self.libraries_gib = 0.0
         self.losses: list[Any] = []  # a float or a scalar tensor per step
 
-    def model_is_loaded(self) -> None:
-        """Marks the point from which growth is counted: the policy is there, nothing else."""
-        self._before, self._loaded = self._peak(), self._now()
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    def libraries_are_loaded(self) -> None:
+        """Marks what the process holds before the model is loaded."""
+        self.libraries_gib = memory_now()
 
     def step_is_done(self) -> bool:
         """Takes the time; returns whether this was the last step."""
@@ -36,28 +73,33 @@ class Probe:
             torch.cuda.synchronize()
         self._ticks.append(time.perf_counter())
         self._cpu_ticks.append(time.process_time())
-        return len(self._ticks) == self._steps
+        is_last = len(self._ticks) == self._steps
+        if is_last:
+            self._peak = memory_peak()
+            self._reserved = torch.cuda.max_memory_reserved() / GIB if self._on_gpu else 0.0
+        return is_last
 
     def result(self) -> dict[str, Any]:
-        """Everything measured, for the results file."""
+        """Everything measured up to the last step, for the results file.
+
+        `cpu_seconds` are those of all threads: less troubled than `seconds` by other programs on
+        the machine, where the number of threads is one.
+        """
         first = self._warmup_steps - 1
-        ticks = self._ticks[first:]
-        steps = [later - sooner for sooner, later in pairwise(ticks)]
-        after = self._peak()
+        steps = [later - sooner for sooner, later in pairwise(self._ticks[first:])]
+        p20, p50, p80 = np.percentile(steps, [20, 50, 80])
         return {
             "seconds": sum(steps),
             "cpu_seconds": self._cpu_ticks[-1] - self._cpu_ticks[first],
             "step_seconds": [round(seconds, 4) for seconds in steps],
+            "step_seconds_p20": round(float(p20), 4),
+            "step_seconds_p50": round(float(p50), 4),
+            "step_seconds_p80": round(float(p80), 4),
             "losses": [float(loss) for loss in self.losses],
-            "peak_memory_gib": max(self._before, after),
-            "peak_growth_gib": after - self._loaded,
+            "peak_memory_gib": round(self._peak, 4),
+            "peak_reserved_gib": round(self._reserved, 4) if self._on_gpu else None,
+            "libraries_gib": round(self.libraries_gib, 4),
         }
-
-    def _peak(self) -> float:
-        return torch.cuda.max_memory_allocated() / 2**30 if self._on_gpu else _status("VmHWM")
-
-    def _now(self) -> float:
-        return torch.cuda.memory_allocated() / 2**30 if self._on_gpu else _status("VmRSS")
 
 
 def _status(name: str) -> float:

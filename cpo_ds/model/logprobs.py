@@ -46,24 +46,23 @@ class _TokenLogps(torch.autograd.Function):
         transform: HeadTransform,
     ) -> torch.Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        directions, logps = [], []
+        direction_SE = torch.empty_like(hidden_SE) if needs_hidden and not needs_weight else None
+        logps = []
         ctx.last_grad_CV = None
         for chunk in _chunks(len(targets_S), transform.chunk_tokens):
             logps_CV, slope_CV = _chunk_logps(hidden_SE[chunk], weight_VE, transform)
             logps.append(logps_CV.gather(-1, targets_S[chunk, None])[:, 0])
-            is_last = chunk.stop == len(targets_S)
-            if (needs_hidden and not needs_weight) or (needs_weight and is_last):
+            if direction_SE is not None:
                 grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], transform)
-                if needs_weight:
-                    ctx.last_grad_CV = grad_CV
-                else:
-                    directions.append(grad_CV.to(weight_VE.dtype) @ weight_VE)
+                torch.mm(grad_CV.to(weight_VE.dtype), weight_VE, out=direction_SE[chunk])
+            elif needs_weight and chunk.stop == len(targets_S):
+                ctx.last_grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], transform)
         ctx.transform = transform
         ctx.head_is_trained = needs_weight
         if needs_weight:
             ctx.save_for_backward(hidden_SE, weight_VE, targets_S)
-        elif needs_hidden:
-            ctx.save_for_backward(torch.cat(directions))
+        elif direction_SE is not None:
+            ctx.save_for_backward(direction_SE)
         return torch.cat(logps)
 
     @staticmethod

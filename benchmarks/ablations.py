@@ -1,0 +1,280 @@
+"""What each step from the usual way to this trainer's brings: the same pairs, loss and optimizer.
+
+    python benchmarks/ablations.py                      # SmolLM2-135M's shape, WMT22's lengths
+    python benchmarks/ablations.py --quick              # a tiny shape, a minute, to try it out
+
+A run is this trainer's real loop in a fresh process with the policy put together otherwise: padded
+sequences, logits of all positions at once, fewer shared tokens. A step is one micro-batch. Writes a
+line per run to OUT.jsonl, then OUT.md and charts beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import render
+import torch
+import train_ours
+from fresh import Results, at_least_one, results_file, run_fresh, set_threads
+from jobs import TRAININGS, Job
+from memory_vs_dpo import DEFAULT_SHAPE
+from plain_head import plain_logps
+from probe import Probe
+from torch.nn.utils.rnn import pad_sequence
+from workload import make_workload, prepare_model, read_rows_file, write_rows
+
+from cpo_ds.data.pack import pack
+from cpo_ds.data.plan import epoch_order
+from cpo_ds.data.tokenize import Sharing, tokenize_rows
+from cpo_ds.model.load import load_policy, load_tokenizer
+from cpo_ds.model.policy import PolicyModel, ScoringHead
+from cpo_ds.model.shapes import SHAPES, shape_config
+from cpo_ds.schema import EXIT_USER_ERROR, PackedBatch, TokenizedPair, UserError
+
+BENCHMARK = "ablations"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the policy computes the log-probs of a batch."""
+
+    padded: bool
+    sharing: Sharing
+    chunked_head: bool
+
+
+# From the usual way to this trainer's, a change at a time; padded also has logits of all positions.
+VARIANTS = {
+    "padded": Variant(padded=True, sharing="none", chunked_head=False),
+    "packed": Variant(padded=False, sharing="none", chunked_head=False),
+    "shared prompt": Variant(padded=False, sharing="prompt", chunked_head=False),
+    "chunked head": Variant(padded=False, sharing="prompt", chunked_head=True),
+    "longest common prefix": Variant(padded=False, sharing="common", chunked_head=True),
+}
+
+
+class PlainHead(ScoringHead):
+    """The head as autograd does it: the logits of all positions that it is given, at once."""
+
+    def forward(
+        self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-prob of each target: [S], float32."""
+        return plain_logps(hidden_SE, weight_VE, targets_S, self.transform)
+
+
+class PaddedPolicy(PolicyModel):
+    """Chosen and rejected sequences padded to one length, the head on all positions, as in TRL.
+
+    Takes batches whose pairs share nothing. Causal attention by torch's own kernel.
+    """
+
+    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of the log-probs of chosen and of rejected completions: [P] each, float32."""
+        ids, is_token = padded(batch)
+        hidden = self.causal_lm.get_decoder()(
+            input_ids=ids, attention_mask=is_token.long(), use_cache=False
+        ).last_hidden_state.flatten(0, 1)
+        places = is_token.flatten().nonzero()[:, 0].index_select(0, batch.score_positions)
+        targets = ids.new_zeros(len(hidden)).index_copy(0, places, batch.score_targets)
+        logps = self.scoring_head(hidden, self.head_weight, targets).index_select(0, places)
+        return (
+            _sum_by_pair(logps * batch.score_in_chosen, batch),
+            _sum_by_pair(logps * batch.score_in_rejected, batch),
+        )
+
+
+def _sum_by_pair(logps: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    return logps.new_zeros(batch.num_pairs).index_add(0, batch.score_pairs, logps)
+
+
+def padded(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and whether there is a token, [2 pairs, longest] each, of pairs that share nothing.
+
+    A pair's chosen sequence comes before its rejected one, so that tokens keep their order.
+    """
+    lengths = [length for _, *branches in batch.segment_lengths for length in branches]
+    assert sum(lengths) == batch.input_ids.numel(), "the pairs share a prefix"
+    sequences = batch.input_ids[0].split(lengths)
+    ones = [torch.ones_like(sequence, dtype=torch.bool) for sequence in sequences]
+    return pad_sequence(list(sequences), True), pad_sequence(ones, True)
+
+
+def as_variant(policy: PolicyModel, variant: Variant) -> PolicyModel:
+    """The policy of this trainer, changed to compute as the variant says."""
+    if variant.padded:
+        policy.causal_lm.set_attn_implementation("sdpa")
+        transform, fingerprint = policy.scoring_head.transform, policy.fingerprint
+        policy = PaddedPolicy(policy.language_model, transform, fingerprint)
+    if not variant.chunked_head:
+        policy.scoring_head = PlainHead(policy.scoring_head.transform)
+    return policy
+
+
+def pairs_of(job: Job, sharing: Sharing) -> list[TokenizedPair]:
+    """The job's pairs, sharing so much."""
+    limits = {"max_prompt_tokens": job.max_tokens, "max_tokens": job.max_tokens}
+    tokenizer = load_tokenizer(job.model)
+    return tokenize_rows(read_rows_file(job.rows), tokenizer, sharing=sharing, **limits)[0]
+
+
+def run_variant(name: str, job: Job) -> dict[str, Any]:
+    """Trains for the job's steps, in this process; what was measured."""
+    variant = VARIANTS[name]
+    torch.set_num_threads(job.threads)
+    pairs = pairs_of(job, variant.sharing)
+
+    def load(*arguments: Any, **where: Any) -> tuple[PolicyModel, str]:
+        policy, attention = load_policy(*arguments, **where)
+        return as_variant(policy, variant), attention
+
+    probe = Probe(job.warmup_steps, job.timed_steps)
+    with tempfile.TemporaryDirectory() as folder, mock.patch("cpo_ds.build.load_policy", load):
+        measured = train_ours.run_ours(job, probe, folder, pairs)
+    return measured | rates(variant, pairs, job, measured["seconds"])
+
+
+def rates(
+    variant: Variant, pairs: list[TokenizedPair], job: Job, seconds: float
+) -> dict[str, float]:
+    """Pairs a second, and what is computed for one: tokens of the body, positions of the head."""
+    order = epoch_order(len(pairs), job.seed, 0).tolist()
+    count, tokens, logits = job.timed_steps * job.pairs_per_step, 0, 0
+    for step in range(job.warmup_steps, job.steps):
+        first = step * job.pairs_per_step
+        batch = pack(pairs, order[first : first + job.pairs_per_step])
+        width = (padded(batch)[0] if variant.padded else batch.input_ids).numel()
+        tokens += width
+        logits += width if variant.padded else len(batch.score_positions)
+    return {
+        "pairs_per_second": round(count / seconds, 4),
+        "tokens_per_second": round(tokens / seconds, 2),
+        "tokens_per_pair": round(tokens / count, 2),
+        "logits_per_pair": round(logits / count, 2),
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; returns the exit code."""
+    try:
+        arguments = parse(argv)
+        with tempfile.TemporaryDirectory() as folder:
+            results = run_all(arguments, Path(folder))
+        render.render_file(results.file)
+    except UserError as error:
+        print(f"ablations: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print(results.file.with_suffix(".md").read_text(encoding="utf-8"))
+    return 0
+
+
+def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
+    """All variants in turn, as often as is asked for."""
+    job = make_job(arguments, folder)
+    about = {
+        "benchmark": BENCHMARK,
+        "model": Path(arguments.model).name if arguments.model else arguments.shape,
+        "weights": "given" if arguments.model else "random",
+        "data": Path(arguments.wmt).name if arguments.wmt else "lengths drawn from WMT22's",
+    }
+    results = Results(arguments.out, about)
+    for repeat in range(arguments.repeats):
+        for training in arguments.training:
+            for variant in VARIANTS:
+                this = replace(job, training=training, repeat=repeat)
+                measured = run_fresh(run_variant, variant, this)
+                line = results.add({"variant": variant} | this.settings() | measured)
+                print(f"{training}, {variant}: {summary(line)}", flush=True)
+    return results
+
+
+def summary(line: dict[str, Any]) -> str:
+    """A line for the terminal."""
+    if "error" in line:
+        return str(line["error"])
+    return f"{line['pairs_per_second']:.2f} pairs/s, {line['peak_memory_gib']:.2f} GiB"
+
+
+def make_job(arguments: argparse.Namespace, folder: Path) -> Job:
+    """What all runs have in common, model and pairs written into `folder`. Raises `UserError`."""
+    model = prepare_model(arguments, folder)
+    steps = (arguments.warmup_steps, arguments.steps)
+    workload = make_workload(arguments, model, arguments.pairs_per_step, steps, None)
+    return Job(
+        method="cpo",
+        training="",
+        repeat=0,
+        sequence_length=None,
+        model=model,
+        rows=write_rows(workload.rows, folder / "rows.json"),
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        pairs_per_step=arguments.pairs_per_step,
+        warmup_steps=arguments.warmup_steps,
+        timed_steps=arguments.steps,
+        tokens_per_rank=2 * arguments.pairs_per_step * workload.max_tokens,
+        max_tokens=workload.max_tokens,
+        learning_rate=1e-5,
+        lora_rank=16,
+        lora_targets=["down_proj"],
+        gradient_checkpointing=False,
+        deepspeed=arguments.deepspeed,
+        memory_limit_gib=None,
+        seed=arguments.seed,
+    )
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises `UserError` for values out of range or that exclude each other."""
+    parser = argparse.ArgumentParser(
+        description="What padding, prefixes and the head cost.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--model", help="a folder or a Hugging Face name")
+    add("--shape", help=f"random weights of a shape instead: {', '.join(SHAPES)} "
+        f"({DEFAULT_SHAPE})")  # fmt: skip
+    add("--wmt", metavar="FILE", help="jsonl.gz of WMT candidates, with --model (synthetic pairs "
+        "of WMT22's lengths)")  # fmt: skip
+    add("--training", nargs="+", choices=TRAININGS, default=["full"],
+        help="train all parameters, a LoRA adapter, or both in turn (full)")  # fmt: skip
+    add("--pairs-per-step", type=int, default=8, help="pairs per optimizer step (8)")
+    add("--steps", type=int, default=2, help="steps on the clock (2)")
+    add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
+    add("--repeats", type=int, default=2, help="processes per variant (2)")
+    add("--threads", type=int, help="CPU threads (all cores)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
+        help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
+    add("--seed", type=int, default=42, help="of weights, pairs and their order (42)")
+    add("--quick", action="store_true", help="a tiny shape and one repeat, to try it out")
+    add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and charts are written "
+        "beside it (benchmarks/results/ablations_MODEL_DEVICE.jsonl)")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.shape, arguments.repeats = arguments.shape or "tiny", 1
+    if arguments.model and arguments.shape:
+        raise UserError("give --model or --shape (or --quick, which is a shape), not both.")
+    if arguments.wmt and not arguments.model:
+        raise UserError("--wmt gives text, and a shape has no tokenizer for it; give --model.")
+    if not arguments.model:
+        arguments.shape = arguments.shape or DEFAULT_SHAPE
+        shape_config(arguments.shape)
+    names = ("pairs_per_step", "steps", "warmup_steps", "repeats", "threads")
+    at_least_one(**{name: getattr(arguments, name) for name in names})
+    arguments.data_format = None
+    arguments.threads = set_threads(arguments.threads)
+    name = Path(arguments.model).name if arguments.model else arguments.shape
+    arguments.out = results_file(arguments.out, BENCHMARK, name)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""How fast this machine multiplies matrices of the model's own shapes: what utilization is of."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+_SECONDS = 0.2  # for each product; the fastest of its repeats counts
+
+
+def ceiling_tflops(
+    shapes: list[tuple[int, int]], rows: int, head_rows: int, dtype: torch.dtype
+) -> float:
+    """TFLOP/s of a forward and backward pass's products alone, back to back.
+
+    `shapes` are (inputs, outputs) of all layers, the head last; `rows` and `head_rows` the tokens
+    that a micro-batch sends through them.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    counts = Counter([(*shape, rows) for shape in shapes[:-1]] + [(*shapes[-1], head_rows)])
+    flops = seconds = 0.0
+    for (inputs, outputs, tokens), count in counts.items():
+        x = torch.randn(tokens, inputs, device=device, dtype=dtype)
+        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+        y = x @ weight.t()
+        for left, right in ((x, weight.t()), (y, weight), (y.t(), x)):
+            seconds += count * _fastest(partial(torch.mm, left, right), device)
+            flops += count * 2 * tokens * inputs * outputs
+    return flops / seconds / 1e12
+
+
+def _fastest(product: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """Seconds of the fastest of many calls, each waited for."""
+    product()
+    fastest, started = float("inf"), time.perf_counter()
+    while (begin := time.perf_counter()) < started + _SECONDS:
+        product()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - begin)
+    return fastest

@@ -1,0 +1,99 @@
+"""What one run of a benchmark is: a method, what it trains, and settings that all methods share."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cpo_ds.schema import UserError
+
+BENCHMARK = "memory_vs_dpo"  # what lines of results say they are
+
+# Methods of this trainer -> its `loss` section.
+OURS: dict[str, dict[str, str]] = {
+    "cpo": {"name": "cpo"},
+    "dpo-reference": {"name": "dpo", "reference": "model"},
+    "dpo-adapter": {"name": "dpo", "reference": "adapter"},
+    "dpo-precomputed": {"name": "dpo", "reference": "precomputed"},
+}
+# Methods of others -> the package that they need, and what installs it.
+OTHERS = {
+    "trl-cpo": ("trl", "pip install trl"),
+    "trl-dpo": ("trl", "pip install trl"),
+    "liger-cpo": ("liger_kernel", "pip install --no-deps liger-kernel"),
+}
+WITH_REFERENCE_PASS = ("dpo-reference", "dpo-adapter", "trl-dpo")  # in every step
+METHODS = (*OURS, *OTHERS)
+TRAININGS = ("full", "lora")
+
+BETA, WEIGHT_DECAY, MAX_GRAD_NORM = 0.1, 0.01, 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run; the same for all methods but for the first three fields."""
+
+    method: str
+    training: str
+    repeat: int
+    sequence_length: int | None  # of prompt + completion, where all pairs are of one length
+    model: str  # a folder
+    rows: str  # JSON file with the pairs of all steps
+    dtype: str
+    threads: int
+    pairs_per_step: int
+    warmup_steps: int
+    timed_steps: int
+    tokens_per_rank: int
+    max_tokens: int  # no prompt + completion is longer
+    learning_rate: float
+    lora_rank: int
+    lora_targets: list[str]
+    gradient_checkpointing: bool
+    deepspeed: str
+    memory_limit_gib: float | None
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, timed or not."""
+        return self.warmup_steps + self.timed_steps
+
+    def settings(self) -> dict[str, Any]:
+        """What a line of results says of the job; files that are gone by then are left out."""
+        return {name: value for name, value in asdict(self).items() if name not in _FILES}
+
+
+_FILES = ("model", "rows")
+
+
+def combinations(
+    methods: Sequence[str], trainings: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """(training, method) in the order in which they take turns, and lines on what is left out.
+
+    Raises `UserError` where nothing is left.
+    """
+    wanted = [(training, method) for training in trainings for method in methods]
+    possible = [pair for pair in wanted if pair != ("full", "dpo-adapter")]
+    left_out = ["dpo-adapter with --training full: there is no adapter to switch off; left out"]
+    if not possible:
+        raise UserError(
+            "--methods dpo-adapter takes the reference from the model without its adapter, and "
+            "--training full has none; take --training lora, or --methods dpo-reference."
+        )
+    return possible, left_out if len(possible) < len(wanted) else []
+
+
+def why_not(method: str, world_size: int) -> str | None:
+    """Why a method cannot be run here, as a row says it; None where it can."""
+    if method in OURS:
+        return None
+    package, command = OTHERS[method]
+    if world_size > 1:
+        return f"not run: {method} is measured on one rank only, and there are {world_size}"
+    if importlib.util.find_spec(package) is None:
+        return f"not run: {package} is not installed ({command})"
+    return None

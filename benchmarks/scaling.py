@@ -1,0 +1,213 @@
+"""What a pair costs: against its length, the vocabulary and the micro-batch, one at a time.
+
+    python benchmarks/scaling.py                 # llama-25m, CPO and DPO with a reference model
+    python benchmarks/scaling.py --quick         # a tiny shape, two values of each, CPO alone
+
+All pairs of a run are of one length and share their prompt. From a base point one factor is varied,
+the others stay. Each run is a fresh process of this trainer's real loop. Writes a line per run to
+OUT.jsonl, then OUT.md and a chart beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import render
+from fresh import Results, at_least_one, results_file, run_fresh, set_threads
+from jobs import OURS, TRAININGS, Job, combinations
+from synthetic import SPECIAL_TOKENS, Lengths, rows_of_numbers, save_random_model
+from worker import run_job
+from workload import write_rows
+
+from cpo_ds.model.shapes import SHAPES, shape_config
+from cpo_ds.schema import EXIT_USER_ERROR, UserError
+
+BENCHMARK = "scaling"
+FACTORS = ("prompt_tokens", "completion_tokens", "vocabulary", "micro_batch_pairs")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of the factors."""
+
+    prompt_tokens: int
+    completion_tokens: int  # of each, the end-of-sequence token included
+    vocabulary: int
+    micro_batch_pairs: int
+
+    @property
+    def tokens_per_pair(self) -> int:
+        """Tokens that the body computes for a pair: the prompt once."""
+        return self.prompt_tokens + 2 * self.completion_tokens
+
+
+def points(base: Point, values: dict[str, list[int]]) -> dict[Point, list[str]]:
+    """The points to measure -> the factors that they vary; the base belongs to all of them."""
+    found: dict[Point, list[str]] = {base: list(values)}
+    for factor, steps in values.items():
+        for step in steps:
+            point = replace(base, **{factor: step})
+            if point != base:
+                found[point] = [factor]
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; returns the exit code."""
+    try:
+        arguments = parse(argv)
+        with tempfile.TemporaryDirectory() as folder:
+            results = run_all(arguments, Path(folder))
+        render.render_file(results.file)
+    except UserError as error:
+        print(f"scaling: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print(results.file.with_suffix(".md").read_text(encoding="utf-8"))
+    return 0
+
+
+def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
+    """All points with all methods, as often as is asked for."""
+    base = Point(*(getattr(arguments, factor)[0] for factor in FACTORS))
+    planned = points(base, {factor: getattr(arguments, factor) for factor in FACTORS})
+    models = {v: make_model(arguments, v, folder) for v in {p.vocabulary for p in planned}}
+    about = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
+    results = Results(arguments.out, about)
+    for repeat in range(arguments.repeats):
+        for point, factors in planned.items():
+            for method in arguments.methods:
+                job = make_job(arguments, point, models[point.vocabulary], folder / "rows.json")
+                this = replace(job, method=method, repeat=repeat)
+                measured = run_fresh(run_job, this)
+                if "error" not in measured:
+                    measured |= rates(point, this, measured["seconds"])
+                told = {"varies": factors} | asdict(point)
+                line = results.add(this.settings() | told | measured)
+                print(f"{method}, {tuple(told.values())[1:]}: {summary(line)}", flush=True)
+    return results
+
+
+def rates(point: Point, job: Job, seconds: float) -> dict[str, float]:
+    """Pairs and unique tokens a second."""
+    pairs = job.timed_steps * job.pairs_per_step / seconds
+    return {
+        "pairs_per_second": round(pairs, 4),
+        "tokens_per_second": round(pairs * point.tokens_per_pair, 2),
+        "tokens_per_pair": point.tokens_per_pair,
+    }
+
+
+def summary(line: dict[str, Any]) -> str:
+    """A line for the terminal."""
+    if "error" in line:
+        return str(line["error"])
+    return f"{line['pairs_per_second']:.2f} pairs/s, {line['peak_memory_gib']:.2f} GiB"
+
+
+def make_model(arguments: argparse.Namespace, vocabulary: int, folder: Path) -> str:
+    """Writes the shape with another vocabulary; returns its folder."""
+    made = folder / f"vocabulary-{vocabulary}"
+    save_random_model(arguments.shape, made, arguments.dtype, arguments.seed, vocabulary)
+    return str(made)
+
+
+def make_job(arguments: argparse.Namespace, point: Point, model: str, rows: Path) -> Job:
+    """A run at a point, its pairs written to `rows`."""
+    lengths = Lengths(point.prompt_tokens, point.completion_tokens, point.completion_tokens, 0)
+    steps = arguments.warmup_steps + arguments.steps
+    count = steps * arguments.pairs_per_step
+    return Job(
+        method="",
+        training=arguments.training,
+        repeat=0,
+        sequence_length=None,
+        model=model,
+        rows=write_rows(rows_of_numbers([lengths] * count, point.vocabulary, arguments.seed), rows),
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        pairs_per_step=arguments.pairs_per_step,
+        warmup_steps=arguments.warmup_steps,
+        timed_steps=arguments.steps,
+        tokens_per_rank=point.micro_batch_pairs * point.tokens_per_pair,
+        max_tokens=point.prompt_tokens + point.completion_tokens,
+        learning_rate=1e-5,
+        lora_rank=16,
+        lora_targets=["down_proj"],
+        gradient_checkpointing=False,
+        deepspeed=arguments.deepspeed,
+        memory_limit_gib=None,
+        seed=arguments.seed,
+    )
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises `UserError` for values out of range."""
+    parser = argparse.ArgumentParser(
+        description="What a pair costs. The first value of each factor is the base point.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--shape", help=f"random weights of a shape: {', '.join(SHAPES)} "
+        "(llama-25m)")  # fmt: skip
+    add("--methods", nargs="+", choices=OURS, default=["cpo", "dpo-reference"], metavar="METHOD",
+        help=f"which to run: {', '.join(OURS)} (cpo dpo-reference)")  # fmt: skip
+    add("--training", choices=TRAININGS, default="full", help="what is trained (full)")
+    lists = {
+        "prompt_tokens": (64, 16, 128, 256),
+        "completion_tokens": (48, 16, 96, 192),
+        "vocabulary": (8192, 2048, 32000, 128256),
+        "micro_batch_pairs": (8, 1, 2, 4),
+    }
+    for factor, values in lists.items():
+        add(f"--{factor.replace('_', '-')}", type=int, nargs="+", default=list(values),
+            metavar="N", help=f"base and others ({' '.join(map(str, values))})")  # fmt: skip
+    add("--pairs-per-step", type=int, default=8, help="pairs per optimizer step (8)")
+    add("--steps", type=int, default=2, help="steps on the clock (2)")
+    add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
+    add("--repeats", type=int, default=1, help="processes per point and method (1)")
+    add("--threads", type=int, help="CPU threads (all cores)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
+        help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
+    add("--seed", type=int, default=42, help="of weights and pairs (42)")
+    add("--quick", action="store_true", help="a tiny shape, the first two values of each factor, "
+        "the first method")  # fmt: skip
+    add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
+        "beside it (benchmarks/results/scaling_SHAPE_DEVICE.jsonl)")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.shape = arguments.shape or "tiny"
+        arguments.methods = arguments.methods[:1]
+        for factor in FACTORS:
+            setattr(arguments, factor, getattr(arguments, factor)[:2])
+    arguments.shape = arguments.shape or "llama-25m"
+    check(arguments)
+    arguments.threads = set_threads(arguments.threads)
+    arguments.out = results_file(arguments.out, BENCHMARK, arguments.shape)
+    return arguments
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for an unknown shape and for values that no run can have."""
+    shape_config(arguments.shape)
+    combinations(arguments.methods, [arguments.training])
+    names = ("pairs_per_step", "steps", "warmup_steps", "repeats", "threads")
+    at_least_one(**{name: getattr(arguments, name) for name in names})
+    least = {"prompt_tokens": 1, "completion_tokens": 2, "micro_batch_pairs": 1,
+             "vocabulary": len(SPECIAL_TOKENS) + 2}  # fmt: skip
+    for factor, bound in least.items():
+        if min(getattr(arguments, factor)) < bound:
+            raise UserError(f"--{factor.replace('_', '-')} must be at least {bound} each.")
+    if max(arguments.micro_batch_pairs) > arguments.pairs_per_step:
+        raise UserError("--micro-batch-pairs must not be more than --pairs-per-step.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
