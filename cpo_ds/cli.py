@@ -6,13 +6,19 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 EXIT_DAMAGED = 1  # `cpo-ds checkpoints` found damage
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, or 2 where the user can put something right."""
-    arguments = _parser().parse_args(argv)  # before any heavy import, so that --help is quick
+    # Before any heavy import, so that --help is quick; only `plan` takes a recipe's options.
+    parser = _parser()
+    arguments, recipe = parser.parse_known_args(argv)
+    if recipe and arguments.run_command is not _plan:
+        parser.error(f"unrecognized arguments: {' '.join(recipe)}")
+    arguments.recipe = recipe
     from cpo_ds.schema import EXIT_USER_ERROR, UserError
 
     try:
@@ -55,7 +61,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     universal = add("universal", "convert a checkpoint for any number of ranks", _universal)
     _add_checkpoint(universal)
+    _add_plan(commands)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    about = "say what a recipe needs on which GPUs, before anything is rented or downloaded"
+    planner = commands.add_parser(
+        "plan",
+        help=about,
+        description=f"{about}. Recipe options as in training: --config, --section.field value.",
+        allow_abbrev=False,
+    )
+    planner.add_argument("--shape", metavar="NAME", help="a model shape in place of the recipe's")
+    planner.add_argument("--gpus", type=int, default=8, help="GPUs of each node (8)")
+    planner.add_argument("--nodes", type=int, default=1, help="nodes (1)")
+    planner.add_argument("--device", metavar="NAME", help="a known GPU: A100-80GB, H100, ...")
+    planner.add_argument("--gpu-memory", metavar="GIB", type=float, help="memory of each GPU")
+    planner.add_argument("--pairs", type=int, help="pairs in the data set, for the run's time")
+    planner.add_argument("--json", action="store_true", help="print JSON instead of text")
+    planner.set_defaults(run_command=_plan)
 
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -108,8 +133,15 @@ def _universal(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    _import_quietly()
+    from cpo_ds.planner.command import run
+
+    return run(arguments, arguments.recipe)
+
+
 def _import_quietly() -> None:
-    """Imports the libraries that export needs without what they say to themselves."""
+    """Imports the libraries that export and plan need without what they say to themselves."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from cpo_ds.train import silence_after_import, silence_libraries
 

@@ -1,0 +1,138 @@
+"""Bytes that ranks exchange in one optimizer step, and how long their links take for them.
+
+With N weights, T of them trained, e bytes a number, and k micro-batches a step, a rank's volume is
+
+| | weights, forward | weights, backward | gradients | after the update |
+|---|---|---|---|---|
+| stage 0 | | | 2 e T once | |
+| stages 1 and 2 | | | 2 e T, once or k times | e T |
+| ZeRO-3 | k e N | k e N | k e T | |
+| ZeRO++ | k N (int8) | k e N, inside a node | k T / 2 (int4) | |
+| hierarchical, MiCS | k e N, inside a group | the same | k e T, inside a group | 2 e T / group |
+
+ZeRO: arXiv 1910.02054, section 7. ZeRO++: arXiv 2306.10209. MiCS: arXiv 2205.00119.
+DeepSpeed's stages 1 and 2 reduce by an all-reduce, hence the 2. Gradient checkpointing gathers
+nothing a third time: a layer's weights stay from its recomputation to its backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cpo_ds.devices import Device
+from cpo_ds.planner.zero import ZeroSettings
+
+Scheme = Literal["stage 0", "ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO++", "hierarchical"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal nodes of equal GPUs."""
+
+    device: Device
+    gpus: int  # of a node
+    nodes: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """GPUs in all."""
+        return self.gpus * self.nodes
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Bytes of one step on one GPU's links."""
+
+    node: float  # through the link to the other GPUs of its node
+    network: float  # through its network adapter
+
+    def __add__(self, other: Volume) -> Volume:
+        return Volume(self.node + other.node, self.network + other.network)
+
+    def __mul__(self, times: float) -> Volume:
+        return Volume(self.node * times, self.network * times)
+
+    def seconds(self, device: Device, efficiency: float) -> float:
+        """Time on links that reach a share of their bandwidth; both are used at once."""
+        node = self.node / (device.node_bandwidth * 1e9)
+        network = self.network / (device.network_bandwidth * 1e9)
+        return max(node, network) / efficiency
+
+
+def gather(size: float, cluster: Cluster, *, nodes: int | None = None) -> Volume:
+    """All-gather or reduce-scatter of `size` bytes over `nodes` whole nodes (all of them).
+
+    A ring that enters each node once for each of its adapters: every GPU's link inside the node
+    passes the whole on, and the adapters of a node share what comes from other nodes.
+    """
+    nodes = cluster.nodes if nodes is None else nodes
+    ranks = nodes * cluster.gpus
+    inside = size * (ranks - 1) / ranks if cluster.gpus > 1 else 0.0
+    return Volume(inside, size * (nodes - 1) / nodes / cluster.gpus)
+
+
+def all_reduce(size: float, cluster: Cluster) -> Volume:
+    """A reduce-scatter and an all-gather."""
+    return gather(size, cluster) * 2
+
+
+def scheme_of(zero: ZeroSettings) -> Scheme:
+    """The communication scheme of a DeepSpeed file; any part of ZeRO++ makes it ZeRO++."""
+    if zero.stage == 3:
+        plus = zero.secondary_partition > 1 or zero.quantized_weights or zero.quantized_gradients
+        return "ZeRO++" if plus else "ZeRO-3"
+    names: tuple[Scheme, ...] = ("stage 0", "ZeRO-1", "ZeRO-2")
+    return names[zero.stage]
+
+
+def zero_volume(
+    zero: ZeroSettings,
+    cluster: Cluster,
+    *,
+    num_weights: float,
+    num_trained: float,
+    number_bytes: float,
+    micro_batches: int,
+) -> Volume:
+    """One step of a DeepSpeed configuration. The three parts of ZeRO++ count one by one."""
+    weights, gradients = number_bytes * num_weights, number_bytes * num_trained
+    if zero.stage < 3:
+        times = micro_batches if zero.stage == 2 else 1
+        volume = all_reduce(gradients, cluster) * times
+        return volume if zero.stage == 0 else volume + gather(gradients, cluster)
+    # int8 with one float32 scale for some thousand numbers, which does not count here.
+    forward = gather(num_weights if zero.quantized_weights else weights, cluster)
+    in_node = 1 < zero.secondary_partition <= cluster.gpus
+    backward = gather(weights, cluster, nodes=1) if in_node else forward
+    if zero.quantized_gradients:
+        # Quantized to int4 before each of two exchanges: inside the node, then between nodes.
+        across = Volume(0.0, gather(num_trained / 2, cluster).network)
+        reduction = gather(num_trained / 2, cluster, nodes=1) + across
+    else:
+        reduction = gather(gradients, cluster)
+    return (forward + backward + reduction) * micro_batches
+
+
+def hierarchical_volume(
+    cluster: Cluster,
+    *,
+    group_nodes: int,
+    num_weights: float,
+    num_trained: float,
+    number_bytes: float,
+    micro_batches: int,
+) -> Volume:
+    """One step where groups of whole nodes hold a copy each (MiCS).
+
+    Gathers and reductions stay in the group; once a step each rank's part of the gradients is
+    summed over the groups. Raises `ValueError` where groups do not fill the nodes.
+    """
+    if cluster.nodes % group_nodes:
+        raise ValueError(f"{cluster.nodes} nodes are no multiple of groups of {group_nodes}")
+    inside = gather(number_bytes * num_weights, cluster, nodes=group_nodes) * 2
+    inside += gather(number_bytes * num_trained, cluster, nodes=group_nodes)
+    groups = cluster.nodes // group_nodes
+    part = number_bytes * num_trained / (group_nodes * cluster.gpus)
+    across = Volume(0.0, 2 * part * (groups - 1) / groups)
+    return inside * micro_batches + across

@@ -1,0 +1,151 @@
+"""Memory, room and time of one configuration on one cluster: everything that `cpo-ds plan` says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cpo_ds.config import Config
+from cpo_ds.planner.activations import TYPICAL_PAIR, PassModel
+from cpo_ds.planner.communication import Cluster, zero_volume
+from cpo_ds.planner.states import ELEMENT_BYTES, StateMemory, Weights, state_memory
+from cpo_ds.planner.step_time import (
+    HOST_BANDWIDTH,
+    UPDATE_BYTES,
+    StepTime,
+    Work,
+    communication_seconds,
+    compute_seconds,
+    micro_batches_per_step,
+)
+from cpo_ds.planner.zero import ZeroSettings
+
+GIB = 2**30
+RUNTIME_GIB = 1.5  # CUDA context, kernels and workspaces, NCCL's buffers
+FRAGMENTATION = 0.05  # of what tensors need, lost between them in torch's allocator
+PAIR_TOKENS = sum(TYPICAL_PAIR)
+SCORED_TOKENS = sum(TYPICAL_PAIR[1:])
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one GPU by part, and the room that is left."""
+
+    parts: dict[str, float]
+    update: float  # what the update needs instead, all parts included
+    host: float  # of the host, per GPU
+    available: float
+    most_tokens: int  # largest batch.tokens_per_rank that fits; 0: none does
+
+    @property
+    def total(self) -> float:
+        """Most that the GPU holds at any time."""
+        return max(sum(self.parts.values()), self.update)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe as it is fits."""
+        return self.total <= self.available
+
+
+def memory_plan(
+    config: Config,
+    weights: Weights,
+    zero: ZeroSettings,
+    passes: PassModel,
+    *,
+    ranks: int,
+    memory_gib: float,
+) -> MemoryPlan:
+    """What one GPU holds when micro-batches are as large as `batch.tokens_per_rank` allows."""
+    states = state_memory(weights, zero, config.model.dtype, ranks)
+    memory = passes.at(config.batch.tokens_per_rank)
+    available, runtime = memory_gib * GIB, RUNTIME_GIB * GIB
+    parts = state_parts(states) | {
+        "activations": memory.held,
+        "head chunk, backward pass": memory.peak - memory.held,
+    }
+    parts["fragmentation"] = FRAGMENTATION * sum(parts.values())
+    parts["CUDA context, NCCL"] = runtime
+    room = (available - runtime) / (1 + FRAGMENTATION)
+    most = passes.most_tokens(room - states.in_passes) if states.in_update <= room else 0
+    update = states.in_update * (1 + FRAGMENTATION) + runtime
+    return MemoryPlan(parts, update, states.host, available, most)
+
+
+def state_parts(states: StateMemory) -> dict[str, float]:
+    """Model states during a backward pass, by the names that people read."""
+    return {
+        "parameters": states.parameters,
+        "gathered parameters": states.gathered,
+        "gradients": states.gradients,
+        "optimizer": states.optimizer,
+        "reference model": states.reference,
+        "communication buffers": states.buckets,
+    }
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """Expected seconds, for typical pairs."""
+
+    step: StepTime
+    micro_batches: int
+    steps: int | None  # of the whole run, where the number of pairs is known
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Training alone, without loading, evaluating and saving."""
+        return None if self.steps is None else self.steps * self.step.total
+
+
+def time_plan(
+    config: Config,
+    weights: Weights,
+    zero: ZeroSettings,
+    matrices: tuple[int, int],
+    cluster: Cluster,
+    pairs: int | None,
+) -> TimePlan:
+    """`pairs` is the size of the data set; `matrices` counts weights of the body and the head."""
+    ranks, number = cluster.ranks, ELEMENT_BYTES[config.model.dtype]
+    batch = config.batch
+    count = micro_batches_per_step(batch.pairs, PAIR_TOKENS, ranks, batch.tokens_per_rank)
+    work = Work(
+        *matrices,
+        tokens=batch.pairs * PAIR_TOKENS,
+        scored_tokens=batch.pairs * SCORED_TOKENS,
+        trains_adapter=config.trains_adapter,
+        recomputes=config.model.gradient_checkpointing,
+    )
+    flops = work.flops
+    with_model = bool(weights.reference)
+    if with_model or (config.loss.has_reference and config.loss.reference == "adapter"):
+        flops += 2 * (matrices[0] * work.tokens + matrices[1] * work.scored_tokens)
+    volume = zero_volume(
+        zero,
+        cluster,
+        num_weights=weights.num_policy + sum(weights.reference) / 2,  # gathered in one pass of two
+        num_trained=weights.num_trained,
+        number_bytes=number,
+        micro_batches=count,
+    )
+    part = weights.num_trained / (ranks if zero.stage else 1)
+    host = 0.0
+    if zero.offload_optimizer:
+        host += (UPDATE_BYTES + 2 * number * count) * part / HOST_BANDWIDTH
+    if zero.offload_parameters:
+        host += 2 * count * number * weights.num_policy / ranks / HOST_BANDWIDTH
+    on_gpu = 0.0 if zero.offload_optimizer else UPDATE_BYTES * part
+    step = StepTime(
+        compute=compute_seconds(flops, cluster),
+        communication=communication_seconds(volume, cluster),
+        update=on_gpu / (cluster.device.memory_bandwidth * 1e9),
+        host=host,
+        overlaps=zero.overlap_communication,
+    )
+    steps = config.train.max_steps
+    if pairs is not None:
+        all_steps = config.train.epochs * math.ceil(pairs / batch.pairs)
+        steps = min(all_steps, steps or all_steps)
+    return TimePlan(step, count, steps)

@@ -1,0 +1,104 @@
+"""The recipe's model without weights, from its configuration or from a shape by name."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from cpo_ds.config import Config, LoraConfig
+from cpo_ds.model.offline import outline
+from cpo_ds.model.shapes import SHAPES, shape_config
+from cpo_ds.planner.activations import PassModel, pass_model
+from cpo_ds.planner.states import Weights
+from cpo_ds.schema import UserError
+
+
+class Outlines:
+    """Builds the recipe's model as often as needed; `shape` stands in for it where given."""
+
+    def __init__(self, shape: str | None) -> None:
+        self._shape = shape
+        self._known: dict[tuple[Any, ...], PassModel] = {}
+
+    def build(self, config: Config) -> Any:
+        """The language model on the meta device. Raises `UserError` where it is not there."""
+        try:
+            if self._shape is None:
+                return outline(config)
+            with tempfile.TemporaryDirectory() as folder:
+                shape_config(self._shape).save_pretrained(folder)
+                return outline(_stands_in(config, folder))
+        except UserError as error:
+            if self._shape is not None:
+                raise
+            names = ", ".join(SHAPES)
+            raise UserError(
+                f"{error} To plan without the model, give --shape, one of {names}."
+            ) from None
+
+    def weights(self, config: Config) -> Weights:
+        """Numbers of weights by parameter, DPO's second model included."""
+        model = self.build(config)
+        sizes: dict[bool, list[int]] = {True: [], False: []}
+        for parameter in model.parameters():
+            sizes[parameter.requires_grad].append(parameter.numel())
+        reference: list[int] = []
+        if config.loss.has_reference and config.loss.reference == "model":
+            plain = self.build(config.model_copy(update={"lora": None}))
+            reference = [parameter.numel() for parameter in plain.parameters()]
+        return Weights(tuple(sizes[True]), tuple(sizes[False]), tuple(reference))
+
+    def matrices(self, config: Config) -> tuple[int, int]:
+        """Weights in matrix products of the body, and of the head."""
+        model = self.build(config)
+        base = getattr(model, "get_base_model", lambda: model)()
+        head = base.get_output_embeddings().weight
+        embeddings = base.get_input_embeddings().weight
+        body = sum(
+            parameter.numel()
+            for parameter in base.parameters()
+            if parameter.dim() > 1 and parameter is not head and parameter is not embeddings
+        )
+        return body, head.numel()
+
+    def passes(self, config: Config, *, stage: int, gpu: bool = True) -> PassModel:
+        """Memory of a forward and backward pass."""
+        saves_inputs = stage == 3 and config.trains_adapter
+        key = (
+            config.model.dtype, config.model.gradient_checkpointing,
+            config.model.head_chunk_tokens, repr(config.lora), config.trains_adapter, saves_inputs,
+        )  # fmt: skip
+        if key not in self._known:
+            flash = gpu and config.model.dtype != "float32"
+            self._known[key] = pass_model(
+                self.build(config), config, flash=flash, saves_inputs=saves_inputs
+            )
+        return self._known[key]
+
+
+def _stands_in(config: Config, folder: str) -> Config:
+    """The recipe with a model folder that holds a configuration alone, and no adapter files."""
+    if config.continues_adapter and config.lora is None:
+        raise UserError(
+            f"with --shape the settings of the adapter {config.model.adapter} are not known; "
+            "give them in a lora section (--lora.rank 16, ...)."
+        )
+    model = config.model.model_copy(
+        update={"name_or_path": folder, "adapter": None, "adapter_mode": "continue"}
+    )
+    return config.model_copy(update={"model": model})
+
+
+def full_variant(config: Config) -> Config:
+    """The same recipe with all parameters trained."""
+    update: dict[str, Any] = {"lora": None}
+    if config.continues_adapter:
+        update["model"] = config.model.model_copy(update={"adapter_mode": "merge"})
+    if config.loss.has_reference and config.loss.reference == "adapter":
+        update["loss"] = config.loss.model_copy(update={"reference": "model"})
+    return config.model_copy(update=update)
+
+
+def lora_variant(config: Config) -> Config:
+    """The same recipe with a LoRA adapter: its own, else one of default settings."""
+    return config if config.trains_adapter else config.model_copy(update={"lora": LoraConfig()})

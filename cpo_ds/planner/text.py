@@ -1,0 +1,142 @@
+"""A plan as people read it, and as values for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cpo_ds.planner.estimate import FRAGMENTATION, GIB, PAIR_TOKENS, RUNTIME_GIB
+from cpo_ds.planner.step_time import ASSUMPTIONS
+
+if TYPE_CHECKING:
+    from cpo_ds.planner.command import Plan
+
+
+def as_text(plan: Plan) -> str:
+    """All of a plan: memory by part, whether it fits, time, alternatives, assumptions."""
+    blocks = [_head(plan), _memory(plan), _verdict(plan), _time(plan), _table(plan), _notes(plan)]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _head(plan: Plan) -> list[str]:
+    weights, config = plan.weights, plan.config
+    trained = "a LoRA adapter" if config.trains_adapter else "all parameters"
+    gpu = plan.device.name if plan.device else "GPU"
+    return [
+        f"{plan.model}: {weights.num_policy / 1e9:.2f} billion weights, {trained} trained "
+        f"({weights.num_trained / 1e6:,.1f} million), {config.model.dtype}, {config.loss.name}",
+        f"on {plan.ranks} {gpu} with {plan.memory.available / GIB:.1f} GiB each, "
+        f"{config.deepspeed}, batch.tokens_per_rank {config.batch.tokens_per_rank}",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    memory = plan.memory
+    lines = ["memory of each GPU, in GiB"]
+    lines += [f"  {name:<28}{size / GIB:>8.2f}" for name, size in memory.parts.items() if size]
+    if memory.update > sum(memory.parts.values()):
+        more = memory.update - sum(memory.parts.values())
+        lines.append(f"  {'more, during the update':<28}{more / GIB:>8.2f}")
+    lines.append(f"  {'in all':<28}{memory.total / GIB:>8.2f}")
+    if memory.host:
+        lines.append(f"  {'of the host, for each GPU':<28}{memory.host / GIB:>8.2f}")
+    return lines
+
+
+def _verdict(plan: Plan) -> list[str]:
+    memory = plan.memory
+    left = (memory.available - memory.total) / GIB
+    lines = [f"It fits: {left:.1f} GiB are left." if memory.fits else f"{-left:.1f} GiB are short."]
+    if memory.most_tokens:
+        lines.append(f"Largest batch.tokens_per_rank: {memory.most_tokens}.")
+    else:
+        lines.append("No batch.tokens_per_rank fits: the model itself is too large here.")
+    return lines + [f"- {line}" for line in plan.advice]
+
+
+def _time(plan: Plan) -> list[str]:
+    if plan.time is None:
+        return ["Time: give --device NAME for an estimate."]
+    step = plan.time.step
+    lines = [
+        f"A step of {plan.config.batch.pairs} pairs takes about {step.total:.2f} s, bound by "
+        f"{step.bound}: computation {step.compute:.2f} s, communication "
+        f"{step.communication:.2f} s, update {step.update:.2f} s"
+        + (f", to and from the host {step.host:.2f} s" if step.host else ""),
+        f"(micro-batches on each GPU: {plan.time.micro_batches})",
+    ]
+    if plan.time.run_seconds is not None:
+        minutes = plan.time.run_seconds / 60
+        long = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
+        lines.append(f"Training for {plan.time.steps} steps takes about {long}.")
+    else:
+        lines.append("Give --pairs for the time of the run.")
+    return lines
+
+
+def _table(plan: Plan) -> list[str]:
+    lines = [
+        "GiB for each GPU at this batch.tokens_per_rank, and the largest that fits",
+        f"  {'ds_configs/':<16}{'all parameters':>24}{'LoRA':>24}",
+    ]
+    names = list(dict.fromkeys(cell.zero for cell in plan.table))
+    for name in names:
+        cells = [cell.memory for cell in plan.table if cell.zero == name]
+        texts = [
+            f"{memory.total / GIB:.1f}, "
+            + (f"up to {memory.most_tokens}" if memory.most_tokens else "too large")
+            for memory in cells
+        ]
+        lines.append(f"  {name:<16}" + "".join(f"{text:>24}" for text in texts))
+    return lines
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = [
+        f"pairs are taken to have {PAIR_TOKENS} tokens, the mean of WMT22",
+        f"{RUNTIME_GIB} GiB for CUDA and NCCL and {FRAGMENTATION:.0%} for fragmentation",
+        *(ASSUMPTIONS if plan.time else ()),
+    ]
+    return ["Assumed:", *(f"- {note}" for note in notes)]
+
+
+def as_values(plan: Plan) -> dict[str, Any]:
+    """The same for programs; sizes in GiB, times in seconds."""
+    memory, time = plan.memory, plan.time
+    return {
+        "model": plan.model,
+        "weights": plan.weights.num_policy,
+        "trained_weights": plan.weights.num_trained,
+        "ranks": plan.ranks,
+        "device": plan.device.name if plan.device else None,
+        "memory_gib": {name: size / GIB for name, size in memory.parts.items()},
+        "update_gib": memory.update / GIB,
+        "host_gib": memory.host / GIB,
+        "total_gib": memory.total / GIB,
+        "available_gib": memory.available / GIB,
+        "fits": memory.fits,
+        "largest_tokens_per_rank": memory.most_tokens,
+        "advice": plan.advice,
+        "time": time
+        and {
+            "step_seconds": time.step.total,
+            "compute_seconds": time.step.compute,
+            "communication_seconds": time.step.communication,
+            "update_seconds": time.step.update,
+            "host_seconds": time.step.host,
+            "bound_by": time.step.bound,
+            "micro_batches": time.micro_batches,
+            "steps": time.steps,
+            "run_seconds": time.run_seconds,
+        },
+        "table": [
+            {
+                "deepspeed": cell.zero,
+                "training": cell.training,
+                "total_gib": cell.memory.total / GIB,
+                "fits": cell.memory.fits,
+                "largest_tokens_per_rank": cell.memory.most_tokens,
+            }
+            for cell in plan.table
+        ],
+        "assumed": _notes(plan)[1:],
+    }

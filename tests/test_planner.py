@@ -1,0 +1,216 @@
+"""The planner's pure functions, its page and its command."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from cpo_ds.cli import main  # noqa: E402
+from cpo_ds.devices import DEVICES, device_by_name, find_device  # noqa: E402
+from cpo_ds.planner.communication import (  # noqa: E402
+    Cluster,
+    all_reduce,
+    gather,
+    hierarchical_volume,
+    zero_volume,
+)
+from cpo_ds.planner.outlines import Outlines  # noqa: E402
+from cpo_ds.planner.states import Weights, state_memory  # noqa: E402
+from cpo_ds.planner.step_time import StepTime, micro_batches_per_step  # noqa: E402
+from cpo_ds.planner.zero import ZeroSettings, zero_settings  # noqa: E402
+from cpo_ds.recipe import parse_config  # noqa: E402
+from cpo_ds.schema import UserError  # noqa: E402
+
+A100 = DEVICES["A100-80GB"]
+clusters = st.builds(Cluster, st.just(A100), st.integers(1, 8), st.integers(1, 64))
+weight_sizes = st.lists(st.integers(1, 10**9), min_size=1, max_size=8).map(tuple)
+
+
+@pytest.mark.parametrize(
+    ("reported", "memory", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 79, "A100-80GB"),
+        ("NVIDIA A100-PCIE-40GB", 39, "A100-40GB"),
+        ("NVIDIA H100 PCIe", 79, "H100-PCIe"),
+        ("NVIDIA H100 80GB HBM3", 79, "H100"),
+        ("NVIDIA GeForce RTX 4090", 23, "RTX-4090"),
+        ("NVIDIA L40S", 44, "L40S"),
+    ],
+)
+def test_devices_are_known_by_what_drivers_report(reported, memory, name):
+    found = find_device(reported, memory)
+    assert found is not None and found.name == name
+
+
+def test_unknown_devices_are_said_to_be():
+    assert find_device("Tesla T4", 15) is None
+    assert device_by_name("rtx 4090").name == "RTX-4090"
+    with pytest.raises(UserError, match="A100-40GB"):
+        device_by_name("A1000")
+
+
+@given(st.floats(1, 1e12), clusters)
+def test_a_gather_moves_all_but_ones_own_part(size, cluster):
+    volume = gather(size, cluster)
+    share = (cluster.ranks - 1) / cluster.ranks
+    assert volume.node == pytest.approx(size * share if cluster.gpus > 1 else 0)
+    assert volume.network * cluster.gpus == pytest.approx(
+        size * (cluster.nodes - 1) / cluster.nodes
+    )
+    assert all_reduce(size, cluster).node == 2 * volume.node
+
+
+@given(st.floats(1, 1e11), clusters, st.integers(1, 8))
+def test_zero_plus_plus_moves_a_quarter_between_nodes(size, cluster, micro_batches):
+    """arXiv 2306.10209, table 1: 3 M becomes 0.75 M."""
+    options = {
+        "num_weights": size,
+        "num_trained": size,
+        "number_bytes": 2,
+        "micro_batches": micro_batches,
+    }
+    plain = zero_volume(ZeroSettings(stage=3), cluster, **options)
+    plus = ZeroSettings(
+        stage=3,
+        secondary_partition=max(2, cluster.gpus),
+        quantized_weights=True,
+        quantized_gradients=True,
+    )
+    if cluster.gpus > 1:
+        assert zero_volume(plus, cluster, **options).network == pytest.approx(plain.network / 4)
+    one = hierarchical_volume(cluster, group_nodes=cluster.nodes, **options)
+    assert one.node == pytest.approx(plain.node) and one.network == pytest.approx(plain.network)
+
+
+def test_groups_must_fill_the_nodes():
+    with pytest.raises(ValueError, match="no multiple"):
+        hierarchical_volume(
+            Cluster(A100, 8, 4),
+            group_nodes=3,
+            num_weights=1,
+            num_trained=1,
+            number_bytes=2,
+            micro_batches=1,
+        )
+
+
+@given(weight_sizes, weight_sizes, st.integers(2, 64))
+def test_each_stage_needs_less_than_the_one_before(trained, frozen, ranks):
+    weights = Weights(trained, frozen)
+    states = [
+        state_memory(weights, ZeroSettings(stage, persistence_threshold=0), "bfloat16", ranks)
+        for stage in range(4)
+    ]
+    standing = [s.parameters + s.optimizer + s.gradients for s in states]
+    assert standing == sorted(standing, reverse=True)
+
+
+@given(weight_sizes, st.integers(1, 64))
+def test_states_are_split_evenly(trained, ranks):
+    """arXiv 1910.02054: 16 bytes for each weight in mixed precision, split over the ranks."""
+    zero = ZeroSettings(3, persistence_threshold=0)
+    states = state_memory(Weights(trained), zero, "bfloat16", ranks)
+    standing = states.parameters + states.optimizer + states.gradients
+    assert standing == pytest.approx(16 * sum(trained) / ranks)
+
+
+def test_offloading_moves_states_to_the_host():
+    weights = Weights((10**9,))
+    zero = ZeroSettings(3, offload_optimizer=True, offload_parameters=True)
+    states = state_memory(weights, zero, "bfloat16", 8)
+    assert states.parameters == states.optimizer == states.gradients == 0
+    assert states.host == (2 + 2 + 4 + 12) * 10**9 / 8
+
+
+def test_dpo_counts_a_second_model():
+    values = {"model": {"name_or_path": "x"}, "data": {"format": "sample"}}
+    outlines = Outlines("tiny")
+    plain = outlines.weights(parse_config(values, "test"))
+    dpo = outlines.weights(parse_config(values | {"loss": {"name": "dpo"}}, "test"))
+    assert plain.reference == () and sum(dpo.reference) == plain.num_policy
+
+
+def test_files_in_ds_configs_are_read():
+    read = {
+        name: zero_settings(
+            json.loads((ROOT / f"ds_configs/{name}.json").read_text())["zero_optimization"]
+        )
+        for name in ("zero0", "zero2", "zero3-offload")
+    }
+    assert read["zero0"] == ZeroSettings()
+    assert read["zero2"].reduce_bucket == 200_000_000 and read["zero2"].overlap_communication
+    assert read["zero3-offload"].offload_parameters and read["zero3-offload"].offload_optimizer
+
+
+@given(st.integers(1, 4096), st.integers(1, 512), st.integers(1, 10**6))
+def test_micro_batches_hold_all_pairs(pairs, ranks, budget):
+    count = micro_batches_per_step(pairs, 145, ranks, budget)
+    assert count >= 1 and count * max(1, budget // 145) * ranks >= pairs
+
+
+def test_a_step_takes_what_is_not_hidden():
+    assert StepTime(3, 2, 1, 0, overlaps=True).total == 4
+    assert StepTime(3, 2, 1, 0, overlaps=False).total == 6
+    assert StepTime(3, 5, 1, 0, overlaps=True).bound == "communication"
+
+
+def plan(capsys, *words):
+    code = main(["plan", "--config", str(ROOT / "recipes/alma-7b-r-full.yaml"), *words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_answers_in_text_and_in_json(capsys):
+    options = ("--shape", "tiny", "--device", "RTX 4090", "--gpus", "2", "--pairs", "1000")
+    code, text, _ = plan(capsys, *options)
+    assert code == 0 and "It fits" in text and "zero3-offload" in text and "Assumed" in text
+    code, text, _ = plan(capsys, *options, "--json", "--batch.pairs", "64")
+    values = json.loads(text)
+    assert code == 0 and values["fits"] and values["time"]["steps"] == 16
+    assert len(values["table"]) == 10
+    assert values["total_gib"] == pytest.approx(sum(values["memory_gib"].values()))
+
+
+def test_too_little_room_is_an_answer_with_advice(capsys):
+    code, text, _ = plan(capsys, "--shape", "llama-25m", "--gpu-memory", "1.6", "--gpus", "1")
+    assert code == 0 and "GiB are short" in text and "No batch.tokens_per_rank fits" in text
+    assert "nothing here fits" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shape", "huge", "--device", "H100"), "there is no shape huge"),
+        (("--shape", "tiny", "--device", "T4"), "there is no device T4"),
+        (("--shape", "tiny"), "Give --device NAME or --gpu-memory GIB"),
+        (("--shape", "tiny", "--device", "H100", "--gpus", "0"), "--gpus is 0"),
+        (("--shape", "tiny", "--device", "H100", "--batch.pears", "3"), "batch.pairs"),
+        (("--model.name_or_path", "nowhere/none", "--device", "H100"), "give --shape"),
+        (
+            ("--shape", "tiny", "--device", "H100", "--deepspeed", "none.json"),
+            "there is no file none.json",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_said(capsys, words, said):
+    code, _, error = plan(capsys, *words)
+    assert code == 2 and said in error and "Traceback" not in error
+
+
+def test_other_commands_take_no_recipe_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "runs/x", "--batch.pairs", "3"])
+    assert re.search("unrecognized arguments", capsys.readouterr().err)
+
+
+def test_the_scaling_page_is_what_its_script_writes():
+    from scaling_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page()
