@@ -31,6 +31,7 @@ _SIGNS_OF_NO_MEMORY = re.compile(
 )
 _A_DAY = timedelta(days=1)
 _POLL_SECONDS = 0.1
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 Result = dict[str, Any]
 
@@ -96,8 +97,9 @@ class Processes:
 
     def __init__(self, team: Team, folder: Path, threads: int, timeout: float) -> None:
         self._team, self._folder, self._timeout = team, folder, timeout
-        self._started = 0
-        self._environment = os.environ | {
+        self._started = self._runs = 0  # processes of this rank; runs of all ranks together
+        outside = {name: value for name, value in os.environ.items() if name not in _PLACE}
+        self._environment = outside | {
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -108,60 +110,63 @@ class Processes:
 
         Raises `UserError` where the worker did.
         """
-        self._started += 1
-        code, output, result = self._run_here(task)
+        self._runs += 1
+        port = self._team.share(_free_port())[0]
+        code, output, result = self._run_here(task, self._place(port), alarms=True)
         outcomes = self._team.share([code, output, result])
         return judge(outcomes, self._timeout)
 
     def run_single(self, task: dict[str, Any]) -> Result:
         """The same for a task of one process, without the other ranks."""
-        self._started += 1
-        return judge([self._run_here(task)], self._timeout)
+        return judge([self._run_here(task, {}, alarms=False)], self._timeout)
 
-    def _run_here(self, task: dict[str, Any]) -> tuple[int | None, str, Result]:
+    def _run_here(
+        self, task: dict[str, Any], place: dict[str, str], *, alarms: bool
+    ) -> tuple[int | None, str, Result]:
         """(exit code, None where the time was up; what it printed; what it measured)."""
+        self._started += 1
         name = f"{self._started}-{self._team.rank}"
         files = [self._folder / f"{name}.{what}" for what in ("job", "result", "log")]
         files[0].write_text(json.dumps(task), encoding="utf-8")
         worker = Path(__file__).with_name("worker.py")
-        port = self._team.share(_free_port())[0] if "method" in task else _free_port()
         with files[2].open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, str(worker), *map(str, files[:2])],
-                env=self._environment | self._place(port, alone="method" not in task),
+                env=self._environment | place,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            code = self._wait(process)
+            code = self._wait(process, alarms=alarms)
         done = code == 0 and files[1].exists()
         measured = json.loads(files[1].read_text(encoding="utf-8")) if done else {}
         return code, files[2].read_text(encoding="utf-8", errors="replace")[-20000:], measured
 
-    def _place(self, port: int, *, alone: bool) -> dict[str, str]:
+    def _place(self, port: int) -> dict[str, str]:
+        """A rank's place; nothing for one rank alone, which TRL would wrap for several otherwise."""
         team = self._team
-        place = (0, 1, 0) if alone else (team.rank, team.world_size, team.local_rank)
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        values = dict(zip(names, map(str, place), strict=True))
-        address = "127.0.0.1" if alone else os.environ.get("MASTER_ADDR", "127.0.0.1")
-        return values | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        if team.world_size == 1:
+            return {}
+        values = (team.rank, team.world_size, team.local_rank, os.environ["MASTER_ADDR"], port)
+        return dict(zip(_PLACE, map(str, values), strict=True))
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
+    def _wait(self, process: subprocess.Popen[bytes], *, alarms: bool) -> int | None:
         deadline = time.monotonic() + self._timeout
         try:
             while process.poll() is None:
                 if time.monotonic() > deadline:
-                    self._team.raise_alarm(self._started)
+                    if alarms:
+                        self._team.raise_alarm(self._runs)
                     return None
-                if self._team.hears_alarm(self._started):
+                if alarms and self._team.hears_alarm(self._runs):
                     return 0
                 time.sleep(_POLL_SECONDS)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if process.returncode:
-            self._team.raise_alarm(self._started)
+        if process.returncode and alarms:
+            self._team.raise_alarm(self._runs)
         return process.returncode
 
 
@@ -173,13 +178,14 @@ def judge(outcomes: list[Any], timeout: float) -> Result:
     for code, output, _ in outcomes:
         if code == EXIT_USER_ERROR:
             raise UserError(output.strip().splitlines()[-1])
+    for code, output, _ in outcomes:  # the others may have lost that rank, and say so
+        killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        if killed or (code and _SIGNS_OF_NO_MEMORY.search(output)):
+            return {"error": OUT_OF_MEMORY}
     for code, output, _ in outcomes:
         if code is None:
             return {"error": f"not done after {timeout:g} s (--timeout)"}
         if code:
-            killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
-            if killed or _SIGNS_OF_NO_MEMORY.search(output):
-                return {"error": OUT_OF_MEMORY}
             last = output.strip().splitlines()[-1:] or ["it printed nothing"]
             return {"error": f"exit code {code}: {last[0]}", "output": output}
     return dict(outcomes[0][2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from cpo_ds.model.load import (
     load_policy,
     load_reference,
     load_tokenizer,
+    model_shape,
 )
 from cpo_ds.monitor import Monitor, cut_back_metrics
 from cpo_ds.precompute import with_reference_logps
@@ -233,10 +233,8 @@ def _counts(pairs: list[TokenizedPair]) -> dict[str, int]:
 
 def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
     """What a run must share with a checkpoint that it resumes from."""
-    model = load_model_config(config.model.name_or_path).to_dict()
-    shape = {k: v for k, v in model.items() if not k.startswith("_") and "version" not in k}
     identity = {
-        "model shape": _digest(shape),
+        "model shape": model_shape(config),
         "starting adapter (fingerprint)": adapter_fingerprint(config.model.adapter)
         if config.model.adapter
         else None,
@@ -249,7 +247,3 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
         "seed": config.train.seed,
     }
     return json.loads(json.dumps(identity))
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -52,6 +52,12 @@ def read_deepspeed_config(config: Config) -> dict[str, Any]:
         raise UserError(
             "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
         )
+    hierarchical = settings["zero_optimization"].get("zero_hpz_partition_size", 1) > 1
+    if hierarchical and config.loss.takes_reference_from("model"):
+        raise UserError(
+            f"{path} sets zero_hpz_partition_size, with which DeepSpeed loads no second model; set "
+            "loss.reference to precomputed, or to adapter with a lora section."
+        )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
     return settings | {

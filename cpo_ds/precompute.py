@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import tokenize
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from cpo_ds.data.plan import plan_step
 from cpo_ds.data.tokenize import pairs_fingerprint
 from cpo_ds.engine import Engine
 from cpo_ds.model.hub import adapter_fingerprint
+from cpo_ds.model.load import model_shape
 from cpo_ds.ranks import Ranks
 from cpo_ds.schema import TokenizedPair, UserError
 
@@ -27,7 +30,7 @@ def with_reference_logps(
     """The pairs with their log-probs under the policy as it is now, before training.
 
     They are read from `loss.reference_cache` where an earlier run left them: a file is named by a
-    fingerprint of pairs, weights, starting adapter and precision. Raises `UserError` where a
+    fingerprint of pairs, model, starting adapter and precision. Raises `UserError` where a
     log-prob is not finite.
     """
     folder = Path(config.loss.reference_cache or Path(config.output_dir) / "reference")
@@ -47,7 +50,8 @@ def with_reference_logps(
 
 def _fingerprint(engine: Engine, config: Config, pairs: list[TokenizedPair]) -> str:
     adapter = config.model.adapter and adapter_fingerprint(config.model.adapter)
-    parts = (pairs_fingerprint(pairs), engine.policy.fingerprint, adapter, config.model.dtype)
+    model = (model_shape(config), engine.policy.fingerprint)
+    parts = (pairs_fingerprint(pairs), *model, adapter, config.model.dtype)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -89,8 +93,9 @@ def _read(path: Path, count: int, say: Say) -> np.ndarray | None:
             logps = arrays["logps"]
         if logps.shape == (count, 2) and np.isfinite(logps).all():
             return logps
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
+            tokenize.TokenError):  # fmt: skip
+        pass  # all that a damaged zip file or array header makes numpy raise
     say(f"{path} is damaged; the reference's log-probs are computed again")
     return None
 
@@ -104,5 +109,6 @@ def _write(path: Path, logps: np.ndarray, say: Say) -> None:
         partial.replace(path)
         say(f"log-probs of the reference: computed, and kept in {path}")
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         say(f"warning: the reference's log-probs cannot be kept in {path}: {error.strerror}.")

@@ -36,6 +36,7 @@ BATCHES = (128, 256, 512, 1024, 2048, 4096)  # batch.pairs
 TOKENS = (1024, 4096, 16384, 65536)
 SCHEMES = ("ZeRO-3", "ZeRO++", "hierarchical")
 GB = 1e9
+A100, H100, RTX = (DEVICES[name] for name in ("A100-80GB", "H100", "RTX-4090"))
 
 
 @functools.cache
@@ -145,8 +146,12 @@ def _most_gpus(device: str) -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    a100, h100, rtx = (DEVICES[name] for name in ("A100-80GB", "H100", "RTX-4090"))
-    lines = [
+    lines = [*_model(), *_bytes(), *_hidden(), *_batches(), *_ratio()]
+    return "\n".join(lines) + "\n"
+
+
+def _model() -> list[str]:
+    return [
         "# Scale on paper: from 8 to 512 GPUs",
         "",
         "Written by `python scripts/scaling_page.py` from the functions that `cpo-ds plan` uses; "
@@ -163,17 +168,20 @@ def page() -> str:
         "",
         "- **ZeRO-3** ([1910.02054](https://arxiv.org/abs/1910.02054), section 7): e N forward, "
         "e N backward, e N of gradients, over all GPUs. With LoRA the gradients hardly count.",
-        "- **ZeRO++** ([2306.10209](https://arxiv.org/abs/2306.10209)): weights travel forward as "
-        "int8 (qwZ), backward inside the node, from a second copy there (hpZ), gradients as int4 "
-        "(qgZ). The second copy costs e N / 8 of memory on each GPU.",
+        "- **ZeRO++** ([2306.10209](https://arxiv.org/abs/2306.10209)): weights travel as int8 "
+        "(qwZ), over all GPUs once after each update and else inside the node, from a second copy "
+        "there (hpZ); gradients as int4 (qgZ). The second copy costs e N / 8 of memory on each "
+        "GPU.",
         "- **hierarchical** (MiCS, [2205.00119](https://arxiv.org/abs/2205.00119)): each node "
         "holds a copy of its own, so a micro-batch stays inside it; once a step each GPU's part "
         "of the gradients, e N / 8, is summed over the nodes. Optimizer states are split over 8 "
         "GPUs only.",
         "",
-        "A collective of M bytes over n nodes of g GPUs moves M (n g - 1) / (n g) over each GPU's "
-        "link inside its node and M (n - 1) / (n g) over each of the node's g network adapters "
-        "(a ring for each adapter). Both work at the same time; the slower one counts, at "
+        "A collective of M bytes over n nodes of g GPUs is g rings over all of them, one for each "
+        "adapter of a node: it moves M (n g - 1) / (n g) over each GPU's link inside its node and, "
+        "where n > 1, a g-th of that over each network adapter. The int4 exchange goes from all to "
+        "all instead: M (n - 1) / (n g) over an adapter. Both work at the same time; the slower "
+        "one counts, at "
         f"{LINK_EFFICIENCY:.0%} of the data sheet's bandwidth. Matrix products reach "
         f"{COMPUTE_EFFICIENCY:.0%} of the data sheet's peak. Latencies are left out, which at "
         "hundreds of GPUs makes these figures lower bounds. Bandwidths and peaks are those of the "
@@ -181,7 +189,7 @@ def page() -> str:
         + "; ".join(
             f"{d.name}: {d.peak_bf16_tflops:.0f} TFLOP/s, {d.node_link} {d.node_bandwidth:.0f} "
             f"GB/s, {d.network} ({d.network_bandwidth:.2f} GB/s a GPU)"
-            for d in (a100, h100, rtx)
+            for d in (A100, H100, RTX)
         )
         + ".",
         "",
@@ -191,11 +199,18 @@ def page() -> str:
         "ZeRO++ change the numbers, so the contract of equal losses on any number of GPUs does "
         "not hold with them.",
         "",
-        "## Bytes of a micro-batch, all parameters trained",
     ]
+
+
+def _bytes() -> list[str]:
+    lines = ["## Bytes of a micro-batch, all parameters trained"]
     for model in MODELS:
         lines += ["", f"GB on each GPU's links, {model}, 8 GPUs a node:", "", *_volumes(model)]
-    lines += [
+    return lines
+
+
+def _hidden() -> list[str]:
+    lines = [
         "",
         "## Where computation no longer hides it",
         "",
@@ -205,11 +220,14 @@ def page() -> str:
         "every micro-batch; with k micro-batches a step it is less.",
     ]
     for model in MODELS:
-        for device in (a100, h100, rtx):
+        for device in (A100, H100, RTX):
             lines += ["", f"{model} on {device.name}:", "", *_limits(model, device.name)]
-    lines += [
-        "",
-        "The number depends on the size of the model hardly at all: both sides grow with it.",
+    last = "The number depends on the size of the model hardly at all: both sides grow with it."
+    return [*lines, "", last]
+
+
+def _batches() -> list[str]:
+    return [
         "",
         "## How many GPUs a batch feeds",
         "",
@@ -219,9 +237,14 @@ def page() -> str:
         "still takes longer than communication, by `batch.pairs`:",
         *(
             line
-            for device in (a100, h100)
+            for device in (A100, H100)
             for line in ("", f"on {device.name}:", "", *_most_gpus(device.name))
         ),
+    ]
+
+
+def _ratio() -> list[str]:
+    return [
         "",
         "## Communication over computation",
         "",
@@ -229,7 +252,6 @@ def page() -> str:
         "",
         *_shares("13B", "A100-80GB"),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import readme_table
 
 from cpo_ds.recipe import load_config
 
@@ -50,12 +49,6 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
     )
     missing = sorted({name for name in named if not (ROOT / name).exists()})
     assert not missing, f"{page.name} names {missing}"
-
-
-def test_the_readme_table_is_what_the_results_say() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme_table.with_table(readme) == readme
-    assert "| TRL DPOTrainer |" in readme
 
 
 def test_help_runs_without_a_recipe() -> None:

@@ -21,6 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import epoch_order, step_totals
 from cpo_ds.data.tokenize import tokenize_rows
+from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy, load_reference
 from cpo_ds.recipe import parse_config
@@ -264,3 +265,12 @@ def test_impossible_references_are_refused(sections: dict[str, Any], words: str)
 def test_a_merged_adapter_may_be_switched_off_for_a_new_one() -> None:
     model = {"name_or_path": "x", "adapter": "y", "adapter_mode": "merge"}
     parse_config({"model": model, "data": {"format": "sample"}} | LORA_AND_DPO, "test")
+
+
+def test_a_second_model_in_hierarchical_partitions_is_refused(tmp_path: Path) -> None:
+    """DeepSpeed makes its groups anew for the second model, and fails on an assertion."""
+    file = tmp_path / "hpz.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}))
+    config = our_config(Path("x"), {"name": "dpo"})
+    with pytest.raises(UserError, match=r"set loss\.reference to precomputed"):
+        read_deepspeed_config(config.model_copy(update={"deepspeed": str(file)}))

@@ -81,7 +81,8 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-SOURCES = sorted([*MODULES.values(), *(ROOT / "benchmarks").rglob("*.py")])
+SCRIPTS = [path for folder in ("benchmarks", "scripts") for path in (ROOT / folder).glob("*.py")]
+SOURCES = sorted([*MODULES.values(), *SCRIPTS])
 
 
 def place_of(module: str, order: list[str]) -> int | None:

@@ -93,11 +93,17 @@ def _check_same_adapter(settings: Any, lora: LoraConfig, adapter: str) -> None:
 def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:
     # The same seed on every rank: each makes the whole of these small matrices, then shards them.
     torch.manual_seed(seed)
+    return adapted(causal_lm, new_settings(lora))
+
+
+def adapted(causal_lm: Any, settings: Any) -> Any:
+    """The model with a new adapter of these settings. Raises `UserError` where it does not fit."""
     try:
-        return peft.get_peft_model(causal_lm, new_settings(lora), autocast_adapter_dtype=False)
+        return peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
     except (ValueError, re.error) as error:
         raise UserError(
-            f"lora.target_modules {lora.target_modules} does not fit this model: {one_line(error)}"
+            f"lora.target_modules {settings.target_modules} does not fit this model: "
+            f"{one_line(error)}"
         ) from None
 
 

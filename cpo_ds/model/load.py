@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -51,6 +53,14 @@ def load_model_config(name_or_path: str) -> Any:
             f"{', '.join(SUPPORTED_MODEL_TYPES)}."
         )
     return config
+
+
+def model_shape(config: Config) -> str:
+    """16 hexadecimal digits that change with what the model's configuration says."""
+    values = load_model_config(config.model.name_or_path).to_dict()
+    shape = {k: v for k, v in values.items() if not k.startswith("_") and "version" not in k}
+    text = json.dumps(shape, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_token_ids(pairs: Iterable[TokenizedPair], model_config: Any) -> None:

@@ -33,6 +33,8 @@ def token_logps(
     transform: HeadTransform,
 ) -> torch.Tensor:
     """Log-prob of each target under its hidden state: [S], float32 (float64 for float64 input)."""
+    if not torch.is_grad_enabled():  # else autograd would be told that gradients are wanted
+        hidden_SE, weight_VE = hidden_SE.detach(), weight_VE.detach()
     return _TokenLogps.apply(hidden_SE, weight_VE, targets_S, transform)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import peft
 import torch
 import transformers
 from peft.tuners.lora import LoraLayer
 
 from cpo_ds.config import Config
-from cpo_ds.model.adapter import new_settings, starting_settings, with_adapter
+from cpo_ds.model.adapter import adapted, new_settings, starting_settings, with_adapter
 from cpo_ds.model.load import load_causal_lm, load_model_config
 
 
@@ -34,7 +33,7 @@ def outline(config: Config) -> Any:
             settings = new_settings(config.lora)
         else:
             return model
-        return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+        return adapted(model, settings)
 
 
 def _generation_config(name_or_path: str, model: Any) -> Any:

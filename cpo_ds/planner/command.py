@@ -79,7 +79,7 @@ def _memory(name: str | None, memory_gib: float | None) -> tuple[Device | None, 
 def _check_positive(arguments: argparse.Namespace) -> None:
     for name in ("gpus", "nodes", "gpu_memory", "pairs"):
         value = getattr(arguments, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
 
 
@@ -110,7 +110,7 @@ def make_plan(
 
     memory = memory_of(config, zero)
     time = None
-    if device is not None:
+    if device is not None and config.model.dtype != "float32":  # no peak is known for that
         cluster = Cluster(device, gpus, nodes)
         time = time_plan(config, weights, zero, outlines.matrices(config), cluster, pairs)
     table = []

@@ -7,17 +7,19 @@ With N weights, T of them trained, e bytes a number, and k micro-batches a step,
 | stage 0 | | | 2 e T once | |
 | stages 1 and 2 | | | 2 e T, once or k times | e T |
 | ZeRO-3 | k e N | k e N | k e T | |
-| ZeRO++ | k N (int8) | k e N, inside a node | k T / 2 (int4) | |
+| ZeRO++ | T (int8), and k N inside a group | k N, inside the group | k T / 2 (int4) | |
 | hierarchical, MiCS | k e N, inside a group | the same | k e T, inside a group | 2 e T / group |
 
 ZeRO: arXiv 1910.02054, section 7. ZeRO++: arXiv 2306.10209. MiCS: arXiv 2205.00119.
 DeepSpeed's stages 1 and 2 reduce by an all-reduce, hence the 2. Gradient checkpointing gathers
-nothing a third time: a layer's weights stay from its recomputation to its backward pass.
+nothing a third time: a layer's weights stay from its recomputation to its backward pass. The copy
+that ZeRO++ keeps in each group (hpZ) is filled by the first gather after an update, and serves all
+others until the next; that of a frozen weight serves to the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cpo_ds.devices import Device
@@ -63,13 +65,14 @@ class Volume:
 def gather(size: float, cluster: Cluster, *, nodes: int | None = None) -> Volume:
     """All-gather or reduce-scatter of `size` bytes over `nodes` whole nodes (all of them).
 
-    A ring that enters each node once for each of its adapters: every GPU's link inside the node
-    passes the whole on, and the adapters of a node share what comes from other nodes.
+    A ring over all ranks for each adapter of a node: every link of it passes on all but one rank's
+    part, and the rings share the whole.
     """
     nodes = cluster.nodes if nodes is None else nodes
     ranks = nodes * cluster.gpus
-    inside = size * (ranks - 1) / ranks if cluster.gpus > 1 else 0.0
-    return Volume(inside, size * (nodes - 1) / nodes / cluster.gpus)
+    passed = size * (ranks - 1) / ranks
+    inside = passed if cluster.gpus > 1 else 0.0
+    return Volume(inside, passed / cluster.gpus if nodes > 1 else 0.0)
 
 
 def all_reduce(size: float, cluster: Cluster) -> Volume:
@@ -102,16 +105,27 @@ def zero_volume(
         volume = all_reduce(gradients, cluster) * times
         return volume if zero.stage == 0 else volume + gather(gradients, cluster)
     # int8 with one float32 scale for some thousand numbers, which does not count here.
-    forward = gather(num_weights if zero.quantized_weights else weights, cluster)
-    in_node = 1 < zero.secondary_partition <= cluster.gpus
-    backward = gather(weights, cluster, nodes=1) if in_node else forward
+    size = num_weights if zero.quantized_weights else weights
+    gathers = 2 * micro_batches
+    if zero.secondary_partition > 1:
+        once = gather(size * num_trained / num_weights, cluster)
+        again = gathers - num_trained / num_weights
+        moved = once + gather(size, _group(cluster, zero.secondary_partition)) * again
+    else:
+        moved = gather(size, cluster) * gathers
     if zero.quantized_gradients:
-        # Quantized to int4 before each of two exchanges: inside the node, then between nodes.
-        across = Volume(0.0, gather(num_trained / 2, cluster).network)
-        reduction = gather(num_trained / 2, cluster, nodes=1) + across
+        # Quantized to int4 before each of two exchanges, all to all: in the node, between nodes.
+        apart = num_trained / 2 * (cluster.nodes - 1) / cluster.nodes / cluster.gpus
+        reduction = gather(num_trained / 2, cluster, nodes=1) + Volume(0.0, apart)
     else:
         reduction = gather(gradients, cluster)
-    return (forward + backward + reduction) * micro_batches
+    return moved + reduction * micro_batches
+
+
+def _group(cluster: Cluster, ranks: int) -> Cluster:
+    """The GPUs of one group of consecutive ranks."""
+    gpus = min(ranks, cluster.gpus)
+    return replace(cluster, gpus=gpus, nodes=max(1, ranks // gpus))
 
 
 def hierarchical_volume(

@@ -69,6 +69,7 @@ def memory_plan(
     parts["CUDA context, NCCL"] = runtime
     room = (available - runtime) / (1 + FRAGMENTATION)
     most = passes.most_tokens(room - states.in_passes) if states.in_update <= room else 0
+    most = most if most >= config.data.max_tokens else 0  # training refuses what holds no pair
     update = states.in_update * (1 + FRAGMENTATION) + runtime
     return MemoryPlan(parts, update, states.host, available, most)
 
@@ -119,13 +120,15 @@ def time_plan(
         recomputes=config.model.gradient_checkpointing,
     )
     flops = work.flops
-    with_model = bool(weights.reference)
-    if with_model or (config.loss.has_reference and config.loss.reference == "adapter"):
+    extra = 0.0  # weights that a reference's pass needs
+    if config.loss.takes_reference_from("model", "adapter"):
         flops += 2 * (matrices[0] * work.tokens + matrices[1] * work.scored_tokens)
+        extra = sum(weights.reference) or weights.num_policy
+    passed = weights.num_policy + extra / 2  # in each of two passes
     volume = zero_volume(
         zero,
         cluster,
-        num_weights=weights.num_policy + sum(weights.reference) / 2,  # gathered in one pass of two
+        num_weights=passed,
         num_trained=weights.num_trained,
         number_bytes=number,
         micro_batches=count,
@@ -135,7 +138,7 @@ def time_plan(
     if zero.offload_optimizer:
         host += (UPDATE_BYTES + 2 * number * count) * part / HOST_BANDWIDTH
     if zero.offload_parameters:
-        host += 2 * count * number * weights.num_policy / ranks / HOST_BANDWIDTH
+        host += 2 * count * number * passed / ranks / HOST_BANDWIDTH
     on_gpu = 0.0 if zero.offload_optimizer else UPDATE_BYTES * part
     step = StepTime(
         compute=compute_seconds(flops, cluster),

@@ -49,11 +49,14 @@ def _verdict(plan: Plan) -> list[str]:
     if memory.most_tokens:
         lines.append(f"Largest batch.tokens_per_rank: {memory.most_tokens}.")
     else:
-        lines.append("No batch.tokens_per_rank fits: the model itself is too large here.")
+        least = plan.config.data.max_tokens
+        lines.append(f"No batch.tokens_per_rank fits that holds a pair of data.max_tokens {least}.")
     return lines + [f"- {line}" for line in plan.advice]
 
 
 def _time(plan: Plan) -> list[str]:
+    if plan.time is None and plan.device is not None:
+        return ["Time: none, since the speeds known of GPUs are for 16 bits a number, not float32."]
     if plan.time is None:
         return ["Time: give --device NAME for an estimate."]
     step = plan.time.step

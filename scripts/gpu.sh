@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU: the checks that need one, then the benchmarks on models of 1.1 to
+# 7 billion weights. Results go to benchmarks/results, named by the device. Nothing is downloaded.
+set -euo pipefail
+cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/test.sh -m gpu
+export PATH="$PWD/.venv/bin:$PATH"
+beside_dpo() { python benchmarks/memory_vs_dpo.py --dtype bfloat16 --methods all --steps 8 "$@"; }
+
+beside_dpo --shape tinyllama-1.1b --pairs-per-step 32 --repeats 3
+beside_dpo --shape llama-2-7b --training lora --pairs-per-step 16 --repeats 3 --find-limit
+python benchmarks/head_memory.py --dtype bfloat16
+python benchmarks/ablations.py --shape tinyllama-1.1b --dtype bfloat16 --pairs-per-step 32
+python benchmarks/scaling.py --shape tinyllama-1.1b --dtype bfloat16
+python benchmarks/planner_check.py --out benchmarks/results/planner_small_gpu.jsonl
