@@ -8,7 +8,7 @@ from pathlib import Path
 import charts
 from head_report import head_page
 from panels import TRAININGS, about, good, grouped, image, repeats, where
-from report_text import Line, difference, median_of, spread, table
+from report_text import Line, difference, median_of, spread, table, typical
 from scaling_report import scaling_page
 
 VARIANTS = {
@@ -59,7 +59,7 @@ def ablations_table(groups: Mapping[tuple, list[Line]]) -> str:
             continue
         above = names[max(0, names.index(variant) - 1)]
         one_up, padded = (good(groups.get((training, v), [])) for v in (above, "padded"))
-        within = median_of(runs, "activations_gib"), median_of(runs, "head_gib")
+        run = typical(runs)
         is_first = variant == "padded"
         rows.append((
             *name, spread([run["pairs_per_second"] for run in runs]),
@@ -67,8 +67,7 @@ def ablations_table(groups: Mapping[tuple, list[Line]]) -> str:
             f"{median_of(runs, 'tokens_per_pair'):.1f}",
             f"{median_of(runs, 'logits_per_pair'):.1f}",
             f"{median_of(runs, 'step_seconds_p50'):.3g}",
-            f"{median_of(runs, 'peak_memory_gib'):.2f}",
-            f"{sum(part or 0.0 for part in within):.2f}",
+            f"{run['peak_memory_gib']:.2f}", f"{run['activations_gib'] + run['head_gib']:.2f}",
             "" if is_first else difference(runs, padded),
         ))  # fmt: skip
     return table(rows, text_columns=2)
@@ -81,8 +80,9 @@ def draw_ablations(groups: Mapping[tuple, list[Line]], stem: Path, title: str) -
         if not (runs := good(all_runs)):
             continue
         name, group = VARIANTS[variant], TRAININGS[training]
-        sizes = {part: max(0.0, median_of(runs, f"{part}_gib") or 0.0) for part in PARTS}
-        peak = f"{median_of(runs, 'peak_memory_gib'):.2f} GiB"
+        run = typical(runs)
+        sizes = {part: max(0.0, run[f"{part}_gib"]) for part in PARTS}
+        peak = f"{run['peak_memory_gib']:.2f} GiB"
         memory.append(charts.Bar(name, sizes, peak, group=group))
         values = [run["pairs_per_second"] for run in runs]
         ends = (min(values), max(values)) if len(values) > 1 else None

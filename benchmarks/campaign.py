@@ -11,12 +11,14 @@ import torch
 from environment import describe_environment
 from jobs import (
     BENCHMARK,
+    OURS,
     WITH_REFERENCE_PASS,
     Job,
     combinations,
     why_not,
 )
 from processes import OUT_OF_MEMORY, Processes, Team, largest_that_fits
+from train_ours import config_of
 from workload import (
     Workload,
     is_synthetic,
@@ -26,7 +28,9 @@ from workload import (
     write_rows,
 )
 
+from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.model.load import load_model_config
+from cpo_ds.model.offline import outline
 from cpo_ds.monitor import step_flops
 from cpo_ds.schema import UserError
 
@@ -55,12 +59,13 @@ class Campaign:
 
     def run(self) -> list[Line]:
         """Returns the lines that it wrote to `--out`."""
-        if self._team.rank == 0:
-            self._arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            self._arguments.out.write_text("", encoding="utf-8")
         arguments = self._arguments
         lengths: list[int | None] = list(arguments.sequence_lengths or [None])
         workloads = {length: self._workload(length) for length in lengths}
+        self._check_recipes(workloads[lengths[0]])
+        if self._team.rank == 0:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text("", encoding="utf-8")
         self._ceiling = self._measure_ceiling(workloads[lengths[0]])
         planned = [
             (length, training, method, repeat)
@@ -79,6 +84,15 @@ class Campaign:
                 for length in lengths:
                     self._say(f"[limit] {_summary(self._find_limit(training, method, length))}")
         return self._lines
+
+    def _check_recipes(self, workload: Workload) -> None:
+        """Raises `UserError` now for what a run would refuse, hours later perhaps."""
+        for training, method in self._pairs:
+            if method in OURS:
+                job = self._job(workload, 1, None, training, method, 0)
+                config = config_of(job, str(self._folder))
+                read_deepspeed_config(config)
+                outline(config)
 
     def _prepare_model(self) -> str:
         if not torch.cuda.is_available():
@@ -109,7 +123,9 @@ class Campaign:
         arguments = self._arguments
         rows = self._folder / f"rows-{self._team.rank}.json"
         warmup, timed = steps or (arguments.warmup_steps, arguments.steps)
-        share = -(-workload.most_tokens // self._team.world_size)
+        budget = workload.most_tokens
+        if self._team.world_size > 1:  # pairs do not split evenly
+            budget = -(-budget // self._team.world_size) + workload.longest_pair
         return Job(
             method=method,
             training=training,
@@ -120,7 +136,7 @@ class Campaign:
             pairs_per_step=pairs_per_step,
             warmup_steps=warmup,
             timed_steps=timed,
-            tokens_per_rank=arguments.tokens_per_rank or max(share, workload.longest_pair),
+            tokens_per_rank=arguments.tokens_per_rank or budget,
             max_tokens=workload.max_tokens,
             memory_limit_gib=arguments.memory_limit,
             **{name: getattr(arguments, name) for name in _SAME},

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
-import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,7 @@ from environment import describe_environment
 from processes import judge
 from render import RESULTS
 
-from cpo_ds.schema import UserError
-
-_KILLED, _FAILED = -9, 1
+from cpo_ds.schema import EXIT_USER_ERROR, UserError
 
 Line = dict[str, Any]
 
@@ -31,31 +27,32 @@ def run_fresh(function: Callable[..., Line], *arguments: Any) -> Line:
     The function lies at the top of its module. What it prints is shown only if it fails. Raises
     `UserError` where it did.
     """
+    context = get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_print_to, initargs=(str(log),)
-        ) as pool:
-            try:
-                return pool.submit(function, *arguments).result()
-            except UserError:
-                raise
-            except BrokenProcessPool:
-                code, output = _KILLED, ""
-            except Exception:
-                code, output = _FAILED, traceback.format_exc()
+        log, written = Path(folder) / "log", Path(folder) / "result"
+        task = (str(log), str(written), function, arguments)
+        process = context.Process(target=_work, args=task)
+        process.start()
+        process.join()
         printed = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    result = judge([(code, printed + output, {})], timeout=0.0)
+        done = process.exitcode == 0
+        measured = json.loads(written.read_text(encoding="utf-8")) if done else {}
+    result = judge([(process.exitcode, printed, measured)], timeout=0.0)
     if "output" in result:
         print(result.pop("output"), flush=True)
     return result
 
 
-def _print_to(log: str) -> None:
-    """Sends what this process and its libraries print to a file."""
+def _work(log: str, result: str, function: Callable[..., Line], arguments: tuple) -> None:
+    """The new process: what it and its libraries print goes to a file."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    try:
+        Path(result).write_text(json.dumps(function(*arguments)), encoding="utf-8")
+    except UserError as error:
+        print(error, flush=True)
+        sys.exit(EXIT_USER_ERROR)
 
 
 class Results:

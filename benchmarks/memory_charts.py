@@ -7,6 +7,7 @@ from statistics import median
 
 import charts
 from memory_lines import NAMES, PARTS, TRAININGS, Groups, Line, has_part, measured, size_of
+from report_text import typical
 
 
 def draw(groups: Groups, stem: Path, title: str) -> list[Path]:
@@ -45,9 +46,10 @@ def draw(groups: Groups, stem: Path, title: str) -> list[Path]:
 
 def _memory_bar(item: tuple[tuple[int | None, str, str], list[Line]]) -> charts.Bar:
     (_, training, method), runs = item
-    sizes = {part: size_of(runs, f"{part}_gib") for part in PARTS if has_part(runs[0], part)}
+    run = typical(runs)
+    sizes = {part: run[f"{part}_gib"] for part in PARTS if has_part(run, part)}
     parts = {part.replace("_", " "): max(0.0, size) for part, size in sizes.items()}
-    peak = f"{size_of(runs, 'peak_memory_gib'):.2f} GiB"
+    peak = f"{run['peak_memory_gib']:.2f} GiB"
     return charts.Bar(NAMES[method], parts, peak, group=TRAININGS[training])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from memory_charts import draw
 from memory_lines import NAMES, PARTS, TRAININGS, Groups, Line, grouped, has_part, measured
-from report_text import difference, median_of, speedup, spread, table
+from report_text import difference, median_of, speedup, spread, table, typical
 
 _ALIKE = {"cpo": ("trl-cpo", "liger-cpo"), "dpo-reference": ("dpo-adapter", "dpo-precomputed",
           "trl-dpo")}  # fmt: skip
@@ -80,17 +80,17 @@ _TOKENS = ("tokens_per_second", "padded_tokens_per_second", "scored_tokens_per_s
 
 def memory_table(groups: Groups) -> str:
     """Peaks and their parts; only the columns that some row fills."""
-    kept = [p for p in PARTS if any(has_part(run, p) for runs in groups.values() for run in runs)]
-    reserved = any(run.get("peak_reserved_gib") for runs in groups.values() for run in runs)
+    shown = {key: typical(good) for key, runs in groups.items() if (good := measured(runs))}
+    kept = [part for part in PARTS if any(has_part(run, part) for run in shown.values())]
+    reserved = any(run.get("peak_reserved_gib") for run in shown.values())
     head = ["method", "trains", "peak", *(["reserved"] if reserved else [])]
     rows: Rows = [(*head, *(PARTS[part] for part in kept))]
-    for (_, training, method), runs in groups.items():
-        good = measured(runs)
-        cells = [NAMES[method], TRAININGS[training]]
-        if good:
+    for key, runs in groups.items():
+        cells = [NAMES[key[2]], TRAININGS[key[1]]]
+        if run := shown.get(key):
             names = ["peak_memory_gib", *(["peak_reserved_gib"] if reserved else [])]
-            cells += [f"{median_of(good, name):.2f}" for name in names]
-            cells += [_gib(median_of(good, f"{part}_gib")) for part in kept]
+            cells += [f"{run[name]:.2f}" for name in names]
+            cells += [_gib(run.get(f"{part}_gib")) for part in kept]
         else:
             cells += [runs[0]["error"], *[""] * (len(rows[0]) - 3)]
         rows.append(tuple(cells))
@@ -121,7 +121,7 @@ def limit_table(limits: list[Line]) -> str:
         rows.append((
             NAMES[line["method"]], TRAININGS[line["training"]], line["data"],
             f"{line['memory_limit_gib']:g}" if line["memory_limit_gib"] else "all there is",
-            line["error"] if pairs is None else f"{pairs}{more}",
+            f"{pairs}{more}" if pairs or not line.get("error") else line["error"],
             str(line["largest_micro_batch_tokens"] or ""),
         ))  # fmt: skip
     return table(rows, text_columns=3)
@@ -136,7 +136,7 @@ def headline(lines: list[Line]) -> str:
         factor = speedup(ours, runs).split(" ")[0] if method != "cpo" and ours else ""
         rows.append((
             NAMES[method], TRAININGS[training], f"{median_of(runs, 'pairs_per_second'):.2f}",
-            f"{factor} times" if factor else "", f"{median_of(runs, 'peak_memory_gib'):.1f}",
+            f"{factor} times" if factor else "", f"{typical(runs)['peak_memory_gib']:.1f}",
         ))  # fmt: skip
     return table(rows, text_columns=2)
 
@@ -170,7 +170,10 @@ need, each shared token once and logits of scored tokens alone, whatever a metho
 of the reference counts, and one that was made before training does not (its time neither).
 Utilization: of a ceiling measured in the same call, the model's own matrix products back to back.
 
-Peak: {memory}. The parts are those at the moment of the peak, found in a further step that no
+TRL and Liger hold trained weights in float32 whatever the precision, as TRL's trainers do by
+default, and compute under autocast in bfloat16. Liger's loss runs without torch.compile.
+
+Peak: {memory}; the run with the median peak. The parts are those at the moment of the peak, found in a further step that no
 clock sees: in this trainer it is mostly inside the head, when the gradients are not there yet;
 where it comes later, the head has given its memory back already and shows none.
 Everything else: temporary tensors, freed memory that the allocator kept, buffers of libraries and

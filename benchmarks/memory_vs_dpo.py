@@ -114,6 +114,10 @@ def check(arguments: argparse.Namespace) -> None:
         if value is not None and value < bound:
             raise UserError(f"--{name.replace('_', '-')} must be at least {bound}; it is {value}.")
     given = [f"--{name}" for name in ("wmt", "data_format") if getattr(arguments, name)]
+    if arguments.data_path and not arguments.data_format:
+        raise UserError("--data-path needs --data-format, as data.format of a recipe.")
+    if arguments.find_limit and arguments.tokens_per_rank:
+        raise UserError("--find-limit looks for the largest micro-batch; leave --tokens-per-rank.")
     if arguments.model and arguments.shape:
         raise UserError("give --model or --shape, not both.")
     if given and not arguments.model:

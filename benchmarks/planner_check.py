@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from memory_vs_dpo import plain_name  # noqa: E402
 from planner_worker import MIB, PAIR, configuration  # noqa: E402
+from render import render_file  # noqa: E402
 
 WORKER = Path(__file__).with_name("planner_worker.py")
 
@@ -74,7 +76,7 @@ def main() -> None:
     """Runs the cases one after the other and writes a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks/results/planner_small_cpu.jsonl"
+        "--out", type=Path, default=ROOT / f"benchmarks/results/planner_small_{_device()}.jsonl"
     )
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
@@ -98,11 +100,17 @@ def main() -> None:
                     f"{case}: states {line['states_error']:+.1%}, total {line['total_error']:+.1%}",
                     flush=True,
                 )
+    render_file(arguments.out)
+
+
+def _device() -> str:
+    return plain_name(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
 
 
 def measure(case: Case) -> dict[str, Any]:
     """Measures a case in fresh processes and compares it with the estimate; sizes in MiB."""
     folder = Path(tempfile.mkdtemp())
+    running: list[subprocess.Popen[str]] = []
     try:
         task = json.dumps(asdict(case) | {"folder": str(folder)})
         with socket.socket() as probe:
@@ -123,6 +131,8 @@ def measure(case: Case) -> dict[str, Any]:
             raise RuntimeError("\n".join(output)[-3000:])
         measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     finally:
+        for process in running:
+            process.kill()
         shutil.rmtree(folder, ignore_errors=True)
     return compare(measured, predict(case, on_gpu=measured["on_gpu"]))
 

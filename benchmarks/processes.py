@@ -143,7 +143,7 @@ class Processes:
         return code, files[2].read_text(encoding="utf-8", errors="replace")[-20000:], measured
 
     def _place(self, port: int) -> dict[str, str]:
-        """A rank's place; nothing for one rank alone, which TRL would wrap for several otherwise."""
+        """A rank's place; nothing for one rank alone, whose model TRL would wrap for several."""
         team = self._team
         if team.world_size == 1:
             return {}

@@ -48,3 +48,8 @@ def difference(ours: Sequence[Line], theirs: Sequence[Line]) -> str:
         for one, other in zip(by_repeat.get(run["repeat"], []), run["losses"], strict=False)
     ]
     return f"{max(differences):.1e}" if differences else ""
+
+
+def typical(runs: Sequence[Line]) -> Line:
+    """The run with the median peak of memory; its parts add up, which medians of parts do not."""
+    return sorted(runs, key=lambda run: run["peak_memory_gib"])[(len(runs) - 1) // 2]

@@ -197,7 +197,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def check(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for an unknown shape and for values that no run can have."""
     shape_config(arguments.shape)
-    combinations(arguments.methods, [arguments.training])
+    pairs, left_out = combinations(arguments.methods, [arguments.training])
+    if left_out:
+        raise UserError(f"{left_out[0]}.")
     names = ("pairs_per_step", "steps", "warmup_steps", "repeats", "threads")
     at_least_one(**{name: getattr(arguments, name) for name in names})
     least = {"prompt_tokens": 1, "completion_tokens": 2, "micro_batch_pairs": 1,

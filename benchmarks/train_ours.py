@@ -71,7 +71,7 @@ def split(run: Any, peak: float, libraries: float) -> dict[str, float]:
     from cpo_ds.trainer import plan
 
     steps = [plan(run, step) for step in range(1, run.total_steps + 1)]
-    batches, totals = max(steps, key=lambda step: max(b.input_ids.numel() for b in step[0]))
+    batches, totals = max(steps, key=lambda step: step[1].unique_tokens)  # alike on all ranks
     return_freed_memory()
     watch = HeadWatch(run.engine.policy)
     for batch in batches:

@@ -27,7 +27,8 @@ def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     from cpo_ds.data.plan import epoch_order
     from cpo_ds.model.load import load_tokenizer
 
-    trainer_class, config_class, special = _classes(job.method)
+    trainer_class, config_class, settings = _classes(job.method)
+    special: dict[str, Any] = {}
     held: dict[str, float] = {}
 
     class Clock(transformers.TrainerCallback):
@@ -43,13 +44,18 @@ def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     columns = {name: [getattr(row, name) for row in ordered] for name in _COLUMNS}
     probe.libraries_are_loaded()
     model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=start_dtype(job))
+    if job.method == "trl-dpo" and job.training == "full":  # else TRL takes that of the policy
+        special["ref_model"] = transformers.AutoModelForCausalLM.from_pretrained(
+            job.model, dtype=getattr(torch, job.dtype)
+        )
     trainer = trainer_class(
         model=model.to("cuda" if torch.cuda.is_available() else "cpu"),
-        args=config_class(**_arguments(job, folder), **special),
+        args=config_class(**_arguments(job, folder), **settings),
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=load_tokenizer(job.model),
         peft_config=lora_config(job) if job.training == "lora" else None,
         callbacks=[Clock()],
+        **special,
     )
     training_step = trainer.training_step
 

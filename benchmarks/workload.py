@@ -174,20 +174,22 @@ def read_wmt(path: Path) -> list[PreferenceRow]:
     if not path.is_file():
         raise UserError(f"--wmt: there is no file {path}.")
     rows = []
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                direction, candidates = row["language_pair"], row["candidates"]
-                chosen, rejected = candidates[WMT_CHOSEN], candidates[WMT_REJECTED]
-                prompt = alma_prompt(row["source"], *parse_direction(direction))
-            except (json.JSONDecodeError, KeyError) as error:
-                raise UserError(
-                    f"{path}:{number}: not a line of WMT candidates: {error!r}."
-                ) from None
-            if chosen != rejected:
-                origin = f"{path.name}:{number}"
-                rows.append(PreferenceRow(prompt, chosen, rejected, direction, origin))
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = file.readlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"--wmt: {path} is not a gzip file of text: {error}.") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            direction, candidates = row["language_pair"], row["candidates"]
+            chosen, rejected = candidates[WMT_CHOSEN], candidates[WMT_REJECTED]
+            prompt = alma_prompt(row["source"], *parse_direction(direction))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a line of WMT candidates: {error!r}.") from None
+        if chosen != rejected:
+            origin = f"{path.name}:{number}"
+            rows.append(PreferenceRow(prompt, chosen, rejected, direction, origin))
     return rows
 
 

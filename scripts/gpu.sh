@@ -13,4 +13,4 @@ beside_dpo --shape llama-2-7b --training lora --pairs-per-step 16 --repeats 3 --
 python benchmarks/head_memory.py --dtype bfloat16
 python benchmarks/ablations.py --shape tinyllama-1.1b --dtype bfloat16 --pairs-per-step 32
 python benchmarks/scaling.py --shape tinyllama-1.1b --dtype bfloat16
-python benchmarks/planner_check.py --out benchmarks/results/planner_small_gpu.jsonl
+python benchmarks/planner_check.py
