@@ -18,6 +18,7 @@ from jobs import (
     why_not,
 )
 from processes import OUT_OF_MEMORY, Processes, Team, largest_that_fits
+from render import read_lines
 from train_ours import config_of
 from workload import (
     Workload,
@@ -65,14 +66,16 @@ class Campaign:
         self._check_recipes(workloads[lengths[0]])
         if self._team.rank == 0:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text("", encoding="utf-8")
+            if not arguments.append:
+                arguments.out.write_text("", encoding="utf-8")
+        first = self._next_repeat() if arguments.append else 0
         self._ceiling = self._measure_ceiling(workloads[lengths[0]])
         planned = [
             (length, training, method, repeat)
-            for repeat in range(arguments.repeats)
+            for repeat in range(first, first + arguments.repeats)
             for length in lengths
             for training, method in self._pairs
-            if repeat == 0 or why_not(method, self._team.world_size) is None
+            if repeat == first or why_not(method, self._team.world_size) is None
         ]
         for number, (length, training, method, repeat) in enumerate(planned, start=1):
             workload = workloads[length]
@@ -84,6 +87,13 @@ class Campaign:
                 for length in lengths:
                     self._say(f"[limit] {_summary(self._find_limit(training, method, length))}")
         return self._lines
+
+    def _next_repeat(self) -> int:
+        """The repeat after those of the file that is added to, the same on all ranks."""
+        out, there = self._arguments.out, 0
+        if self._team.rank == 0 and out.exists():
+            there = max((line["repeat"] + 1 for line in read_lines(out)), default=0)
+        return self._team.share(there)[0]
 
     def _check_recipes(self, workload: Workload) -> None:
         """Raises `UserError` now for what a run would refuse, hours later perhaps."""

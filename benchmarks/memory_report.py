@@ -173,9 +173,10 @@ Utilization: of a ceiling measured in the same call, the model's own matrix prod
 TRL and Liger hold trained weights in float32 whatever the precision, as TRL's trainers do by
 default, and compute under autocast in bfloat16. Liger's loss runs without torch.compile.
 
-Peak: {memory}; the run with the median peak. The parts are those at the moment of the peak, found in a further step that no
-clock sees: in this trainer it is mostly inside the head, when the gradients are not there yet;
-where it comes later, the head has given its memory back already and shows none.
+Peak: {memory}; the run with the median peak. The parts are those at the moment of the peak, found
+in a further step that no clock sees: in this trainer it is mostly inside the head, when the
+gradients are not there yet; where it comes later, the head has given its memory back already and
+shows none.
 Everything else: temporary tensors, freed memory that the allocator kept, buffers of libraries and
 for communication. TRL and Liger are not looked into: what is not model states or libraries is one
 part; TRL's DPOTrainer takes the reference of LoRA from the adapter switched off."""
@@ -188,7 +189,8 @@ def about(groups: Groups, last: Line) -> str:
         f"; per pair {first['unique_tokens_per_pair']:.1f} unique tokens and "
         f"{first['padded_tokens_per_pair']:.1f} padded ones"
     )  # fmt: skip
-    repeats = 1 + max((run["repeat"] for runs in groups.values() for run in runs), default=0)
+    counts = sorted({len(runs) for runs in groups.values() if measured(runs)} or {0})
+    repeats = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     checkpointing = "on" if last["gradient_checkpointing"] else "off"
     facts = {
         "weights": last["weights"],
@@ -207,5 +209,9 @@ def about(groups: Groups, last: Line) -> str:
         facts["memory limit"] = f"{last['memory_limit_gib']:g} GiB for each process"
     names = ("processor", "GPU", "memory", "system", "load before", "versions", "commit",
              "command", "date")  # fmt: skip
-    facts |= {name: str(last[name]) for name in names if name in last}
+    lines = [run for runs in groups.values() for run in runs] or [last]
+    for name in names:
+        values = [str(line[name]) for line in lines if name in line]
+        kept = values[-1:] if name in ("load before", "date") else dict.fromkeys(values)
+        facts[name] = "; then ".join(kept)
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())

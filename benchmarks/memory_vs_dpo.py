@@ -30,6 +30,7 @@ from workload import WMT_CHOSEN, WMT_REJECTED
 
 from cpo_ds.model.shapes import SHAPES, shape_config
 from cpo_ds.schema import EXIT_USER_ERROR, UserError
+from cpo_ds.train import silence_libraries
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DEFAULT_SHAPE = "smollm2-135m"
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
     try:
         arguments = parse(argv)
+        silence_libraries()
         team = Team()
         with tempfile.TemporaryDirectory() as folder:
             lines = Campaign(arguments, team, Path(folder)).run()
@@ -81,6 +83,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--steps", type=int, default=4, help="steps on the clock (4)")
     add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
     add("--repeats", type=int, default=1, help="processes per method and training (1)")
+    add("--append", action="store_true", help="add repeats, of some methods perhaps, to the lines "
+        "that --out has already (it is begun anew)")  # fmt: skip
     add("--threads", type=int, help="CPU threads of each rank (all cores, shared)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
     add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",

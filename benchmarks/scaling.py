@@ -197,7 +197,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def check(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for an unknown shape and for values that no run can have."""
     shape_config(arguments.shape)
-    pairs, left_out = combinations(arguments.methods, [arguments.training])
+    _, left_out = combinations(arguments.methods, [arguments.training])
     if left_out:
         raise UserError(f"{left_out[0]}.")
     names = ("pairs_per_step", "steps", "warmup_steps", "repeats", "threads")

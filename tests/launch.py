@@ -101,10 +101,10 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> Finished:
     return Finished(process.returncode, output)
 
 
-def deepspeed_command(*arguments: object, ranks: int = 2) -> list[str]:
+def deepspeed_command(*arguments: object, ranks: int = 2, script: Path = TRAIN) -> list[str]:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q"]
     where = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    return [*launcher, *where, str(TRAIN), *map(str, arguments)]
+    return [*launcher, *where, str(script), *map(str, arguments)]
 
 
 def deepspeed(*arguments: object, ranks: int = 2) -> Finished:

@@ -167,7 +167,7 @@ def test_trl_trains_along_the_same_curve(models: dict[str, Path], tmp_path: Path
 REFERENCES = {"lora": ("model", "adapter", "precomputed"), "full": ("model", "precomputed")}
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (2, 2), (1, 0)])
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 2)])
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_one_training_whatever_the_reference_comes_from(
     tmp_path: Path, kind: str, ranks: int, stage: int

@@ -19,6 +19,7 @@ import workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import Job, combinations, why_not
+from launch import deepspeed_command, finish, start
 from memory_split import PARTS, STATES, Levels, parts_of_peak, plain_parts, states_gib
 from processes import OUT_OF_MEMORY, Processes, Team, judge, largest_that_fits
 from train_liger import padded_batch
@@ -273,6 +274,22 @@ def test_methods_see_the_same_pairs_and_their_memory_adds_up(tmp_path):
     assert (tmp_path / "out_memory.png").stat().st_size > 10_000
 
 
+def test_two_ranks_under_the_launcher(tmp_path):
+    """Each rank's controller starts a worker of its own for every run; rank 0 writes."""
+    out = tmp_path / "out.jsonl"
+    options = ["--shape", "tiny", "--threads", "1", "--pairs-per-step", "3", "--steps", "1",
+               "--training", "full", "--methods", "cpo", "dpo-reference", "trl-cpo",
+               "--deepspeed", "ds_configs/zero3.json", "--out", str(out)]  # fmt: skip
+    command = deepspeed_command(*options, script=BENCHMARKS / "memory_vs_dpo.py")
+    done = finish(start(command))
+    assert done.code == 0, done.output
+    ours, dpo, theirs = (json.loads(line) for line in out.read_text().splitlines())
+    assert ours["ranks"] == dpo["ranks"] == 2 and ours["reference_gib"] == 0 < dpo["reference_gib"]
+    assert ours["pairs_per_second"] > 0 and dpo["losses"][0] == pytest.approx(0.6931, abs=1e-3)
+    assert theirs["error"].startswith("not run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU allows for more than is asked for")
 def test_too_little_memory_is_a_result(tmp_path):
     synthetic.save_random_model("tiny", tmp_path / "model", "float32", seed=0)
     arguments = memory_vs_dpo.parse(["--steps", "1", "--threads", "1", "--memory-limit", "0.2"])

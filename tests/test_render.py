@@ -52,6 +52,19 @@ def test_tables_compare_medians_and_the_runs_of_the_same_repeat():
     assert ours == "| CPO | LoRA | 4.00 | 1.00 | 2.00 | 1.00 |"
 
 
+def test_the_parts_of_a_row_are_those_of_one_run():
+    """Runs may peak at different moments, and medians of parts would not add up to any peak."""
+    runs = [
+        _line("cpo", "full", n, 1.0, peak_memory_gib=peak, weights_gib=1.0, activations_gib=a,
+              gradients_gib=g, head_gib=h, other_gib=peak - 1 - a - g - h)
+        for n, (peak, a, g, h) in enumerate([(4.0, 2.0, 0.0, 0.5), (4.2, 0.5, 2.0, 0.0),
+                                             (4.1, 0.5, 2.0, 0.0)])
+    ]  # fmt: skip
+    row = memory_report.memory_table(memory_report.grouped(runs)).splitlines()[2]
+    peak, *parts = (float(cell or 0) for cell in row.strip("| ").split(" | ")[2:])
+    assert peak == 4.1 and sum(parts) == pytest.approx(peak, abs=0.02)
+
+
 def test_a_table_without_cpo_has_no_ratios():
     groups = memory_report.grouped(line for line in LINES if line["method"] != "cpo")
     assert memory_report.throughput_table(groups).splitlines()[2].split(" | ")[3] == ""
