@@ -65,14 +65,20 @@ def throughput_table(groups: Groups) -> str:
         ours = measured(groups.get((length, training, "cpo"), []))
         steps = np.percentile([s for run in good for s in run["step_seconds"]], [20, 50, 80])
         rates = [f"{median_of(good, n):.0f}" for n in _TOKENS]
-        utilization = median_of(good, "utilization")
+        speed, highest = median_of(good, "model_tflops"), ceiling(groups)
         rows.append((
             *name, spread([run["pairs_per_second"] for run in good]),
             "" if method == "cpo" else speedup(ours, good), *rates,
-            " / ".join(f"{s:.3g}" for s in steps), f"{median_of(good, 'model_tflops'):.3g}",
-            "" if utilization is None else f"{utilization:.0%}",
+            " / ".join(f"{s:.3g}" for s in steps), f"{speed:.3g}",
+            f"{speed / highest:.0%}" if speed and highest else "",
         ))  # fmt: skip
     return table(rows, text_columns=2)
+
+
+def ceiling(groups: Groups) -> float | None:
+    """The highest that was measured, in TFLOP/s: a machine that was busy then shows a lower one."""
+    found = [run.get("ceiling_tflops") for runs in groups.values() for run in runs]
+    return max((tflops for tflops in found if tflops), default=None)
 
 
 _TOKENS = ("tokens_per_second", "padded_tokens_per_second", "scored_tokens_per_second")
@@ -168,7 +174,8 @@ each shared token once. Padded tokens/s: the same pairs counted as a padded conc
 and Liger compute. Scored tokens/s: the completions' tokens. TFLOP/s: of the products that the pairs
 need, each shared token once and logits of scored tokens alone, whatever a method computes; a pass
 of the reference counts, and one that was made before training does not (its time neither).
-Utilization: of a ceiling measured in the same call, the model's own matrix products back to back.
+Utilization: of a ceiling measured in the same call (of several, the highest), the model's own
+matrix products back to back.
 
 TRL and Liger hold trained weights in float32 whatever the precision, as TRL's trainers do by
 default, and compute under autocast in bfloat16. Liger's loss runs without torch.compile.
@@ -191,6 +198,7 @@ def about(groups: Groups, last: Line) -> str:
     )  # fmt: skip
     counts = sorted({len(runs) for runs in groups.values() if measured(runs)} or {0})
     repeats = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    highest = ceiling(groups)
     checkpointing = "on" if last["gradient_checkpointing"] else "off"
     facts = {
         "weights": last["weights"],
@@ -202,8 +210,7 @@ def about(groups: Groups, last: Line) -> str:
         "precision": f"{last['dtype']}, gradient checkpointing {checkpointing}",
         "DeepSpeed": f"{last['deepspeed']}, {last['ranks']} rank(s), {last['threads']} thread(s)",
         "LoRA": f"rank {last['lora_rank']} on {', '.join(last['lora_targets'])}",
-        "matrix-product ceiling": f"{first['ceiling_tflops']:.3g} TFLOP/s"
-        if first.get("ceiling_tflops") else "not measured",
+        "matrix-product ceiling": f"{highest:.3g} TFLOP/s" if highest else "not measured",
     }  # fmt: skip
     if last["memory_limit_gib"]:
         facts["memory limit"] = f"{last['memory_limit_gib']:g} GiB for each process"
