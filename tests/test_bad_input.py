@@ -108,7 +108,7 @@ SETTINGS: dict[str, tuple[Flat, tuple[str, ...]]] = {
     "unknown key": ({"optim.learning_rat": 1.0}, ("optim.learning_rat", "learning_rate")),
     "unknown section": ({"optimizer.lr": 1.0}, ("optimizer", "optim")),
     "wrong type": ({"batch.pairs": "many"}, ("batch.pairs",)),
-    "wrong choice": ({"loss.name": "dpo"}, ("loss.name", "cpo")),
+    "wrong choice": ({"loss.name": "kto"}, ("loss.name", "cpo")),
     "no effect": ({"loss.name": "cpo", "loss.gamma": 1.0}, ("loss.gamma", "no effect")),
     "no data path": ({"data.path": None}, ("data.path",)),
     "no DeepSpeed file": ({"deepspeed": "absent.json"}, ("absent.json", "ds_configs")),
