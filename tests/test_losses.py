@@ -222,7 +222,8 @@ def cut(total: int, breaks: list[int]) -> list[list[int]]:
 def test_shares_add_up_to_the_loss_however_a_step_is_cut(
     pairs: list[tuple[float, float, int, int]], breaks: list[int], name: str, reduction: str
 ) -> None:
-    loss = LossConfig(name=name, **({} if name == "simpo" else {"nll_reduction": reduction}))
+    has_nll = name not in ("simpo", "dpo")
+    loss = LossConfig(name=name, **({"nll_reduction": reduction} if has_nll else {}))
     whole, pieces = logps_of(*pairs, grad=True), logps_of(*pairs, grad=True)
     totals = totals_of(whole)
     expected = step_share(pair_terms(whole, loss), totals, loss)
