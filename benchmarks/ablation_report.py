@@ -7,8 +7,8 @@ from pathlib import Path
 
 import charts
 from head_report import head_page
-from panels import TRAININGS, about, good, grouped, image, repeats, where
-from report_text import Line, difference, median_of, spread, table, typical
+from panels import about, good, grouped, repeats, where
+from report_text import TRAININGS, Line, difference, image, median_of, spread, table, typical
 from scaling_report import scaling_page
 
 VARIANTS = {

@@ -20,10 +20,9 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import render
 import torch
 import train_ours
-from fresh import Results, at_least_one, results_file, run_fresh, set_threads
+from fresh import Results, at_least_one, results_file, run_and_render, run_fresh, set_threads
 from jobs import TRAININGS, Job
 from memory_vs_dpo import DEFAULT_SHAPE
 from plain_head import plain_logps
@@ -37,7 +36,7 @@ from cpo_ds.data.tokenize import Sharing, tokenize_rows
 from cpo_ds.model.load import load_policy, load_tokenizer
 from cpo_ds.model.policy import PolicyModel, ScoringHead
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.schema import EXIT_USER_ERROR, PackedBatch, TokenizedPair, UserError
+from cpo_ds.schema import PackedBatch, TokenizedPair, UserError
 
 BENCHMARK = "ablations"
 
@@ -164,16 +163,7 @@ def rates(
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
-    try:
-        arguments = parse(argv)
-        with tempfile.TemporaryDirectory() as folder:
-            results = run_all(arguments, Path(folder))
-        render.render_file(results.file)
-    except UserError as error:
-        print(f"ablations: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(results.file.with_suffix(".md").read_text(encoding="utf-8"))
-    return 0
+    return run_and_render("ablations", lambda folder: run_all(parse(argv), folder))
 
 
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:

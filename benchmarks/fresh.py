@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from environment import describe_environment
 from processes import judge
-from render import RESULTS
+from render import RESULTS, render_file
 
 from cpo_ds.schema import EXIT_USER_ERROR, UserError
 
@@ -53,6 +53,19 @@ def _work(log: str, result: str, function: Callable[..., Line], arguments: tuple
     except UserError as error:
         print(error, flush=True)
         sys.exit(EXIT_USER_ERROR)
+
+
+def run_and_render(name: str, run: Callable[[Path], Results]) -> int:
+    """Runs a benchmark in a temporary folder, writes and prints its page; returns the exit code."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            results = run(Path(folder))
+        render_file(results.file)
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print(results.file.with_suffix(".md").read_text(encoding="utf-8"))
+    return 0
 
 
 class Results:

@@ -22,9 +22,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import render
 import torch
-from fresh import Line, Results, at_least_one, results_file, run_fresh, set_threads
+from fresh import Line, Results, at_least_one, results_file, run_and_render, run_fresh, set_threads
 from jobs import BETA
 from plain_head import plain_logps
 from probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
@@ -32,7 +31,7 @@ from probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
 from cpo_ds.config import LossConfig
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.logprobs import HeadTransform, token_logps
-from cpo_ds.schema import EXIT_USER_ERROR, PairLogps, StepTotals, UserError
+from cpo_ds.schema import PairLogps, StepTotals, UserError
 
 BENCHMARK = "head"
 HEADS = ("plain", "chunked", "liger")
@@ -166,14 +165,7 @@ def _device() -> str:
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
-    try:
-        results = run_all(parse(argv))
-        render.render_file(results.file)
-    except UserError as error:
-        print(f"head_memory: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(results.file.with_suffix(".md").read_text(encoding="utf-8"))
-    return 0
+    return run_and_render("head_memory", lambda _: run_all(parse(argv)))
 
 
 def run_all(arguments: argparse.Namespace) -> Results:

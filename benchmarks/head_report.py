@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from panels import Panel, about, draw_panels, good, grouped, image, repeats
-from report_text import Line, median_of, table
+from panels import Panel, about, draw_panels, good, grouped, repeats
+from report_text import Line, image, median_of, table
 
 HEADS = {
     ("plain", True): "plain, trained",

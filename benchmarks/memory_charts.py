@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import median
 
 import charts
-from memory_lines import NAMES, PARTS, TRAININGS, Groups, Line, has_part, measured, size_of
-from report_text import typical
+from memory_lines import NAMES, PARTS, Groups, Line, has_part, measured, size_of
+from report_text import TRAININGS, typical
 
 
 def draw(groups: Groups, stem: Path, title: str) -> list[Path]:

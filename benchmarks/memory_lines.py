@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
+from report_text import TRAININGS
+
 NAMES = {
     "cpo": "CPO",
     "dpo-precomputed": "DPO, reference precomputed",
@@ -15,7 +17,6 @@ NAMES = {
     "trl-cpo": "TRL CPOTrainer",
     "trl-dpo": "TRL DPOTrainer",
 }
-TRAININGS = {"full": "all parameters", "lora": "LoRA"}
 PARTS = {
     "weights": "weights",
     "gradients": "gradients",

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import numpy as np
 from memory_charts import draw
-from memory_lines import NAMES, PARTS, TRAININGS, Groups, Line, grouped, has_part, measured
-from report_text import difference, median_of, speedup, spread, table, typical
+from memory_lines import NAMES, PARTS, Groups, Line, grouped, has_part, measured
+from report_text import (
+    ENVIRONMENT,
+    TRAININGS,
+    difference,
+    image,
+    median_of,
+    speedup,
+    spread,
+    table,
+    typical,
+)
 
 _ALIKE = {"cpo": ("trl-cpo", "liger-cpo"), "dpo-reference": ("dpo-adapter", "dpo-precomputed",
           "trl-dpo")}  # fmt: skip
@@ -34,7 +44,7 @@ def where(line: Line) -> str:
 
 def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) -> str:
     """The whole page."""
-    parts = [f"# CPO beside DPO: {where(last)}", *(f"![{_alt(p)}]({p.name})" for p in drawn)]
+    parts = [f"# CPO beside DPO: {where(last)}", *map(image, drawn)]
     lengths = list(dict.fromkeys(length for length, _, _ in groups))
     for length in lengths:
         here = {key: runs for key, runs in groups.items() if key[0] == length}
@@ -151,10 +161,6 @@ def _gib(size: float | None) -> str:
     return "" if size is None else f"{size:.2f}" if abs(size) >= 0.1 else f"{size:.4f}"
 
 
-def _alt(chart: Path) -> str:
-    return chart.stem.replace("_", " ")
-
-
 def _memory(line: Line) -> str:
     if line["GPU"] != "none":
         return (
@@ -214,10 +220,8 @@ def about(groups: Groups, last: Line) -> str:
     }  # fmt: skip
     if last["memory_limit_gib"]:
         facts["memory limit"] = f"{last['memory_limit_gib']:g} GiB for each process"
-    names = ("processor", "GPU", "memory", "system", "load before", "versions", "commit",
-             "command", "date")  # fmt: skip
     lines = [run for runs in groups.values() for run in runs] or [last]
-    for name in names:
+    for name in ENVIRONMENT:
         values = [str(line[name]) for line in lines if name in line]
         kept = values[-1:] if name in ("load before", "date") else dict.fromkeys(values)
         facts[name] = "; then ".join(kept)

@@ -13,9 +13,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
-from report_text import Line
+from report_text import ENVIRONMENT, Line
 
-TRAININGS = {"full": "all parameters", "lora": "LoRA"}
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -102,14 +101,7 @@ def repeats(lines: list[Line]) -> int:
     return 1 + max(line["repeat"] for line in lines)
 
 
-def image(path: Path) -> str:
-    """A chart, as a page beside it shows it."""
-    return f"![{path.stem.replace('_', ' ')}]({path.name})"
-
-
 def about(settings: Mapping[str, str], last: Line) -> str:
     """Settings and environment, a line each."""
-    names = ("processor", "GPU", "memory", "system", "load before", "versions", "commit",
-             "command", "date")  # fmt: skip
-    facts = dict(settings) | {name: str(last[name]) for name in names if name in last}
+    facts = dict(settings) | {name: str(last[name]) for name in ENVIRONMENT if name in last}
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from probe import memory_now, memory_peak, reset_peak  # noqa: E402
 
 MIB = 2**20
 PAIR = (100, 60, 60)  # prefix, chosen, rejected
@@ -59,15 +60,15 @@ def main(task: dict[str, Any]) -> None:
     run = build_run(config, read_deepspeed_config(config), ranks, pairs, [], {})
     held, _ = _step(run, 1)
     on_gpu = ranks.device.type == "cuda"
-    baseline = 0.0 if on_gpu else _status("VmRSS") - held
-    _reset_peak()
+    baseline = 0.0 if on_gpu else memory_now() * 1024 - held
+    reset_peak()
     rest, before = _step(run, 2)
     if ranks.rank == 0:
         measured = {
             "on_gpu": on_gpu,
             "at_rest_mib": rest,
             "before_update_mib": before,
-            "total_mib": _peak(),
+            "total_mib": memory_peak() * 1024,
             "baseline_mib": baseline,
         }
         (folder / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
@@ -135,26 +136,6 @@ def _storages(values: Any) -> dict[int, int]:
     tensors = [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
     real = [tensor.untyped_storage() for tensor in tensors if tensor.device.type != "meta"]
     return {storage.data_ptr(): storage.nbytes() for storage in real}
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-
-
-def _peak() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / MIB
-    return _status("VmHWM")
-
-
-def _status(name: str) -> float:
-    """A size in this process's status, in MiB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    line = next(line for line in lines if line.startswith(name + ":"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 Line = dict[str, Any]
+
+TRAININGS = {"full": "all parameters", "lora": "LoRA"}
+ENVIRONMENT = ("processor", "GPU", "memory", "system", "load before", "versions", "commit",
+               "command", "date")  # fmt: skip
 
 
 def table(rows: Sequence[Sequence[str]], *, text_columns: int) -> str:
     """A Markdown table; the first row is its head, columns from `text_columns` on align right."""
     rule = ["---"] * text_columns + ["--:"] * (len(rows[0]) - text_columns)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [rows[0], rule, *rows[1:]])
+
+
+def image(path: Path) -> str:
+    """A chart, as a page beside it shows it."""
+    return f"![{path.stem.replace('_', ' ')}]({path.name})"
 
 
 def median_of(runs: Sequence[Line], name: str) -> float | None:

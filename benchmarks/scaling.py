@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import render
-from fresh import Results, at_least_one, results_file, run_fresh, set_threads
+from fresh import Results, at_least_one, results_file, run_and_render, run_fresh, set_threads
 from jobs import OURS, TRAININGS, Job, combinations
 from synthetic import SPECIAL_TOKENS, Lengths, rows_of_numbers, save_random_model
 from worker import run_job
 from workload import write_rows
 
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.schema import EXIT_USER_ERROR, UserError
+from cpo_ds.schema import UserError
 
 BENCHMARK = "scaling"
 FACTORS = ("prompt_tokens", "completion_tokens", "vocabulary", "micro_batch_pairs")
@@ -61,16 +59,7 @@ def points(base: Point, values: dict[str, list[int]]) -> dict[Point, list[str]]:
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
-    try:
-        arguments = parse(argv)
-        with tempfile.TemporaryDirectory() as folder:
-            results = run_all(arguments, Path(folder))
-        render.render_file(results.file)
-    except UserError as error:
-        print(f"scaling: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(results.file.with_suffix(".md").read_text(encoding="utf-8"))
-    return 0
+    return run_and_render("scaling", lambda folder: run_all(parse(argv), folder))
 
 
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import charts
-from panels import TRAININGS, Panel, about, draw_panels, good, grouped, image, repeats, where
-from report_text import Line, median_of, spread, table
+from panels import Panel, about, draw_panels, good, grouped, repeats, where
+from report_text import TRAININGS, Line, image, median_of, spread, table
 
 FACTORS = {
     "prompt_tokens": "prompt, tokens",

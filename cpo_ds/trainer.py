@@ -75,7 +75,7 @@ def train(run: Run) -> None:
     Raises `NonFiniteError`, weights untouched, and `Stopped`, where it was asked to stop.
     """
     config = run.config
-    peak, sizes = peak_tflops(run.ranks.device), weight_counts(run.engine)
+    peak, sizes = peak_tflops(run.ranks.device), _weight_counts(run.engine)
     passes = {
         "trains_adapter": config.trains_adapter,
         "runs_reference": config.loss.takes_reference_from("model", "adapter"),
@@ -213,7 +213,7 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def weight_counts(engine: Engine) -> tuple[int, int]:
+def _weight_counts(engine: Engine) -> tuple[int, int]:
     """Weights in matrix products of the body, and of the head; whole, also under ZeRO-3."""
     counts = {
         name: getattr(parameter, "ds_numel", parameter.numel())

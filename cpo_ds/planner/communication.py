@@ -20,12 +20,9 @@ others until the next; that of a frozen weight serves to the end.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from cpo_ds.devices import Device
 from cpo_ds.planner.zero import ZeroSettings
-
-Scheme = Literal["stage 0", "ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO++", "hierarchical"]
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,6 @@ def gather(size: float, cluster: Cluster, *, nodes: int | None = None) -> Volume
 def all_reduce(size: float, cluster: Cluster) -> Volume:
     """A reduce-scatter and an all-gather."""
     return gather(size, cluster) * 2
-
-
-def scheme_of(zero: ZeroSettings) -> Scheme:
-    """The communication scheme of a DeepSpeed file; any part of ZeRO++ makes it ZeRO++."""
-    if zero.stage == 3:
-        plus = zero.secondary_partition > 1 or zero.quantized_weights or zero.quantized_gradients
-        return "ZeRO++" if plus else "ZeRO-3"
-    names: tuple[Scheme, ...] = ("stage 0", "ZeRO-1", "ZeRO-2")
-    return names[zero.stage]
 
 
 def zero_volume(
