@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.prepare.options import add_prepare
+
 EXIT_DAMAGED = 1  # `cpo-ds checkpoints` found damage
 
 
@@ -19,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     if recipe and arguments.run_command is not _plan:
         parser.error(f"unrecognized arguments: {' '.join(recipe)}")
     arguments.recipe = recipe
+    arguments.argv = sys.argv[1:] if argv is None else argv  # for who starts it on several ranks
     from cpo_ds.schema import EXIT_USER_ERROR, UserError
 
     try:
@@ -62,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     universal = add("universal", "convert a checkpoint for any number of ranks", _universal)
     _add_checkpoint(universal)
     _add_plan(commands)
+    add_prepare(commands)
     return parser
 
 

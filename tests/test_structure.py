@@ -18,6 +18,7 @@ LAYERS = {
     "data": [
         "data.prompts",
         "data.sources",
+        "data.candidates",
         "data.formats",
         "data.rows",
         "data.tokenize",
@@ -55,6 +56,7 @@ LAYERS = {
     "use": [
         "inventory",
         "export",
+        "parts",
         "translate",
         "scoring",
         "evaluate",

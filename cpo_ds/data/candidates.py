@@ -1,0 +1,119 @@
+"""Rows of a source, perhaps a reference, and translations of it by several systems."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpo_ds.data.prompts import parse_direction
+from cpo_ds.data.sources import RawRow, read_raw
+from cpo_ds.schema import UserError
+
+REFERENCE = "reference"  # the name under which a reference counts as a candidate
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A source and its translations; `values` is the row as it was read, with all of its fields."""
+
+    language_pair: str
+    source: str
+    reference: str | None
+    candidates: dict[str, str]  # none of them blank
+    values: dict[str, Any]
+    where: str  # "scored.jsonl, line 12"
+
+    @property
+    def translations(self) -> dict[str, str]:
+        """All that is scored and chosen from: the reference first, then the candidates."""
+        return ({REFERENCE: self.reference} if self.reference else {}) | self.candidates
+
+
+def read_candidates(path: str) -> tuple[list[CandidateRow], Counter[str]]:
+    """The rows of a jsonl, jsonl.gz or parquet file, and what was left out, by reason.
+
+    A row is `{"language_pair", "source", "reference"?, "candidates"?: {name: text}}`; more fields
+    are kept. Rows with a blank source and candidates that are blank or null are left out and
+    counted. Raises `UserError`, naming file and line, for anything else that is not as it should.
+    """
+    rows: list[CandidateRow] = []
+    skipped: Counter[str] = Counter()
+    for raw in read_raw(path, "train"):
+        if raw is None:
+            skipped["blank line"] += 1
+        elif _is_blank(raw.values.get("source")):
+            skipped["empty source"] += 1
+        else:
+            rows.append(_candidate_row(raw, skipped))
+    if not rows:
+        raise UserError(f"{path} has no row with a source; it needs at least one.")
+    return rows, skipped
+
+
+def _candidate_row(raw: RawRow, skipped: Counter[str]) -> CandidateRow:
+    language_pair = raw.text("language_pair")
+    try:
+        parse_direction(language_pair)
+    except UserError as error:
+        raise raw.error("language_pair", f"has an {error}") from None
+    reference = raw.values.get(REFERENCE)
+    if _is_blank(reference):
+        skipped["empty reference"] += 1
+    reference = None if reference is None or _is_blank(reference) else raw.text(REFERENCE)
+    candidates = {}
+    for name, text in (raw.values.get("candidates") or {}).items():
+        if name == REFERENCE and reference:
+            raise raw.error(
+                f"candidates.{REFERENCE}", "has the name that the row's reference goes by"
+            )
+        if _is_blank(text):
+            skipped["empty candidate"] += 1
+        elif text is not None:
+            candidates[name] = raw.checked_text(text, f"candidates.{name}")
+    source = raw.text("source")
+    return CandidateRow(language_pair, source, reference, candidates, raw.values, raw.where)
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def left_out(skipped: Counter[str]) -> list[str]:
+    """Lines to print for what was left out."""
+    return [f"  left out, {reason}: {count}" for reason, count in skipped.most_common()]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a jsonl file, whole or not at all. Raises `UserError` where it cannot be written."""
+    with replacing(path) as unfinished:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        unfinished.write_text("".join(lines), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write to; on leaving the block, what is there takes the name `path`.
+
+    Raises `UserError` where it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; make room, mend the "
+            "permissions, or choose another place."
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()

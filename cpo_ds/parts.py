@@ -1,0 +1,56 @@
+"""Finished work that survives a kill: append-only files in one folder, a file for each process.
+
+What is worth keeping is added a batch at a time, each batch one line, so a process that is killed
+loses the batch that it was at and no more. Who starts again reads the parts of all processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpo_ds.schema import UserError
+
+
+def content_key(*contents: str | None) -> str:
+    """32 hexadecimal digits that change with any of the contents."""
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+
+
+class Parts:
+    """Results by key. `name` is what they are results of; processes have different `rank`s.
+
+    Processes on several hosts need a folder that all of them see.
+    """
+
+    def __init__(self, folder: Path, name: str, rank: int = 0) -> None:
+        self._folder, self._name = folder, name
+        self._file = folder / f"{name}.{rank}.jsonl"
+
+    def read(self) -> dict[str, Any]:
+        """Every result there is, of all processes. A line that a kill cut off does not count."""
+        found: dict[str, Any] = {}
+        for file in sorted(self._folder.glob(f"{self._name}.*.jsonl")):
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    found |= json.loads(line)
+                except ValueError:
+                    continue
+        return found
+
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Keeps a batch of results, all of them or none. Raises `UserError` where it cannot."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab") as file:
+                # A line that was cut off must not swallow this one; blank lines do no harm.
+                line = json.dumps(dict(results), ensure_ascii=False)
+                file.write(f"\n{line}\n".encode())
+        except OSError as error:
+            raise UserError(
+                f"{self._file} cannot be written: {error.strerror}; make room or mend the "
+                "permissions, and give the same command again: what is finished is kept."
+            ) from None

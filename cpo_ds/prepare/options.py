@@ -1,0 +1,100 @@
+"""Options of `cpo-ds prepare ...`. Imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_prepare(commands: Any) -> None:
+    """Adds `prepare` and its commands to `cpo-ds`."""
+    about = "from sources to preference triplets"
+    prepare = commands.add_parser("prepare", help=about, description=f"{about}.")
+    steps = prepare.add_subparsers(title="steps, in order", required=True, metavar="STEP")
+    for add in (_add_candidates, _add_score, _add_select, _add_noise, _add_report):
+        add(steps)
+
+
+def _step(steps: Any, name: str, about: str, run: Any) -> argparse.ArgumentParser:
+    step = steps.add_parser(name, help=about, description=f"{about}.", allow_abbrev=False)
+    step.set_defaults(run_command=run)
+    return step
+
+
+def _add_ranks(step: argparse.ArgumentParser) -> None:
+    step.add_argument("--ranks", type=int, default=1, help="processes on this host (1)")
+    step.add_argument("--hostfile", help="hosts and slots, as for training, in place of --ranks")
+
+
+def _add_candidates(steps: Any) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from cpo_ds.prepare.candidates import run
+
+        return run(arguments)
+
+    _step(steps, "candidates", "translate sources, or read translations of systems", run)
+
+
+def _add_score(steps: Any) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from cpo_ds.prepare.score import run
+
+        return run(arguments)
+
+    step = _step(steps, "score", "score candidates by COMET models, chrF or BLEU", run)
+    step.add_argument("--input", required=True, type=Path, help="rows with candidates, jsonl")
+    step.add_argument("--output", required=True, type=Path, help="the same rows with scores")
+    step.add_argument(
+        "--metric",
+        required=True,
+        action="append",
+        dest="metrics",
+        metavar="NAME_OR_CHECKPOINT",
+        help="kiwi, xcomet, kiwi-22, comet-22, chrf, bleu, a Hugging Face name, or a checkpoint "
+        "file or folder; NAME=CHECKPOINT names it in the output. Give it several times for several",
+    )
+    step.add_argument(
+        "--shard", action="store_true", help="split each COMET model over the ranks (ZeRO-3)"
+    )
+    step.add_argument("--dtype", choices=DTYPES, default="float32", help="of COMET (float32)")
+    step.add_argument(
+        "--use-reference",
+        action="store_true",
+        help="show the reference to metrics that work with and without one, like XCOMET",
+    )
+    step.add_argument("--spans", action="store_true", help="keep XCOMET's error spans")
+    step.add_argument(
+        "--batch-tokens", type=int, default=4096, help="tokens of a batch, padding included (4096)"
+    )
+    step.add_argument("--cache", type=Path, help="folder of scores already made (OUTPUT.cache)")
+    _add_ranks(step)
+
+
+def _add_select(steps: Any) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from cpo_ds.prepare.select import run
+
+        return run(arguments)
+
+    _step(steps, "select", "pick chosen and rejected by the scores", run)
+
+
+def _add_noise(steps: Any) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from cpo_ds.prepare.noise import run
+
+        return run(arguments)
+
+    _step(steps, "noise", "replace rejected by a noised copy of chosen", run)
+
+
+def _add_report(steps: Any) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from cpo_ds.prepare.report import run
+
+        return run(arguments)
+
+    _step(steps, "report", "analyse scores and choices in one HTML file", run)
