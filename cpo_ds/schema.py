@@ -34,6 +34,12 @@ EXIT_STOPPED = 4
 EXIT_RANK_LOST = 5
 
 
+def one_line(error: Exception | str, limit: int = 300) -> str:
+    """A library's message in one line, cut where it goes on and on."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 @dataclass(frozen=True)
 class PreferenceRow:
     """One preference: the prompt exactly as the model sees it, and two completions.

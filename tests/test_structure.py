@@ -41,6 +41,7 @@ LAYERS = {
         "deepspeed_config",
         "ranks",
         "watch",
+        "sharding",
         "engine",
         "manifest",
         "writer",

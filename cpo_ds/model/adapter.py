@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cpo_ds.config import Config, LoraConfig
-from cpo_ds.model.hub import not_there, one_line
-from cpo_ds.schema import UserError
+from cpo_ds.model.hub import not_there
+from cpo_ds.schema import UserError, one_line
 
 GatherParameters = Callable[[Iterable[nn.Parameter]], AbstractContextManager[Any]]
 

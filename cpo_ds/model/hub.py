@@ -11,7 +11,7 @@ from peft import PeftConfig
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
-from cpo_ds.schema import UserError
+from cpo_ds.schema import UserError, one_line
 
 
 def adapter_fingerprint(adapter: str) -> str:
@@ -49,8 +49,3 @@ def not_there(what: str, name_or_path: str, error: Exception) -> UserError:
         f"and give its folder)."
     )
 
-
-def one_line(error: Exception | str, limit: int = 300) -> str:
-    """A library's message in one line, cut where it goes on and on."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from cpo_ds.schema import UserError
+
+if TYPE_CHECKING:
+    from cpo_ds.ranks import Ranks
 
 
 def is_rank() -> bool:
@@ -28,6 +36,8 @@ def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None)
         else:
             command += ["--num_accelerators", str(ranks), "--master_port", str(_free_port())]
         command += ["--module"]
+    if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it has no GPU
     sys.stdout.flush()
     os.environ["PATH"] = os.path.dirname(python) + os.pathsep + os.environ.get("PATH", "")
     try:
@@ -40,3 +50,33 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def as_one_of_ranks() -> Iterator[Ranks]:
+    """Joins the other ranks, or runs alone; leaves them at the end of the block.
+
+    Errors that all ranks see are left to the first to tell: the others wait to be ended.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+    from cpo_ds.train import silence_libraries
+
+    silence_libraries()
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from cpo_ds.ranks import init_ranks
+
+    silence_libraries()
+    ranks = init_ranks()
+    try:
+        yield ranks
+    except UserError as error:
+        if ranks.rank:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what a launcher ends them by
+            time.sleep(10)
+            raise UserError(f"(rank {ranks.rank}) {error}") from None
+        raise
+    torch.distributed.barrier(group=ranks.control)
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,105 @@
+"""`cpo-ds prepare score`: rows with candidates -> the same rows with scores.
+
+COMET needs older libraries than training, so this process hands over to one in `.venv-comet` where
+a metric needs COMET, and to DeepSpeed's launcher for several ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cpo_ds.data.candidates import left_out, read_candidates, write_rows
+from cpo_ds.prepare.launch import as_one_of_ranks, become_ranks, is_rank
+from cpo_ds.schema import UserError
+from cpo_ds.scoring.metrics import parse_metrics
+
+_COMET_PYTHON = "CPO_DS_COMET_PYTHON"  # names the Python that has COMET, where it is elsewhere
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Scores; returns the exit code. Raises `UserError`."""
+    metrics = parse_metrics(arguments.metrics)
+    if arguments.batch_tokens < 1 or arguments.ranks < 1:
+        raise UserError("--batch-tokens and --ranks take numbers above 0.")
+    needs_comet = not all(metric.is_lexical for metric in metrics)
+    if not is_rank():
+        if not arguments.input.is_file():
+            raise UserError(f"--input {arguments.input} is not there.")
+        python = _comet_python() if needs_comet else sys.executable
+        if python != sys.executable or arguments.ranks > 1 or arguments.hostfile:
+            become_ranks(python, arguments.argv, arguments.ranks, arguments.hostfile)
+    with as_one_of_ranks() as ranks:
+        _score(arguments, metrics, ranks)
+    return 0
+
+
+def _comet_python() -> str:
+    """The Python that has COMET: this one, or that of `.venv-comet` beside this package."""
+    if importlib.util.find_spec("comet"):
+        return sys.executable
+    beside = Path(__file__).resolve().parents[2] / ".venv-comet" / "bin" / "python"
+    python = Path(os.environ.get(_COMET_PYTHON, beside))
+    if not python.is_file():
+        raise UserError(
+            f"COMET's environment is not there ({python}); make it by bash scripts/setup.sh "
+            f"--comet, or set {_COMET_PYTHON} to a Python that has unbabel-comet, deepspeed and "
+            "cpo-ds."
+        )
+    return str(python)
+
+
+def _score(arguments: argparse.Namespace, metrics: list[Any], ranks: Any) -> None:
+    from cpo_ds.run_folder import hold_folder
+    from cpo_ds.scoring.run import Scoring, score_metric
+
+    def say(text: str) -> None:
+        if ranks.rank == 0:
+            print(text, flush=True)
+
+    cache = arguments.cache or arguments.output.with_name(f"{arguments.output.name}.cache")
+    rows, skipped = ranks.everywhere(lambda: read_candidates(str(arguments.input)))
+    ranks.everywhere(lambda: cache.mkdir(parents=True, exist_ok=True))
+    lock: list[Any] = []
+    ranks.on_first(lambda: lock.append(hold_folder(cache)))
+    say(f"read {len(rows)} rows, {sum(len(row.translations) for row in rows)} translations")
+    scoring = Scoring(
+        arguments.dtype, arguments.shard, arguments.use_reference, arguments.batch_tokens
+    )
+    added: list[dict[str, Any]] = [{"scores": {}, "scorers": {}} for _ in rows]
+    for metric in metrics:
+        scores = score_metric(metric, rows, cache, scoring, ranks, say)
+        skipped += Counter({f"{metric.name}: {k}": n for k, n in scores.left_out.items()})
+        if ranks.rank == 0:
+            _add(added, metric.name, scores, with_spans=arguments.spans)
+    for line in left_out(skipped):
+        say(line)
+    ranks.on_first(
+        lambda: write_rows(
+            arguments.output,
+            [_merge(row.values, new) for row, new in zip(rows, added, strict=True)],
+        )
+    )
+    say(f"written to {arguments.output}")
+
+
+def _add(added: list[dict[str, Any]], name: str, scores: Any, *, with_spans: bool) -> None:
+    """Adds a metric's scores, how they were made, and error spans to what each row gets."""
+    for new, items in zip(added, scores.items, strict=True):
+        results = {candidate: scores.results[item.key] for candidate, item in items.items()}
+        new["scores"][name] = {candidate: result[0] for candidate, result in results.items()}
+        new["scorers"][name] = scores.about
+        if with_spans:
+            spans = {candidate: result[1] for candidate, result in results.items()}
+            if any(value is not None for value in spans.values()):
+                new.setdefault("error_spans", {})[name] = spans
+
+
+def _merge(values: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A row with new scores beside those that it had; of the same name, the new ones count."""
+    return values | {key: (values.get(key) or {}) | value for key, value in new.items()}

@@ -1,0 +1,155 @@
+"""COMET checkpoints: found, downloaded, identified and loaded, without a second copy in memory.
+
+COMET's own loading initializes a model at random and copies a whole checkpoint over it, twice the
+model in each process: 85 GB for a metric of 10.7 billion weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cpo_ds.schema import UserError, one_line
+from cpo_ds.scoring.metrics import Metric
+
+_BLOCK_BYTES, _BLOCKS = 2**16, 64  # of a checkpoint that its fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's file, its COMET class's name, and 16 hexadecimal digits that identify it."""
+
+    path: Path
+    settings: dict[str, Any]  # hparams.yaml
+    fingerprint: str
+
+    @property
+    def kind(self) -> str:
+        """COMET's `class_identifier`."""
+        return self.settings["class_identifier"]
+
+
+def find_checkpoint(metric: Metric) -> Checkpoint:
+    """A metric's checkpoint here, downloaded where it is a hub name.
+
+    Raises `UserError` where it is not there, gated, or not a whole COMET checkpoint.
+    """
+    given = Path(metric.model).expanduser()
+    path = _in_folder(given) if given.is_dir() else given
+    if not path.is_file():
+        if given.exists() or metric.model.count("/") != 1 or metric.model.startswith((".", "~")):
+            raise UserError(
+                f"--metric {metric.name}: there is no checkpoint {metric.model}; give a "
+                "checkpoints/model.ckpt, its folder, or a Hugging Face name like Unbabel/XCOMET-XL."
+            )
+        path = _in_folder(_download(metric))
+    hparams = path.parent.parent / "hparams.yaml"
+    if not hparams.is_file():
+        raise UserError(f"{path} is no COMET checkpoint: there is no {hparams} beside it.")
+    try:
+        settings = yaml.safe_load(hparams.read_text(encoding="utf-8"))
+        return Checkpoint(path, settings | {}, _fingerprint(path, settings["class_identifier"]))
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{hparams} cannot be read: {one_line(error)}; get it again.") from None
+
+
+def _in_folder(folder: Path) -> Path:
+    """The checkpoint in a folder as the hub gives it; the newest by name where it has several."""
+    found = sorted([*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")])
+    return found[-1] if found else folder / "checkpoints" / "model.ckpt"
+
+
+def _download(metric: Metric) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(metric.model))
+    except errors.GatedRepoError:
+        problem = (
+            f"{metric.model} is gated: accept its licence on its Hugging Face page, then log in "
+            "with `hf auth login` or set HF_TOKEN"
+        )
+    except errors.RepositoryNotFoundError:
+        problem = f"there is no model {metric.model} on the Hugging Face hub; check the name"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        problem = (
+            f"{metric.model} is not on this machine and the Hugging Face hub cannot be reached; "
+            "download it where it can, and give the folder"
+        )
+    except (errors.HfHubHTTPError, OSError) as error:
+        problem = f"{metric.model} cannot be downloaded: {one_line(error)}"
+    raise UserError(f"--metric {metric.name}: {problem}.")
+
+
+def _fingerprint(path: Path, kind: str) -> str:
+    """Of the size and of blocks all over the file: reading all of 43 GB would take minutes."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{kind} {size}".encode())
+    with path.open("rb") as file:
+        for block in range(_BLOCKS):
+            file.seek(block * max(0, size - _BLOCK_BYTES) // max(1, _BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights by name; they are read from the file when they are looked at."""
+    return _read(checkpoint.path)["state_dict"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint is a pickle, which can run code: as with COMET itself, take those you trust."""
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; get it again.") from None
+
+
+def make_model(checkpoint: Checkpoint) -> Any:
+    """The COMET model of a checkpoint, its weights still without values.
+
+    They take no memory before something is written to them. Raises `UserError` for a model whose
+    encoder's configuration or tokenizer is not there.
+    """
+    from comet.models import str2model
+    from transformers.modeling_utils import no_init_weights
+
+    logging.getLogger("comet").setLevel(logging.ERROR)  # it says that its encoder is frozen
+
+    if checkpoint.kind not in str2model or checkpoint.kind == "ranking_metric":
+        raise UserError(
+            f"{checkpoint.path} is a {checkpoint.kind}, which gives no score for one translation."
+        )
+    model_class = str2model[checkpoint.kind]
+    settings = dict(_read(checkpoint.path)["hyper_parameters"], load_pretrained_weights=False)
+    if checkpoint.settings.get("layer_transformation") == "sparsemax_patch":
+        settings["layer_transformation"] = "softmax"  # as COMET does, for its issue 244
+    taken = inspect.signature(model_class.__init__).parameters
+    try:
+        with no_init_weights():
+            return model_class(**{k: v for k, v in settings.items() if k in taken})
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint.path} is built on {settings.get('pretrained_model')}, whose configuration"
+            f" and tokenizer cannot be loaded ({one_line(error)}); download them too."
+        ) from None
+
+
+def check_complete(model: Any, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises `UserError` where a checkpoint lacks weights, or has them in another shape."""
+    for name, parameter in model.named_parameters():
+        if name not in weights:
+            raise UserError(f"{path} lacks the weight {name}; get the whole checkpoint.")
+        if weights[name].shape != parameter.shape:
+            raise UserError(
+                f"{path} has {name} as {tuple(weights[name].shape)}, its settings say "
+                f"{tuple(parameter.shape)}; get the checkpoint and its hparams.yaml again."
+            )

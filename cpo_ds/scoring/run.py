@@ -1,0 +1,178 @@
+"""Scores rows by a metric, over all ranks: what is already scored is kept, and nothing is lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cpo_ds.data.candidates import REFERENCE, CandidateRow
+from cpo_ds.parts import Parts
+from cpo_ds.ranks import Ranks
+from cpo_ds.schema import UserError
+from cpo_ds.scoring import lexical
+from cpo_ds.scoring.metrics import Metric
+from cpo_ds.scoring.plan import Item, joint_batches, share
+from cpo_ds.scoring.progress import Progress
+
+Say = Callable[[str], None]
+
+_LEXICAL_BATCH = 2**15  # characters
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How to score: what the command line says of it."""
+
+    dtype: str = "float32"
+    shard: bool = False
+    use_reference: bool = False
+    batch_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a metric gave: results by item key, how it was used, and what it left out."""
+
+    about: dict[str, Any]
+    results: dict[str, Any]  # item key -> [score] or [score, error spans]
+    items: list[dict[str, Item]]  # of each row, by name of the candidate
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def score_metric(
+    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks, say: Say
+) -> Scores:
+    """Scores all translations of all rows by one metric. All ranks call it, with the same rows.
+
+    Raises `UserError` on all ranks for a metric that is not there, or that has nothing to score.
+    """
+    if metric.is_lexical:
+        return _score_lexical(metric, rows, cache, ranks, say)
+    return _score_comet(metric, rows, cache, scoring, ranks, say)
+
+
+def _score_lexical(
+    metric: Metric, rows: list[CandidateRow], cache: Path, ranks: Ranks, say: Say
+) -> Scores:
+    items, left_out = _items(metric, rows, needs_reference=True, use_reference=True)
+    about = {
+        "model": metric.model,
+        "uses_reference": True,
+        "version": lexical.signature(metric.model),
+        "note": "likeness to one reference, not a quality estimate",
+    }
+    batches = joint_batches(_unique(items), len, _LEXICAL_BATCH)
+
+    def score(batch: list[Item]) -> list[Any]:
+        return [(value, None) for value in lexical.score(metric.model, batch)]
+
+    parts = Parts(cache, metric.model, ranks.rank)
+    results = _score_all([batches], score, parts, ranks, Progress(metric.name, say))
+    return Scores(about, results, items, left_out)
+
+
+def _score_comet(
+    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks, say: Say
+) -> Scores:
+    from cpo_ds.scoring.checkpoint import find_checkpoint
+    from cpo_ds.scoring.comet_scorer import CometScorer
+
+    # The first rank of a host downloads for all of them.
+    ranks.everywhere(lambda: find_checkpoint(metric) if ranks.local_rank == 0 else None)
+    checkpoint = ranks.everywhere(lambda: find_checkpoint(metric))
+    say(f"{metric.name}: loading {checkpoint.path}")
+    scorer = ranks.everywhere(
+        lambda: CometScorer(checkpoint, ranks, scoring.dtype, shard=scoring.shard)
+    )
+    uses_reference = scorer.needs_reference or (scoring.use_reference and scorer.can_use_reference)
+    items, left_out = _items(
+        metric, rows, needs_reference=scorer.needs_reference, use_reference=uses_reference
+    )
+    texts = sorted({text for named in items for item in named.values() for text in item.texts})
+    count = dict(zip(texts, scorer.count_tokens(texts), strict=True)).__getitem__
+    longer = sum(scorer.cuts(item, count) for item in _unique(items))
+    if longer:
+        say(
+            f"{metric.name}: {longer} translations, with what they are compared with, are longer "
+            f"than the {scorer.longest} tokens that it reads; COMET cuts off the rest"
+        )
+    about = {
+        "model": metric.model,
+        "fingerprint": checkpoint.fingerprint,
+        "dtype": scoring.dtype,
+        "uses_reference": uses_reference,
+        "version": f"unbabel-comet {version('unbabel-comet')}",
+    }
+    # Ranks of a split model compute in step, so items that take another number of passes through it
+    # come apart.
+    groups = []
+    for has_reference in (True, False):
+        alike = [item for item in _unique(items) if (item.reference is not None) == has_reference]
+        groups.append(scorer.batches(alike, count, scoring.batch_tokens))
+    parts = Parts(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
+    progress = Progress(metric.name, say)
+    results = _score_all(groups, scorer.score, parts, ranks, progress, in_step=scoring.shard)
+    return Scores(about, results, items, left_out)
+
+
+def _score_all(
+    groups: list[list[list[Item]]],
+    score: Callable[[list[Item]], list[Any]],
+    parts: Parts,
+    ranks: Ranks,
+    progress: Progress,
+    *,
+    in_step: bool = False,
+) -> dict[str, Any]:
+    """Scores what is not scored yet; rank 0 gets all results by item key, the others none.
+
+    With `in_step` all ranks make equally many calls of `score` in each group.
+    """
+    known = parts.read()
+    ranks.gather(None)  # before any rank adds to what others are to read
+    for batches in groups:
+        missing = [[item for item in batch if item.key not in known] for batch in batches]
+        todo = [batch for batch in missing if batch]
+        progress.expect(todo, sum(map(len, batches)), ranks.world_size)
+        for batch in share(todo, ranks.rank, ranks.world_size):
+            if batch is None:
+                if in_step:
+                    score(todo[-1])  # does not count
+                continue
+            results = score(batch)
+            parts.add({item.key: list(r) for item, r in zip(batch, results, strict=True)})
+            progress.advance(len(batch))
+    ranks.gather(None)
+    progress.finish()
+    return parts.read() if ranks.rank == 0 else {}
+
+
+def _items(
+    metric: Metric, rows: list[CandidateRow], *, needs_reference: bool, use_reference: bool
+) -> tuple[list[dict[str, Item]], Counter[str]]:
+    """Of each row, by name, what is to be scored; what is left out, counted."""
+    items: list[dict[str, Item]] = []
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        named = {}
+        if needs_reference and not row.reference:
+            left_out["no reference"] += len(row.candidates)
+        else:
+            shown = row.reference if use_reference else None
+            for name, text in row.translations.items():
+                named[name] = Item(row.source, text, shown, row.language_pair)
+        items.append(named)
+    if needs_reference and not any(items):
+        raise UserError(
+            f"--metric {metric.name} compares with a reference, and no row has one; add "
+            f'"{REFERENCE}" to the rows, or take a metric that needs none, like kiwi.'
+        )
+    return items, left_out
+
+
+def _unique(items: list[dict[str, Item]]) -> list[Item]:
+    return list(dict.fromkeys(item for named in items for item in named.values()))
