@@ -34,7 +34,7 @@ class Parts:
         """Every result there is, of all processes. A line that a kill cut off does not count."""
         found: dict[str, Any] = {}
         for file in sorted(self._folder.glob(f"{self._name}.*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     found |= json.loads(line)
                 except ValueError:

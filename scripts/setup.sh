@@ -9,6 +9,7 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 comet=false
 name=.venv
 newest_python=13
+no_python=3 # exit code
 if [ "${1:-}" = --comet ]; then
   comet=true
   name=.venv-comet
@@ -85,7 +86,7 @@ make_venv() {
       echo "There is no Python 3.10 to 3.$newest_python with the venv module here, which $name needs;" \
         "install one, for example by: sudo apt-get install python3-venv" >&2
       rm -rf "$venv"
-      exit 1
+      exit "$no_python"
     fi
   fi
   logged "$base" -m venv "$venv"

@@ -15,7 +15,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers
 from deepspeed.utils import safe_get_full_grad
+from transformers.initialization import no_init_weights
 
 from cpo_ds import engine, run_folder, saver, trainer, watch
 from cpo_ds.build import build_run, prepare_pairs
@@ -403,3 +405,54 @@ def _count_stand_ins(values: dict[str, Any]) -> Iterator[None]:
 
 
 MISTAKES = {"none": _no_mistake, "mean of means": _mean_of_means, "stand-ins": _count_stand_ins}
+
+
+def cpo_ds_command(*arguments: str) -> int:
+    """`cpo-ds ...` as one of several ranks."""
+    from cpo_ds import cli
+
+    return cli.main(list(arguments))
+
+
+def split_encoder(folder: str) -> None:
+    """Splits an XLM-R encoder over the ranks and compares it with the whole one, seeing memory."""
+    from cpo_ds.sharding import shard_frozen
+
+    ranks = init_ranks()
+    settings = transformers.XLMRobertaConfig(
+        vocab_size=2000, hidden_size=512, intermediate_size=2048, num_hidden_layers=14,
+        num_attention_heads=8, max_position_embeddings=66,
+    )  # fmt: skip
+    with torch.device("meta"):
+        layout = transformers.XLMRobertaModel(settings, add_pooling_layer=False).state_dict()
+
+    def weight(name: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(sum(name.encode()))
+        return 0.05 * torch.randn(layout[name].shape, generator=generator)
+
+    inputs = {"input_ids": torch.arange(4 + ranks.rank, 34 + ranks.rank).view(2, 15)}
+    with torch.no_grad(), MemoryWatch() as memory:
+        with no_init_weights():
+            model = transformers.XLMRobertaModel(settings, add_pooling_layer=False)
+
+        def fill(name: str, part: torch.nn.Module) -> None:
+            for own, parameter in part.named_parameters(recurse=False):
+                parameter.data = weight(f"{name}.{own}")
+
+        engine = shard_frozen(model, fill, ranks.world_size)
+        found = model(**inputs).last_hidden_state.clone()
+    held = sum(parameter.ds_tensor.numel() for parameter in model.parameters())
+    whole = transformers.XLMRobertaModel(settings, add_pooling_layer=False).eval()
+    whole.load_state_dict({name: weight(name) for name in layout}, strict=False)
+    with torch.no_grad():
+        expected = whole(**inputs).last_hidden_state
+    seen = {
+        "equal": torch.equal(found, expected),
+        "whole_bytes": 4 * sum(parameter.numel() for parameter in whole.parameters()),
+        "held_bytes": 4 * held,
+        "grown_bytes": memory.peak - memory.start,
+    }
+    Path(folder, f"{ranks.rank}.json").write_text(json.dumps(seen))
+    del engine
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -67,7 +67,8 @@ def _candidate_row(raw: RawRow, skipped: Counter[str]) -> CandidateRow:
         skipped["empty reference"] += 1
     reference = None if reference is None or _is_blank(reference) else raw.text(REFERENCE)
     candidates = {}
-    for name, text in (raw.values.get("candidates") or {}).items():
+    named = raw.mapping("candidates") if raw.values.get("candidates") is not None else {}
+    for name, text in named.items():
         if name == REFERENCE and reference:
             raise raw.error(
                 f"candidates.{REFERENCE}", "has the name that the row's reference goes by"

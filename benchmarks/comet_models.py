@@ -1,28 +1,37 @@
 """Makes COMET models of the real architecture, tiny and random; runs in COMET's environment.
 
-    .venv-comet/bin/python tests/comet_models.py models FOLDER        # one folder for each kind
-    .venv-comet/bin/python tests/comet_models.py predict FOLDER ROWS OUTPUT   # COMET's own scores
+    comet_models.py models FOLDER '{"hidden_size": 32, "num_hidden_layers": 3, ...}' KIND...
+    comet_models.py predict FOLDER ROWS OUTPUT KIND...      # KIND+ sees the reference
 
-An XLM-R encoder, a tokenizer trained on the built-in sample, and a checkpoint as COMET saves it.
+An XLM-R encoder, a tokenizer trained on the built-in sample, and checkpoints as COMET saves them, a
+folder for each kind. `predict` writes COMET's own scores.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import comet.models
+import pytorch_lightning
 import torch
 import transformers
+import yaml
+from comet import load_from_checkpoint
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
 SAMPLE = Path(__file__).resolve().parent.parent / "cpo_ds" / "data" / "sample"
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-KINDS = {
-    "kiwi": ("UnifiedMetric", {"input_segments": ["mt", "src"], "word_layer": 3}),
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kiwi": (
+        "UnifiedMetric",
+        {"input_segments": ["mt", "src"], "word_layer": 3, "word_level_training": True},
+    ),
     "unite": ("UnifiedMetric", {"input_segments": ["mt", "src", "ref"], "layer_norm": True}),
     "xcomet": ("XCOMETMetric", {"word_layer": 0}),
     "comet": ("RegressionMetric", {}),
@@ -64,10 +73,6 @@ def save_model(
     folder: Path, encoder: Path, class_name: str, *, seed: int = 0, **settings: Any
 ) -> None:
     """Writes a random model as COMET does: hparams.yaml and checkpoints/model.ckpt."""
-    import comet.models
-    import pytorch_lightning
-    import yaml
-
     torch.manual_seed(seed)
     model_class = getattr(comet.models, class_name)
     hidden = transformers.AutoConfig.from_pretrained(encoder).hidden_size
@@ -93,54 +98,39 @@ def save_model(
     (folder / "hparams.yaml").write_text(yaml.safe_dump(dict(model.hparams)))
 
 
-def make_models(folder: Path) -> None:
+def make_models(folder: str, sizes: str, *kinds: str) -> None:
     """One model of each kind, in folders of their names."""
-    save_encoder(folder / "encoder", **TINY)
+    encoder = Path(folder) / "encoder"
+    save_encoder(encoder, **json.loads(sizes))
     for seed, (name, (class_name, settings)) in enumerate(KINDS.items()):
-        if settings.get("word_layer") and class_name == "UnifiedMetric":
-            settings = settings | {"word_level_training": True}
-        save_model(folder / name, folder / "encoder", class_name, seed=seed, **settings)
+        if name in kinds:
+            save_model(Path(folder) / name, encoder, class_name, seed=seed, **settings)
 
 
-def predict(folder: Path, rows_file: Path, output: Path) -> None:
-    """COMET's own `predict` on every translation: kind -> row -> name -> score and spans."""
-    from comet import load_from_checkpoint
-
-    rows = [json.loads(line) for line in rows_file.open(encoding="utf-8")]
+def predict(folder: str, rows_file: str, output: str, *kinds: str) -> None:
+    """COMET's own `predict` on every translation: kind -> a score and error spans for each."""
+    rows = [json.loads(line) for line in Path(rows_file).read_text("utf-8").splitlines()]
     result: dict[str, Any] = {}
-    for name in KINDS:
-        model = load_from_checkpoint(str(folder / name / "checkpoints" / "model.ckpt"))
-        for with_reference in (False, True):
-            if model.requires_references() and not with_reference:
-                continue
-            if not rows[0].get("reference") and with_reference:
-                continue
-            samples, places = [], []
-            for number, row in enumerate(rows):
-                for candidate, text in (
-                    {"reference": row["reference"]} | row["candidates"]
-                ).items():
-                    sample = {"src": row["source"], "mt": text}
-                    samples.append(sample | ({"ref": row["reference"]} if with_reference else {}))
-                    places.append((number, candidate))
-            predicted = model.predict(samples, batch_size=8, gpus=0, progress_bar=False)
-            spans = (
-                predicted["metadata"].get("error_spans") if "metadata" in predicted else None
-            ) or [None] * len(samples)
-            kept: list[dict[str, Any]] = [{} for _ in rows]
-            for (number, candidate), score, span in zip(
-                places, predicted["scores"], spans, strict=True
-            ):
-                kept[number][candidate] = [score, span]
-            result[name + (" with reference" if with_reference else "")] = kept
-    output.write_text(json.dumps(result), encoding="utf-8")
+    for kind in kinds:
+        name, with_reference, _ = kind.partition("+")
+        model = load_from_checkpoint(str(Path(folder) / name / "checkpoints" / "model.ckpt"))
+        samples = [
+            {"src": row["source"], "mt": text}
+            | ({"ref": row["reference"]} if with_reference else {})
+            for row in rows
+            for text in ({"reference": row["reference"]} | row["candidates"]).values()
+        ]
+        predicted = model.predict(samples, batch_size=16, gpus=0, progress_bar=False)
+        metadata = predicted.get("metadata", {})
+        result[kind] = {"scores": predicted["scores"], "spans": metadata.get("error_spans")}
+    Path(output).write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    import logging
-    import warnings
-
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    command, *paths = sys.argv[1:]
-    {"models": make_models, "predict": predict}[command](*map(Path, paths))
+    command, *arguments = sys.argv[1:]
+    if command == "models":
+        make_models(*arguments)
+    else:
+        predict(*arguments)
