@@ -78,6 +78,23 @@ def test_alma_scorer_and_equal_scores(tmp_path: Path) -> None:
         read(path, "alma-r", scorer="xcomt")
 
 
+def test_alma_scorer_of_any_name_that_the_row_has(tmp_path: Path) -> None:
+    chrf = {"ref_en_chrf": 1, "gpt4_en_chrf": 2, "alma_en_chrf": 3, "ref_de_chrf": 0}
+    human = alma(Delta=1.0, required_directions="de-en")
+    path = write(tmp_path / "a.jsonl", [alma(**chrf, required_directions="de-en"), human])
+    assert pairs_of(path, "alma-r", scorer="chrf") == [
+        ("de-en", "Hello the world.", "Hello world."),
+        ("de-en", "Hello, world.", "Hello the world."),  # a person's verdict needs no score
+    ]
+    with pytest.raises(
+        UserError, match=r"line 1 has no score 'chr' \(did you mean chrf\?\).*chrf\."
+    ):
+        read(path, "alma-r", scorer="chr")
+    path = write(tmp_path / "a.jsonl", [alma(**chrf)])
+    with pytest.raises(UserError, match=r"field translation\.gpt4_de_chrf is missing"):
+        read(path, "alma-r", scorer="chrf")
+
+
 def test_alma_equal_texts_are_dropped_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [alma(gpt4_en="same", alma_en="same")])
     _, report = read(path, "alma-r")
@@ -159,6 +176,26 @@ def test_triplet_scored_reference_is_the_first_candidate(tmp_path: Path) -> None
     kiwi = {"a": 0.9, "b": 0.1, "c": 0.5, "reference": 0.9}
     path = write(tmp_path / "t.jsonl", [TRIPLET | {"scores": {"kiwi": kiwi}}])
     assert pairs_of(path, "triplets", scorer="kiwi") == [("en-de", "Grüß Gott", "He")]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "scorers", "chosen"),
+    [
+        ("kiwi", {"kiwi": {"uses_reference": False}}, "Grüß Gott"),
+        ("kiwi", {"kiwi": {"uses_reference": True}}, "Hallo"),
+        ("kiwi+chrf", {"kiwi": {"uses_reference": False}}, "Hallo"),  # chrF compares in any case
+        ("chrf", {"chrf": {"model": "x", "uses_reference": False}}, "Grüß Gott"),
+        ("chrf", None, "Hallo"),
+        ("kiwi", [3], "Grüß Gott"),
+    ],
+)
+def test_triplet_reference_is_no_candidate_of_what_compares_with_it(
+    tmp_path: Path, scorer: str, scorers: Any, chosen: str
+) -> None:
+    scores = {"a": 0.9, "b": 0.1, "c": 0.5, "reference": 1.0}
+    row = TRIPLET | {"scores": {"kiwi": scores, "chrf": scores}, "scorers": scorers}
+    path = write(tmp_path / "t.jsonl", [row])
+    assert pairs_of(path, "triplets", scorer=scorer) == [("en-de", chosen, "He")]
 
 
 def test_triplet_without_a_preference_is_dropped(tmp_path: Path) -> None:

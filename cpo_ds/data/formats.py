@@ -25,6 +25,7 @@ from cpo_ds.schema import UserError
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 _MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
 _NO_VERDICT = "all scores equal"
+_LEXICAL = ("chrf", "bleu")  # they compare strings with the reference, whoever computed them
 
 
 class Texts(NamedTuple):
@@ -46,9 +47,9 @@ class Format(NamedTuple):
 
 
 def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
-    """The format that `data.format` names. Raises `UserError` for an unknown `data.scorer`."""
+    """The format that `data.format` names."""
     if data.format == "alma-r":
-        scorer = _alma_scorer(data.scorer)
+        scorer = "kiwi_xcomet" if data.scorer in _MEAN_SPELLINGS else data.scorer
         return Format(_alma_directions, lambda raw, way: _pick_alma(raw, way, scorer))
     if data.format == "triplets":
         return Format(_language_pair, lambda raw, _: _pick_triplet(raw, data.scorer))
@@ -121,26 +122,15 @@ def _alma_directions(raw: RawRow) -> list[str]:
 # ALMA-R-Preference.
 
 
-def _alma_scorer(scorer: str) -> str:
-    if scorer in _MEAN_SPELLINGS:
-        return "kiwi_xcomet"
-    if scorer in _ALMA_SCORERS:
-        return scorer
-    closest = difflib.get_close_matches(scorer, _ALMA_SCORERS, n=1)
-    hint = f" (did you mean {closest[0]}?)" if closest else ""
-    raise UserError(
-        f"data.scorer: alma-r data has no score {scorer!r}{hint}; choose one of: "
-        f"{', '.join(_ALMA_SCORERS)}."
-    )
-
-
 def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
     """A human verdict (Delta above 0 for gpt4, below for alma) goes before the scores."""
     source_code, target = parse_direction(direction)
-    source = raw.text("translation", source_code)
     columns = {"ref": target, "gpt4": f"gpt4_{target}", "alma": f"alma_{target}"}
-    text = {name: raw.text("translation", column) for name, column in columns.items()}
     delta = raw.number_at("translation", "Delta")
+    if not delta:
+        _check_alma_scorer(raw, target, scorer)
+    source = raw.text("translation", source_code)
+    text = {name: raw.text("translation", column) for name, column in columns.items()}
     if delta:
         better, worse = ("gpt4", "alma") if delta > 0 else ("alma", "gpt4")
         return Texts(source, text[better], text[worse])
@@ -151,7 +141,33 @@ def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
     return Texts(source, *picked) if picked else _NO_VERDICT
 
 
+def _check_alma_scorer(raw: RawRow, target: str, scorer: str) -> None:
+    """Raises `UserError` for a score that neither this row nor the original data set has."""
+    columns = raw.mapping("translation")
+    start = f"ref_{target}_"
+    if scorer in _ALMA_SCORERS or start + scorer in columns:
+        return
+    there = [name.removeprefix(start) for name in columns if name.startswith(start)]
+    closest = difflib.get_close_matches(scorer, [*there, *_ALMA_SCORERS], n=1)
+    hint = f" (did you mean {closest[0]}?)" if closest else ""
+    raise UserError(
+        f"data.scorer: {raw.where} has no score {scorer!r}{hint}; choose one of those there are: "
+        f"{', '.join(there) or 'none'}."
+    )
+
+
 # Triplets.
+
+
+def compares_with_reference(scorers: Any, metric: str) -> bool:
+    """Whether a metric compares with the reference, by a row's `scorers` as scoring records them.
+
+    It says nothing of the reference itself, then: a text compared with itself.
+    """
+    record = scorers.get(metric) if isinstance(scorers, dict) else None
+    if isinstance(record, dict) and record.get("uses_reference") is not None:
+        return bool(record["uses_reference"])
+    return metric.lower() in _LEXICAL
 
 
 def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
@@ -167,7 +183,10 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
         name for metric in metrics for name, score in scores[metric].items() if score is not None
     }
     if "reference" in scored and "reference" not in candidates:
-        candidates = {"reference": raw.text("reference")} | candidates
+        if any(compares_with_reference(raw.values.get("scorers"), metric) for metric in metrics):
+            scored.remove("reference")
+        else:
+            candidates = {"reference": raw.text("reference")} | candidates
     for name in sorted(scored - set(candidates)):
         raise raw.error(
             f"candidates.{name}", "is missing, yet it has a score; add one or drop both"
