@@ -1,0 +1,217 @@
+"""Which translation of a row is chosen and which rejected: by its scores, or by a person."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cpo_ds.data.candidates import REFERENCE, CandidateRow
+from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.schema import UserError
+
+BEST_WORST, BEST_EACH = "best-worst", "best-each"
+PAIRINGS = (BEST_WORST, BEST_EACH)
+EQUAL = "equal scores"  # why there is no pair
+DEFAULT_METRICS = "kiwi+xcomet"
+_MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
+_USUAL_NAMES = {  # lower case; the key is what ALMA-R-Preference calls the metric
+    "kiwi": ("kiwi", "kiwi-xxl", "wmt23-cometkiwi-da-xxl", "unbabel/wmt23-cometkiwi-da-xxl"),
+    "xcomet": ("xcomet", "xcomet-xxl", "unbabel/xcomet-xxl"),
+}
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A row and its scores by the metrics that choose.
+
+    `means` holds the translations with a score by every metric, in the order that breaks ties: the
+    reference first, then as in the row. `unscored` counts the others; the reference is among
+    neither where it is left out, because a metric compares with it.
+    """
+
+    row: CandidateRow
+    scores: Mapping[str, Mapping[str, float]]  # {metric: {name: score}}
+    means: Mapping[str, float]
+    unscored: int
+    leaves_reference_out: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A preference between two translations of a row, by their names there."""
+
+    rated: Rated
+    chosen_system: str
+    rejected_system: str
+    is_human: bool = False
+
+    @property
+    def direction(self) -> str:
+        """Like `"en-de"`."""
+        return self.rated.row.language_pair
+
+    @property
+    def source(self) -> str:
+        """The source text."""
+        return self.rated.row.source
+
+    @property
+    def chosen(self) -> str:
+        """The text to prefer."""
+        return self.rated.row.translations[self.chosen_system]
+
+    @property
+    def rejected(self) -> str:
+        """The text to avoid."""
+        return self.rated.row.translations[self.rejected_system]
+
+    @property
+    def margin(self) -> float | None:
+        """How far the chosen text's mean score is above the rejected one's; None without scores."""
+        means = self.rated.means
+        if self.chosen_system not in means or self.rejected_system not in means:
+            return None
+        return means[self.chosen_system] - means[self.rejected_system]
+
+
+def short_name(metric: str) -> str:
+    """A metric's name in ALMA-R-Preference: kiwi, xcomet, or any other as it is."""
+    return next((short for short, names in _USUAL_NAMES.items() if metric.lower() in names), metric)
+
+
+def scorer_name(metrics: Sequence[str]) -> str:
+    """What `data.scorer` calls the mean of metrics, like `kiwi_xcomet`."""
+    names = [short_name(metric) for metric in metrics]
+    return "kiwi_xcomet" if sorted(names) == ["kiwi", "xcomet"] else "_".join(names)
+
+
+def find_metrics(wanted: str, rows: Iterable[CandidateRow]) -> tuple[str, ...]:
+    """The names under which the metrics of `wanted`, like `kiwi+xcomet`, are in the rows' scores.
+
+    KIWI-XXL and XCOMET-XXL are found under any of their usual names. Empty where every row has a
+    person's preference and none has scores. Raises `UserError` for a metric that no row has.
+    """
+    rows = list(rows)
+    there = list(dict.fromkeys(metric for row in rows for metric in _scores_of(row)))
+    if not there and all(human_preference(row) for row in rows):
+        return ()
+    if wanted in _MEAN_SPELLINGS and wanted not in there:
+        wanted = DEFAULT_METRICS
+    parts = [wanted] if wanted in there else [part.strip() for part in wanted.split("+")]
+    metrics = tuple(_find(part, there) for part in parts)
+    names = [short_name(metric) for metric in metrics]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--metrics {wanted} names {name} twice; name each metric once.")
+    return metrics
+
+
+def _find(part: str, there: Sequence[str]) -> str:
+    if part in there:
+        return part
+    same = [metric for metric in there if short_name(metric) == short_name(part)]
+    if same:
+        return same[0]
+    if not there:
+        raise UserError("no row has scores; make some with `cpo-ds prepare score`.")
+    closest = difflib.get_close_matches(part, there, n=1)
+    hint = f" (did you mean {closest[0]}?)" if closest else ""
+    raise UserError(
+        f"no row has a score by {part!r}{hint}; set --metrics to one of those there are, or "
+        f"several joined by +: {', '.join(there)}."
+    )
+
+
+def rate(row: CandidateRow, metrics: Sequence[str]) -> Rated:
+    """Means over the metrics. Raises `UserError`, naming the line, for what is not a number."""
+    names = list(row.translations)
+    scorers = row.values.get("scorers")
+    leaves_out = any(compares_with_reference(scorers, metric) for metric in metrics)
+    leaves_out &= row.reference is not None
+    if leaves_out:
+        names.remove(REFERENCE)
+    all_scores = _scores_of(row)
+    scores: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        values = all_scores.get(metric, {})
+        there = [name for name in names if values.get(name) is not None]
+        scores[metric] = {name: _number(row, metric, name, values[name]) for name in there}
+    means = {
+        name: sum(values[name] for values in scores.values()) / len(scores)
+        for name in names
+        if scores and all(name in values for values in scores.values())
+    }
+    return Rated(row, scores, means, len(names) - len(means), leaves_out)
+
+
+def _scores_of(row: CandidateRow) -> dict[str, dict[str, Any]]:
+    """`{metric: {name: score}}`, nulls left out: parquet gives every row all names there are."""
+    scores = row.values.get("scores") or {}
+    if not isinstance(scores, dict) or not all(
+        values is None or isinstance(values, dict) for values in scores.values()
+    ):
+        raise UserError(
+            f"{row.where}: field scores is not an object of objects, "
+            '{"metric": {"name": number}}, as `cpo-ds prepare score` writes it.'
+        )
+    return {metric: values for metric, values in scores.items() if values}
+
+
+def _number(row: CandidateRow, metric: str, name: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise UserError(
+            f"{row.where}: field scores.{metric}.{name} is not a finite number but {value!r:.40}; "
+            "correct it, or remove that score."
+        )
+    return float(value)
+
+
+def human_preference(row: CandidateRow) -> tuple[str, str] | None:
+    """The names that a person prefers and rejects, `{"chosen": name, "rejected": name}`, if any.
+
+    Raises `UserError` for names that are not the row's.
+    """
+    preference = row.values.get("preference")
+    if preference is None:
+        return None
+    if not isinstance(preference, dict):
+        raise UserError(
+            f"{row.where}: field preference is not an object but {preference!r:.40}; write "
+            '{"chosen": name, "rejected": name}.'
+        )
+    names = list(row.translations)
+    for side in ("chosen", "rejected"):
+        if preference.get(side) not in names:
+            raise UserError(
+                f"{row.where}: field preference.{side} is {preference.get(side)!r:.40}; write one "
+                f"of the row's translations: {', '.join(names)}."
+            )
+    chosen, rejected = preference["chosen"], preference["rejected"]
+    if chosen == rejected:
+        raise UserError(
+            f"{row.where}: field preference names {chosen!r} as chosen and as rejected; correct "
+            "it, or remove the field."
+        )
+    return chosen, rejected
+
+
+def choose(rated: Rated, pairing: str) -> list[Pair] | str:
+    """The row's pairs, one or (best against each other one) several; or why it has none.
+
+    A person's preference goes before the scores. Of equal scores the first counts.
+    """
+    preference = human_preference(rated.row)
+    if preference:
+        return [Pair(rated, *preference, is_human=True)]
+    means = rated.means
+    if len(means) < 2:
+        return "fewer than two scored translations"
+    best = max(means, key=means.__getitem__)  # the first of several
+    worst = min(means, key=means.__getitem__)
+    if pairing == BEST_EACH:
+        return [Pair(rated, best, other) for other in means if other != best]
+    return [Pair(rated, best, worst)] if best != worst else EQUAL

@@ -1,0 +1,122 @@
+"""`cpo-ds prepare select`: rows with scores -> preference pairs, in two formats, and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cpo_ds.data.candidates import left_out, read_candidates, replacing, write_rows
+from cpo_ds.data.prompts import alma_prompt, parse_direction
+from cpo_ds.prepare.alma_rows import write_alma_rows
+from cpo_ds.prepare.choose import Pair
+from cpo_ds.prepare.folder import check_replaceable, replacing_folder
+from cpo_ds.prepare.selection import Options, select, summarize
+from cpo_ds.schema import UserError
+
+PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Selects and writes; returns the exit code. Raises `UserError`."""
+    options = _options(arguments)
+    check_replaceable(arguments.output, (PAIRS, ALMA_ROWS, SUMMARY), SUMMARY)
+    rows, skipped = read_candidates(str(arguments.input))
+    selection = select(rows, options)
+    if not selection.pairs:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in selection.dropped.most_common())
+        raise UserError(
+            f"{arguments.input}: no pair is left of {len(rows)} rows (dropped: {reasons}); nothing "
+            "was written."
+        )
+    summary = {
+        "input": str(arguments.input),
+        "options": asdict(options),
+        "rows": len(rows),
+        "left_out": dict(skipped.most_common()),
+        **summarize(selection),
+    }
+    with replacing_folder(arguments.output) as folder:
+        write_rows(folder / PAIRS, [pair_row(p, options.prompt_style) for p in selection.pairs])
+        write_alma_rows(folder / ALMA_ROWS, selection.pairs)
+        with replacing(folder / SUMMARY) as unfinished:
+            text = json.dumps(summary, ensure_ascii=False, indent=2)
+            unfinished.write_text(text + "\n", encoding="utf-8")
+    print("\n".join([*_lines(summary), *left_out(skipped)]))
+    print(f"written to {arguments.output}: {PAIRS}, {ALMA_ROWS}, {SUMMARY}")
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    directions = None
+    if arguments.directions is not None:
+        directions = tuple(part.strip() for part in arguments.directions.split(","))
+        for direction in directions:
+            try:
+                parse_direction(direction)
+            except UserError as error:
+                raise UserError(f"--directions: {error}") from None
+    if not arguments.min_margin >= 0:
+        raise UserError(f"--min-margin is {arguments.min_margin}; give a number from 0.")
+    ratio, confidence = arguments.max_length_ratio, arguments.check_language
+    if ratio is not None and not ratio > 1:
+        raise UserError(f"--max-length-ratio is {ratio}; give a number above 1, like 2.")
+    if confidence is not None and not 0 < confidence <= 1:
+        raise UserError(f"--check-language is {confidence}; give a probability, like 0.7.")
+    return Options(
+        pairs=arguments.pairs,
+        metrics=arguments.metrics,
+        min_margin=arguments.min_margin,
+        directions=directions,
+        check_language=confidence,
+        max_length_ratio=ratio,
+        prompt_style=arguments.prompt_style,
+    )
+
+
+def pair_row(pair: Pair, prompt_style: str) -> dict[str, Any]:
+    """Prompt, chosen and rejected as TRL takes them, and where they are from."""
+    prompt: Any = alma_prompt(pair.source, *parse_direction(pair.direction))
+    chosen: Any = pair.chosen
+    rejected: Any = pair.rejected
+    if prompt_style == "chat":
+        prompt = [{"role": "user", "content": prompt}]
+        chosen = [{"role": "assistant", "content": chosen}]
+        rejected = [{"role": "assistant", "content": rejected}]
+    return {
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "direction": pair.direction,
+        "chosen_system": pair.chosen_system,
+        "rejected_system": pair.rejected_system,
+        "margin": pair.margin,
+    }
+
+
+def _lines(summary: Mapping[str, Any]) -> list[str]:
+    """The summary to print."""
+    by = " + ".join(summary["metrics"]) or "no metric"
+    total = sum(summary["pairs"].values())
+    counts = {
+        "preferred by a person": summary["human_preferences"],
+        **{f"dropped, {reason}": count for reason, count in summary["dropped"].items()},
+        f"translations without a score by {by}": summary["unscored_translations"],
+        "references left out, as a metric compares with them": summary["references_left_out"],
+    }
+    return [
+        f"read {summary['rows']} rows, selected {total} pairs by {by}",
+        *(f"  {direction}: {count}" for direction, count in summary["pairs"].items()),
+        *(f"  {side}: {_shares(summary[side], total)}" for side in ("chosen", "rejected")),
+        *(f"  {what}: {count}" for what, count in counts.items() if count),
+    ]
+
+
+def _shares(by_direction: Mapping[str, Mapping[str, int]], total: int) -> str:
+    names: Counter[str] = Counter()
+    for some in by_direction.values():
+        names.update(some)
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in names.most_common())
