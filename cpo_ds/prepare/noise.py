@@ -1,0 +1,194 @@
+"""`cpo-ds prepare noise`: the rejected text of each pair becomes a noised copy of the chosen one.
+
+The baseline of the CPO paper's analysis of dis-preferred data: words are deleted at random, then
+change places with a near one. In scripts without spaces the units are characters as people see
+them (grapheme clusters), and words of other scripts among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import regex
+
+from cpo_ds.data.candidates import left_out, write_rows
+from cpo_ds.data.prompts import parse_direction
+from cpo_ds.data.sources import RawRow, read_raw
+from cpo_ds.parts import content_key
+from cpo_ds.schema import UserError
+
+UNSPACED = ("zh", "ja", "th")  # of the languages known here
+DRAWS = 20  # for a text that stays as it was, or loses all
+_UNSPACED_LETTER = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+)
+_WORD_CHARACTER = regex.compile(r"[\p{L}\p{M}\p{N}]")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Probabilities of a deletion and a swap, and how many places a swap reaches."""
+
+    deletion: float
+    swap: float
+    reach: int
+
+
+def is_unspaced(text: str, direction: str) -> bool:
+    """Whether to noise characters, by the target language; by most letters where it is unknown."""
+    if direction:
+        return direction.split("-")[1] in UNSPACED
+    letters = regex.findall(r"\p{L}", text)
+    return 2 * sum(1 for letter in letters if _UNSPACED_LETTER.match(letter)) > len(letters)
+
+
+def split_units(text: str, *, unspaced: bool) -> tuple[list[str], list[str]]:
+    """Units to noise, and the white space before, between and after them: one more, often empty.
+
+    Without `unspaced`, units are what white space separates. Grapheme clusters stay whole.
+    """
+
+    def kind(cluster: str) -> str:
+        if cluster.isspace():
+            return "space"
+        if unspaced and (_UNSPACED_LETTER.match(cluster) or not _WORD_CHARACTER.match(cluster)):
+            return "alone"
+        return "word"
+
+    units: list[str] = []
+    spaces = [""]
+    for which, group in groupby(regex.findall(r"\X", text), key=kind):
+        clusters = list(group)
+        if which == "space":
+            spaces[-1] = "".join(clusters)
+            continue
+        found = clusters if which == "alone" else ["".join(clusters)]
+        units += found
+        spaces += [""] * len(found)
+    return units, spaces
+
+
+def delete_units(units: list[str], probability: float, rng: random.Random) -> list[int]:
+    """Indices of the units that stay; each goes with the same probability."""
+    return [index for index in range(len(units)) if rng.random() >= probability]
+
+
+def swap_units(units: list[str], probability: float, reach: int, rng: random.Random) -> list[str]:
+    """From left to right, each unit not moved yet changes places, with this probability.
+
+    The other one is any of the next `reach` units not moved yet, so that none moves further.
+    """
+    moved = [False] * len(units)
+    swapped = list(units)
+    for here in range(len(units)):
+        if moved[here] or rng.random() >= probability:
+            continue
+        near = range(here + 1, min(here + reach, len(units) - 1) + 1)
+        free = [there for there in near if not moved[there]]
+        if free:
+            there = rng.choice(free)
+            swapped[here], swapped[there] = swapped[there], swapped[here]
+            moved[here] = moved[there] = True
+    return swapped
+
+
+def noised(text: str, noise: Noise, rng: random.Random, *, unspaced: bool) -> str:
+    """`text` after deletions and swaps. White space stays in place, or goes with a deleted unit."""
+    units, spaces = split_units(text, unspaced=unspaced)
+    kept = delete_units(units, noise.deletion, rng)
+    if not kept:
+        return ""
+    swapped = swap_units([units[index] for index in kept], noise.swap, noise.reach, rng)
+    after = [*(spaces[index + 1] for index in kept[:-1]), spaces[-1]]
+    return spaces[0] + "".join(unit + space for unit, space in zip(swapped, after, strict=True))
+
+
+def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
+    """The row with a noised rejected side; None where no draw gives a text that will do.
+
+    Draws depend on the seed and on the row's prompt and chosen side, not on where it stands.
+    Raises `UserError` for a row that is not a pair.
+    """
+    prompt, chosen, text = raw.values.get("prompt"), raw.values.get("chosen"), _last_text(raw)
+    rng = random.Random(content_key(str(seed), json.dumps([prompt, chosen], sort_keys=True)))
+    unspaced = is_unspaced(text, _direction(raw))
+    draws = (noised(text, noise, rng, unspaced=unspaced) for _ in range(DRAWS))
+    rejected = next((draw for draw in draws if draw.strip() and draw != text), None)
+    if rejected is None:
+        return None
+    values = {key: value for key, value in raw.values.items() if key != "margin"}
+    if "rejected_system" in values:
+        values["rejected_system"] = "noise"
+    if isinstance(chosen, list):
+        return values | {"rejected": [*chosen[:-1], chosen[-1] | {"content": rejected}]}
+    return values | {"rejected": rejected}
+
+
+def _direction(raw: RawRow) -> str:
+    """The row's translation direction, "" where it has none."""
+    for column in ("direction", "language_pair"):
+        if raw.values.get(column) is None:
+            continue
+        direction = raw.text(column)
+        try:
+            parse_direction(direction)
+        except UserError as error:
+            raise raw.error(column, f"has an {error}") from None
+        return direction
+    return ""
+
+
+def _last_text(raw: RawRow) -> str:
+    """The chosen text: a string, or the last message of a conversation."""
+    chosen = raw.values.get("chosen")
+    if not chosen or (isinstance(chosen, str) and raw.values.get("prompt") is None):
+        raise raw.error(
+            "prompt" if chosen else "chosen",
+            "is missing; noise takes pairs, of prompt and chosen. Rows with scores become pairs by "
+            "`cpo-ds prepare select`.",
+        )
+    if not isinstance(chosen, list):
+        return raw.text("chosen")
+    where = f"chosen[{len(chosen) - 1}]"
+    if not isinstance(chosen[-1], dict):
+        raise raw.error(where, "is not a message with role and content")
+    return raw.checked_text(chosen[-1].get("content"), f"{where}.content")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the noised pairs; returns the exit code. Raises `UserError`."""
+    noise = Noise(arguments.deletion, arguments.swap, arguments.range)
+    for name, probability in (("deletion", noise.deletion), ("swap", noise.swap)):
+        if not 0 <= probability <= 1:
+            raise UserError(f"--{name} is {probability}; give a probability from 0 to 1.")
+    if noise.reach < 1:
+        raise UserError(f"--range is {noise.reach}; give 1 or more, or --swap 0 for no swaps.")
+    if arguments.output.suffix != ".jsonl":
+        raise UserError(f"--output {arguments.output} does not end in .jsonl; name it so.")
+    skipped: Counter[str] = Counter()
+    rows, read = [], 0
+    for raw in read_raw(str(arguments.input), "train"):
+        if raw is None:
+            skipped["blank line"] += 1
+            continue
+        read += 1
+        row = noise_row(raw, noise, arguments.seed)
+        if row is None:
+            skipped[f"unchanged or empty in {DRAWS} draws"] += 1
+        else:
+            rows.append(row)
+    if not rows:
+        raise UserError(
+            f"{arguments.input}: no pair is left of {read} rows: no draw changes a text and leaves "
+            "some of it; raise --deletion or --swap, or give longer texts. Nothing was written."
+        )
+    write_rows(arguments.output, rows)
+    print(f"read {read} rows, wrote {len(rows)} pairs to {arguments.output}")
+    print("".join(f"{line}\n" for line in left_out(skipped)), end="")
+    return 0
