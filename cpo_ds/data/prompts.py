@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cpo_ds.schema import UserError
 
@@ -72,6 +72,34 @@ def alma_prompt(source: str, source_code: str, target_code: str) -> str:
     """
     target = _language(target_code)
     return f"{_opening(_language(source_code), target)}{source}\n{target}:"
+
+
+def few_shot_prompt(
+    source: str, source_code: str, target_code: str, examples: Iterable[tuple[str, str]]
+) -> str:
+    """ALMA's few-shot prompt: (source, translation) pairs stand before the source.
+
+    Without examples it is `alma_prompt`. Raises `UserError` for an unknown language code.
+    """
+    names = (_language(source_code), _language(target_code))
+    shots = "".join(f"\n{names[0]}: {first}\n{names[1]}: {second}" for first, second in examples)
+    opening = f"Translate this from {names[0]} to {names[1]}:"
+    return f"{opening}{shots}\n{names[0]}: {source}\n{names[1]}:"
+
+
+def gpt4_messages(source: str, source_code: str, target_code: str) -> list[Message]:
+    """The conversation by which GPT-4 translated for ALMA-R (arXiv 2401.08417, appendix B).
+
+    Raises `UserError` for an unknown language code.
+    """
+    names = (_language(source_code), _language(target_code))
+    request = (
+        f"### Translate this from {names[0]} to {names[1]}, {names[0]}: {source} ### {names[1]}:"
+    )
+    return [
+        {"role": "system", "content": "You are a helpful translator and only output the result."},
+        {"role": "user", "content": request},
+    ]
 
 
 def source_of(prompt: str, direction: str) -> str | None:

@@ -35,7 +35,40 @@ def _add_candidates(steps: Any) -> None:
 
         return run(arguments)
 
-    _step(steps, "candidates", "translate sources, or read translations of systems", run)
+    step = _step(steps, "candidates", "translate sources, or read translations of systems", run)
+    add = step.add_argument
+    add("--input", required=True, type=Path, help="rows (jsonl), or plain text, a sentence a line")
+    add("--output", required=True, type=Path, help="the same rows with more candidates, jsonl")
+    add("--language-pair", metavar="en-de", help="of plain text")
+    add("--references", type=Path, help="of plain text, line by line")
+    add = step.add_argument_group("translations from files").add_argument
+    add("--system", action="append", dest="systems", metavar="NAME=FILE",
+        help="plain text, line by line. Give it several times for several")  # fmt: skip
+    add = step.add_argument_group("translations by a model, here or on a server").add_argument
+    add("--model", metavar="NAME_OR_PATH", help="a causal LM; with --server, its name there")
+    add("--name", help="of the system in the output (last part of the model's name)")
+    add("--prompt", choices=("alma", "few-shot", "chat", "gpt4"),
+        help="what it is asked (alma; with --server, gpt4)")  # fmt: skip
+    add("--examples", type=Path, help="rows with references, for --prompt few-shot")
+    add("--shots", type=int, help="examples before each source (5)")
+    add("--max-new-tokens", type=int, help="of a translation (256; with --server, its own limit)")
+    add("--temperature", type=float, help="sample at this temperature (no sampling; server's own)")
+    add("--top-p", type=float, help="sample from the likeliest tokens (no sampling; server's own)")
+    add("--seed", type=int, help="of sampling (0; with --server, none)")
+    add = step.add_argument_group("a model here").add_argument
+    add("--adapter", metavar="NAME_OR_PATH", help="LoRA adapter of the model")
+    add("--dtype", choices=DTYPES, help="of the model (bfloat16)")
+    add("--beams", type=int, help="beam search (5)")
+    add("--batch-tokens", type=int,
+        help="sentences x beams x (prompt and new tokens) of a batch (16384)")  # fmt: skip
+    _add_ranks(step)
+    add = step.add_argument_group("an OpenAI-compatible server").add_argument
+    add("--server", nargs="?", const="", metavar="URL",
+        help="its address ($OPENAI_BASE_URL, or else OpenAI's)")  # fmt: skip
+    add("--key-variable", metavar="NAME", help="environment variable of the key (OPENAI_API_KEY)")
+    add("--concurrency", type=int, help="requests at a time (8)")
+    add("--retries", type=int, help="of a request that fails (8)")
+    add("--timeout", type=float, help="seconds until a request counts as failed (60)")
 
 
 def _add_score(steps: Any) -> None:

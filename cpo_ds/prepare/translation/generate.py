@@ -1,0 +1,241 @@
+"""Candidates by a causal language model of transformers, data-parallel over ranks.
+
+Batches are planned from all rows, the same for any order of the rows and any number of ranks, and
+each is kept as a whole: what was killed goes on to the same translations, to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from cpo_ds.parts import content_key
+from cpo_ds.prepare.launch import as_one_of_ranks, become_ranks, is_rank
+from cpo_ds.prepare.translation.job import Job, Kept, hold_cache, read_untranslated
+from cpo_ds.prepare.translation.lines import Sources
+from cpo_ds.prepare.translation.progress import Progress, duration
+from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
+from cpo_ds.schema import UserError, one_line
+
+if TYPE_CHECKING:
+    from cpo_ds.prepare.translation.local_model import LocalModel
+    from cpo_ds.ranks import Ranks
+
+_TOO_LONG = "prompt longer than the model's context"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a model writes: all of it decides the translation."""
+
+    dtype: str
+    num_beams: int
+    max_new_tokens: int
+    temperature: float | None  # None, with top_p None: no sampling
+    top_p: float | None
+    seed: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of transformers' `generate`; for the rest, the model's own settings count."""
+        values: dict[str, Any] = {"num_beams": self.num_beams, "do_sample": False}
+        values["max_new_tokens"] = self.max_new_tokens
+        if self.temperature is not None or self.top_p is not None:
+            values["do_sample"] = True
+            values["temperature"] = 1.0 if self.temperature is None else self.temperature
+            values["top_p"] = 1.0 if self.top_p is None else self.top_p
+        return values
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt to be translated, as tokens."""
+
+    key: str
+    tokens: tuple[int, ...]
+
+
+def plan_batches(items: Sequence[Item], generation: Generation, budget: int) -> list[list[Item]]:
+    """Batches of distinct prompts of about the same length, the longest first: a pure function.
+
+    A batch holds at most `budget` tokens at a time, sentences x beams x (longest prompt + new
+    tokens), or a single sentence.
+    """
+    unique = {item.key: item for item in items}.values()
+    batches: list[list[Item]] = []
+    room = 0  # sentences that the current batch still takes
+    for item in sorted(unique, key=lambda item: (-len(item.tokens), item.tokens)):
+        if room == 0:
+            batches.append([])
+            each = generation.num_beams * (len(item.tokens) + generation.max_new_tokens)
+            room = max(1, budget // each)
+        batches[-1].append(item)
+        room -= 1
+    return batches
+
+
+def translate(arguments: argparse.Namespace, name: str) -> int:
+    """Translates on the ranks asked for; returns the exit code. Raises `UserError`."""
+    generation = _generation(arguments)
+    if arguments.ranks > 1 and arguments.hostfile:
+        raise UserError("give --ranks or --hostfile, not both; a hostfile says how many there are.")
+    style = arguments.prompt or "alma"
+    prompt_of = prompt_maker(style, arguments.examples, arguments.shots)
+    if (arguments.ranks > 1 or arguments.hostfile) and not is_rank():
+        become_ranks(sys.executable, arguments.argv, arguments.ranks, arguments.hostfile)
+    with as_one_of_ranks() as ranks:
+        _translate(arguments, name, generation, prompt_of, ranks)
+    return 0
+
+
+def _generation(arguments: argparse.Namespace) -> Generation:
+    samples = arguments.temperature is not None or arguments.top_p is not None
+    if arguments.seed is not None and not samples:
+        raise UserError("--seed has no effect without --temperature or --top-p; leave it out.")
+    if arguments.temperature == 0:
+        raise UserError("--temperature 0 is no sampling; leave it out.")
+    return Generation(
+        dtype=arguments.dtype or "bfloat16",
+        num_beams=arguments.beams or 5,
+        max_new_tokens=arguments.max_new_tokens or 256,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed or 0,
+    )
+
+
+def _translate(
+    arguments: argparse.Namespace,
+    name: str,
+    generation: Generation,
+    prompt_of: PromptOf,
+    ranks: Ranks,
+) -> None:
+    from cpo_ds.model.load import load_tokenizer
+    from cpo_ds.prepare.translation.local_model import LocalModel, identity, load_config
+
+    kept = Kept(arguments.output, ranks.rank)
+    jobs: list[Job] = []  # rank 0's alone, which reads, tells and writes
+    locks: list[Any] = []
+
+    def plan() -> list[list[Item]]:
+        sources = read_untranslated(arguments, name)
+        locks.append(hold_cache(arguments.output))
+        config = load_config(arguments.model)
+        about = json.dumps(asdict(generation))
+        model = content_key(identity(arguments.model, arguments.adapter), about)
+        job, items = _job(sources, name, prompt_of, tokenizer, config, generation, model)
+        jobs.append(job)
+        known = kept.read()
+        batches = plan_batches(items, generation, arguments.batch_tokens or 16384)
+        missing = [[item for item in batch if item.key not in known] for batch in batches]
+        _tell_plan(batches, missing)
+        return [batch for batch in missing if batch]
+
+    tokenizer = ranks.everywhere(lambda: load_tokenizer(arguments.model))
+    batches = ranks.on_first(plan)
+    if batches:
+        if ranks.rank == 0 and ranks.device.type == "cpu" and generation.dtype != "float32":
+            print("note: most CPUs are slow in 16 bits; --dtype float32 is faster", flush=True)
+        place = (arguments.adapter, generation.dtype, tokenizer, ranks.device)
+        model = ranks.everywhere(lambda: LocalModel(arguments.model, *place))
+        ranks.everywhere(lambda: _translate_share(model, batches, generation, kept, ranks))
+    lines = ranks.on_first(lambda: _write(jobs[0], arguments.output, kept))
+    if ranks.rank == 0:
+        print("\n".join(lines), flush=True)
+
+
+def _write(job: Job, output: Path, kept: Kept) -> list[str]:
+    known = kept.read()
+    lost = sum(key not in known for key in job.keys if key)
+    if lost:
+        raise UserError(
+            f"{kept.folder} lacks {lost} translations that other ranks made; it must be a folder "
+            "that all hosts see. Give the same command again with such an --output."
+        )
+    return job.write(output, known)
+
+
+def _tell_plan(batches: list[list[Item]], missing: list[list[Item]]) -> None:
+    count, left = sum(map(len, batches)), sum(map(len, missing))
+    before = f", {count - left} of them translated before" if left < count else ""
+    print(f"{count} different sentences{before}", flush=True)
+
+
+def _job(
+    sources: Sources,
+    name: str,
+    prompt_of: PromptOf,
+    tokenizer: Any,
+    config: Any,
+    generation: Generation,
+    model: str,
+) -> tuple[Job, list[Item]]:
+    prompts = [prompt_of(row) for row in sources.rows]
+    tokens = tokenize_prompts(prompts, tokenizer)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    fits = [len(ids) + generation.max_new_tokens <= longest for ids in tokens]
+    items = [Item(content_key(model, json.dumps(ids)), tuple(ids)) for ids in tokens]
+    keys = tuple(item.key if fit else None for item, fit in zip(items, fits, strict=True))
+    job = Job(sources, name, tuple(prompts), keys, _TOO_LONG)
+    return job, [item for item, fit in zip(items, fits, strict=True) if fit]
+
+
+def tokenize_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]:
+    """Tokens of texts with what the tokenizer puts before them, of conversations by its template.
+
+    Raises `UserError` where there is no template, or it refuses a conversation.
+    """
+    is_chat = not isinstance(prompts[0], str)
+    if is_chat and tokenizer.chat_template is None:
+        raise UserError(
+            "the model's tokenizer has no chat template; take --prompt alma, or a model with one."
+        )
+    texts = prompts
+    if is_chat:
+        try:
+            texts = [
+                tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+                for p in prompts
+            ]
+        except TemplateError as error:
+            raise UserError(
+                f"the tokenizer's chat template refuses the prompt ({one_line(error)}); take "
+                "--prompt chat, which has no system message, or --prompt alma."
+            ) from None
+    tokens = tokenizer(texts, add_special_tokens=not is_chat)["input_ids"]
+    end = tokenizer.eos_token_id
+    # Some tokenizers end every text; a prompt must go on.
+    return [ids[:-1] if not is_chat and ids[-1] == end else ids for ids in tokens]
+
+
+def _translate_share(
+    model: LocalModel, batches: list[list[Item]], generation: Generation, kept: Kept, ranks: Ranks
+) -> None:
+    """This rank's batches; neighbours cost about the same, so they are dealt out in turn."""
+    own = batches[ranks.rank :: ranks.world_size]
+
+    def cost(batch: list[Item]) -> int:
+        return len(batch) * len(batch[0].tokens)
+
+    def say(text: str) -> None:
+        if ranks.rank == 0:
+            print(text, flush=True)
+
+    sentences = sum(map(len, batches))
+    progress = Progress(sentences, sum(map(len, own)), sum(map(cost, own)), say)
+    for batch in own:
+        seed = int(content_key(*(item.key for item in batch))[:8], 16)
+        prompts = [item.tokens for item in batch]
+        translations = model.translate(prompts, seed, **generation.arguments)
+        keys = [item.key for item in batch]
+        kept.add(dict(zip(keys, translations, strict=True)))
+        progress.advance(len(batch), cost(batch))
+    say(f"translated in {duration(progress.seconds)}")

@@ -1,0 +1,121 @@
+"""Sources from rows or from plain text, and files whose lines belong to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpo_ds.data.candidates import CandidateRow, read_candidates
+from cpo_ds.data.prompts import parse_direction
+from cpo_ds.schema import UserError
+
+_ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Rows to translate. `places[i]` is the line, from 0, of row `i` in files aligned with them."""
+
+    path: Path
+    rows: tuple[CandidateRow, ...]
+    places: tuple[int, ...]
+    num_lines: int | None  # of a file aligned with them; None where it is not clear
+    skipped: Counter[str]  # what was left out, by reason
+
+
+def read_sources(path: Path, language_pair: str | None, references: Path | None) -> Sources:
+    """Reads rows, or with a language pair plain text, one sentence a line.
+
+    Raises `UserError`, naming file and line, for what is not there or not as it should be.
+    """
+    is_rows = path.name.endswith(_ROW_FILES)
+    if language_pair is None:
+        if not is_rows and path.is_file():
+            raise UserError(
+                f"{path} does not end in {', '.join(_ROW_FILES)}; if it is plain text, give its "
+                "--language-pair, like en-de."
+            )
+        if references:
+            raise UserError("--references belongs to plain text; rows hold their references.")
+        return _from_rows(path)
+    if is_rows:
+        raise UserError(f"--language-pair belongs to plain text; each row of {path} names its own.")
+    return _from_text(path, language_pair, references)
+
+
+def _from_rows(path: Path) -> Sources:
+    rows, skipped = read_candidates(str(path))
+    num_lines = None if skipped["empty source"] else len(rows)
+    return Sources(path, tuple(rows), tuple(range(len(rows))), num_lines, skipped)
+
+
+def _from_text(path: Path, language_pair: str, references: Path | None) -> Sources:
+    try:
+        parse_direction(language_pair)
+    except UserError as error:
+        raise UserError(f"--language-pair: {error}") from None
+    sources = read_lines(path)
+    if references:
+        translations = read_lines(references)
+        _check_count(references, len(translations), path, len(sources))
+    else:
+        translations = [""] * len(sources)
+    rows, places = [], []
+    skipped: Counter[str] = Counter()
+    for place, (source, reference) in enumerate(zip(sources, translations, strict=True)):
+        if not source.strip():
+            skipped["empty source"] += 1
+            continue
+        if references and not reference.strip():
+            skipped["empty reference"] += 1
+        known = reference if reference.strip() else None
+        values = {"language_pair": language_pair, "source": source}
+        values |= {"reference": known} if known else {}
+        where = f"{path}, line {place + 1}"
+        rows.append(CandidateRow(language_pair, source, known, {}, values, where))
+        places.append(place)
+    if not rows:
+        raise UserError(f"{path} has no sentence; it needs at least one.")
+    return Sources(path, tuple(rows), tuple(places), len(sources), skipped)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file. Raises `UserError`, naming line and byte, for any other file."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the name.") from None
+    if not lines[-1]:
+        lines.pop()  # what follows the last line's end is no line
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}: not valid UTF-8 at byte {error.start + 1}; save the file "
+                "as UTF-8."
+            ) from None
+        texts.append(text.removesuffix("\r"))
+    return texts
+
+
+def read_aligned(path: Path, sources: Sources) -> list[str]:
+    """The line that belongs to each row. Raises `UserError` where that is not clear."""
+    lines = read_lines(path)
+    if sources.num_lines is None:
+        raise UserError(
+            f"{sources.path} has rows with an empty source, so it is not clear which line of "
+            f"{path} belongs to which row; remove them, and their lines."
+        )
+    _check_count(path, len(lines), sources.path, sources.num_lines)
+    return [lines[place] for place in sources.places]
+
+
+def _check_count(path: Path, found: int, sources: Path, expected: int) -> None:
+    if found != expected:
+        raise UserError(
+            f"{path} has {found} lines, but {sources} has {expected}; each line must belong to the "
+            "source in the same place, also where it is empty."
+        )

@@ -1,0 +1,130 @@
+"""A causal language model of transformers that translates batches of prompts, on one device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import cached_file
+
+from cpo_ds.config import Config, DataConfig, ModelConfig
+from cpo_ds.model.adapter import with_adapter
+from cpo_ds.model.hub import adapter_fingerprint, not_there
+from cpo_ds.model.load import load_causal_lm
+from cpo_ds.prepare.translation.job import Translation
+from cpo_ds.schema import UserError
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # the tokenizer's too
+_BLOCK, _STRIDE = 2**12, 2**22  # bytes: of every 4 MiB of weights 4 KiB are read
+
+
+def load_config(name_or_path: str) -> Any:
+    """The model's configuration. Raises `UserError` where there is none."""
+    try:
+        return transformers.AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise not_there("model", name_or_path, error) from None
+
+
+def identity(name_or_path: str, adapter: str | None) -> str:
+    """Changes with the model and the adapter, not with where they lie. Raises `UserError`.
+
+    A model of the hub is known by its commit, a folder by its files: of large ones by their size
+    and a sample of what is in them.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        try:  # it lies in the hub's cache, in a folder named by the commit
+            model = Path(cached_file(name_or_path, "config.json")).parent.name
+        except (OSError, ValueError) as error:
+            raise not_there("model", name_or_path, error) from None
+    else:
+        model = folder_fingerprint(folder)
+    return model if adapter is None else f"{model}+{adapter_fingerprint(adapter)}"
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """32 hexadecimal digits that change with the model's settings, tokenizer or weights."""
+    digest = hashlib.sha256()
+    for pattern in (*_SETTINGS, *_WEIGHTS):
+        for path in sorted(folder.glob(pattern)):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, _STRIDE if pattern in _WEIGHTS else _BLOCK):
+                    file.seek(start)
+                    digest.update(file.read(_BLOCK))
+                file.seek(max(0, size - _BLOCK))
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:32]
+
+
+class LocalModel:
+    """A model, its adapter and its tokenizer. Raises `UserError` where they are not there."""
+
+    def __init__(
+        self,
+        name_or_path: str,
+        adapter: str | None,
+        dtype: str,
+        tokenizer: Any,
+        device: torch.device,
+    ) -> None:
+        settings = ModelConfig(
+            name_or_path=name_or_path, adapter=adapter, dtype=dtype,
+            adapter_mode="merge" if adapter else "continue",
+        )  # fmt: skip
+        attention: Any = None  # what transformers takes by itself
+        model = load_causal_lm(settings, load_config(name_or_path), attention, device, True)
+        config = Config(model=settings, data=DataConfig(format="sample"))
+        # The adapter stays beside the weights, as it was trained: merging would round them.
+        model = with_adapter(model, config, lambda adapted: adapted)
+        self._model, self._tokenizer, self._device = model.eval(), tokenizer, device
+        ends = model.generation_config.eos_token_id
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self._ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._padding = tokenizer.pad_token_id
+        if self._padding is None:
+            self._padding = self._ends[0] if self._ends else 0
+
+    @torch.inference_mode()
+    def translate(
+        self, prompts: Sequence[Sequence[int]], seed: int, **generation: Any
+    ) -> list[Translation]:
+        """What follows each prompt, by transformers' `generate`.
+
+        Raises `UserError` where the device has too little memory for the batch.
+        """
+        longest = max(map(len, prompts))
+        ids = [[self._padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        torch.manual_seed(seed)
+        try:
+            sequences = self._model.generate(
+                input_ids=torch.tensor(ids, device=self._device),
+                attention_mask=torch.tensor(mask, device=self._device),
+                pad_token_id=self._padding,
+                eos_token_id=self._ends or None,
+                **generation,
+            )
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{self._device} has too little memory for {len(prompts)} sentences at a time; "
+                "give the same command with a lower --batch-tokens or fewer --beams: what is "
+                "finished is kept."
+            ) from None
+        answers = sequences[:, longest:].tolist()
+        return [self._translation(len(p), a) for p, a in zip(prompts, answers, strict=True)]
+
+    def _translation(self, prompt_tokens: int, answer: list[int]) -> Translation:
+        end = next((i for i, token in enumerate(answer) if token in self._ends), None)
+        text = self._tokenizer.decode(
+            answer[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        tokens = len(answer) if end is None else end + 1
+        return Translation(text, end is not None, prompt_tokens, tokens)

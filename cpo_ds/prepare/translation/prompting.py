@@ -1,0 +1,76 @@
+"""What a model is asked for each row: the prompts of ALMA and its peers, by name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from cpo_ds.data.candidates import CandidateRow, read_candidates
+from cpo_ds.data.prompts import (
+    Message,
+    alma_prompt,
+    few_shot_prompt,
+    gpt4_messages,
+    parse_direction,
+)
+from cpo_ds.schema import UserError
+
+Prompt: TypeAlias = str | list[Message]  # a plain text to go on with, or a conversation
+PromptOf: TypeAlias = Callable[[CandidateRow], Prompt]
+
+_SHOTS = 5
+
+
+def prompt_maker(style: str, examples: Path | None, shots: int | None) -> PromptOf:
+    """The prompt of a row in a style: `alma`, `few-shot`, `chat` or `gpt4`.
+
+    Raises `UserError` where examples are missing, or have no use.
+    """
+    if style == "few-shot":
+        if examples is None:
+            raise UserError(
+                "--prompt few-shot needs --examples, a file of rows with language_pair, source and "
+                "reference."
+            )
+        return _few_shot(examples, _SHOTS if shots is None else shots)
+    if examples or shots is not None:
+        raise UserError(f"--examples and --shots belong to --prompt few-shot, not to {style}.")
+    makers: dict[str, PromptOf] = {
+        "alma": lambda row: alma_prompt(row.source, *parse_direction(row.language_pair)),
+        "chat": lambda row: [{"role": "user", "content": _alma(row)}],
+        "gpt4": lambda row: gpt4_messages(row.source, *parse_direction(row.language_pair)),
+    }
+    return makers[style]
+
+
+def _alma(row: CandidateRow) -> str:
+    return alma_prompt(row.source, *parse_direction(row.language_pair))
+
+
+def _few_shot(path: Path, shots: int) -> PromptOf:
+    """The first examples of a row's language pair, but not the row itself, stand before it."""
+    rows, _ = read_candidates(str(path))
+    known: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in rows:
+        if row.reference:
+            known[row.language_pair].append((row.source, row.reference))
+
+    def prompt(row: CandidateRow) -> str:
+        others = (pair for pair in known[row.language_pair] if pair[0] != row.source)
+        examples = [pair for pair, _ in zip(others, range(shots), strict=False)]
+        if len(examples) < shots:
+            raise UserError(
+                f"{row.where}: {path} has {len(examples)} examples with a reference of "
+                f"{row.language_pair} besides this sentence, and --shots asks for {shots}; add "
+                "more, or lower --shots."
+            )
+        return few_shot_prompt(row.source, *parse_direction(row.language_pair), examples)
+
+    return prompt
+
+
+def last_request(prompt: Prompt) -> str:
+    """What a model may say again before it answers."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
