@@ -149,7 +149,7 @@ def test_noise_only_takes_away(
 def test_rates_on_a_long_text_are_the_nominal_ones() -> None:
     """Within five standard deviations of binomial counts.
 
-    With range 1, a word's place is passed over after a swap, so that swaps per word are p/(1+p).
+    With range 1 the word after a swap has come from the left and stays: swaps per word, p/(1+p).
     """
     count = 20_000
     kept = delete_units(["w"] * count, 0.15, random.Random(1))

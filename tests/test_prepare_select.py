@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,14 @@ def test_a_person_goes_before_the_scores(tmp_path: Path) -> None:
     ]
 
 
+def test_the_examples_of_the_documentation(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "triplets.md").read_text(encoding="utf-8")
+    row, preference, pair = map(json.loads, re.findall(r"```json\n(.*?)\n```", text, flags=re.S))
+    pairs, _ = run(tmp_path, [row], "--metrics", "kiwi")
+    assert pairs == [pair | {"margin": pytest.approx(pair["margin"])}]
+    assert names(tmp_path, [row | preference], "--metrics", "kiwi") == [("gpt-4", "reference")]
+
+
 # What is dropped.
 
 
@@ -296,7 +305,7 @@ def test_without_py3langid_it_says_what_to_install(
         ({}, ["--metrics", "kiwi+bleu"], "no row has a score by 'bleu'; set --metrics to one of"),
         ({}, ["--metrics", "xcomt"], "'xcomt' (did you mean xcomet?); set"),
         ({}, ["--metrics", "kiwi+kiwi-xxl"], "names kiwi twice"),
-        ({"scores": {}}, [], "no row has scores; make some with `cpo-ds prepare score`"),
+        ({"scores": {}}, [], "no row of --input has scores; make some with `cpo-ds prepare score`"),
         ({"scores": {"chrf": {"a": 1}}}, [], "by 'kiwi'; set --metrics to one of those there are"),
         ({"scores": [1]}, [], "line 2: field scores is not an object of objects"),
         ({"scores": {"kiwi": 1}}, [], "line 2: field scores is not an object of objects"),
@@ -611,7 +620,7 @@ def test_every_reader_sees_the_same_pairs_of_real_text(
 ) -> None:
     rows = [*real_rows]
     rows[7] = rows[7] | {"preference": {"chosen": "gpt-3.5", "rejected": "gpt-4"}}
-    rows[99] = rows[99] | {"preference": {"chosen": "alma-13b-lora", "rejected": "reference"}}
+    rows[120] = rows[120] | {"preference": {"chosen": "alma-13b-lora", "rejected": "reference"}}
     pairs, summary = run(tmp_path, rows, *options)
     assert len(pairs) > 200 and summary["human_preferences"] == 2
     assert len(summary["pairs"]) == 10

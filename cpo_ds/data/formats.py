@@ -23,7 +23,7 @@ from cpo_ds.data.sources import RawRow
 from cpo_ds.schema import UserError
 
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
-_MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
+MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
 _NO_VERDICT = "all scores equal"
 _LEXICAL = ("chrf", "bleu")  # they compare strings with the reference, whoever computed them
 
@@ -49,7 +49,7 @@ class Format(NamedTuple):
 def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
     """The format that `data.format` names."""
     if data.format == "alma-r":
-        scorer = "kiwi_xcomet" if data.scorer in _MEAN_SPELLINGS else data.scorer
+        scorer = "kiwi_xcomet" if data.scorer in MEAN_SPELLINGS else data.scorer
         return Format(_alma_directions, lambda raw, way: _pick_alma(raw, way, scorer))
     if data.format == "triplets":
         return Format(_language_pair, lambda raw, _: _pick_triplet(raw, data.scorer))
@@ -205,7 +205,7 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
 def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
     """The metrics to average: `scorer` itself, or its parts where it is a sum or a known mean."""
     metrics = [scorer]
-    if scores.get(scorer) is None and scorer in _MEAN_SPELLINGS:
+    if scores.get(scorer) is None and scorer in MEAN_SPELLINGS:
         metrics = ["kiwi", "xcomet"]
     elif scores.get(scorer) is None:
         metrics = [part.strip() for part in scorer.split("+")]

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
-from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.data.formats import MEAN_SPELLINGS, compares_with_reference
 from cpo_ds.schema import UserError
 
-BEST_WORST, BEST_EACH = "best-worst", "best-each"
-PAIRINGS = (BEST_WORST, BEST_EACH)
+BEST_EACH = "best-each"  # the other pairing is best-worst
 EQUAL = "equal scores"  # why there is no pair
 DEFAULT_METRICS = "kiwi+xcomet"
-_MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
 _USUAL_NAMES = {  # lower case; the key is what ALMA-R-Preference calls the metric
     "kiwi": ("kiwi", "kiwi-xxl", "wmt23-cometkiwi-da-xxl", "unbabel/wmt23-cometkiwi-da-xxl"),
     "xcomet": ("xcomet", "xcomet-xxl", "unbabel/xcomet-xxl"),
@@ -98,7 +96,7 @@ def find_metrics(wanted: str, rows: Iterable[CandidateRow]) -> tuple[str, ...]:
     there = list(dict.fromkeys(metric for row in rows for metric in _scores_of(row)))
     if not there and all(human_preference(row) for row in rows):
         return ()
-    if wanted in _MEAN_SPELLINGS and wanted not in there:
+    if wanted in MEAN_SPELLINGS and wanted not in there:
         wanted = DEFAULT_METRICS
     parts = [wanted] if wanted in there else [part.strip() for part in wanted.split("+")]
     metrics = tuple(_find(part, there) for part in parts)
@@ -116,7 +114,7 @@ def _find(part: str, there: Sequence[str]) -> str:
     if same:
         return same[0]
     if not there:
-        raise UserError("no row has scores; make some with `cpo-ds prepare score`.")
+        raise UserError("no row of --input has scores; make some with `cpo-ds prepare score`.")
     closest = difflib.get_close_matches(part, there, n=1)
     hint = f" (did you mean {closest[0]}?)" if closest else ""
     raise UserError(

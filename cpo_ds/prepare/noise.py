@@ -80,21 +80,17 @@ def delete_units(units: list[str], probability: float, rng: random.Random) -> li
 
 
 def swap_units(units: list[str], probability: float, reach: int, rng: random.Random) -> list[str]:
-    """From left to right, each unit not moved yet changes places, with this probability.
+    """From left to right, each unit changes places with one of the next `reach`, or does not.
 
-    The other one is any of the next `reach` units not moved yet, so that none moves further.
+    Units that came from the left stay where they are, so that none moves further than `reach`.
     """
-    moved = [False] * len(units)
-    swapped = list(units)
-    for here in range(len(units)):
-        if moved[here] or rng.random() >= probability:
-            continue
-        near = range(here + 1, min(here + reach, len(units) - 1) + 1)
-        free = [there for there in near if not moved[there]]
-        if free:
-            there = rng.choice(free)
+    swapped, last = list(units), len(units) - 1
+    from_the_left = [False] * len(units)
+    for here in range(last):
+        if not from_the_left[here] and rng.random() < probability:
+            there = rng.choice(range(here + 1, min(here + reach, last) + 1))
             swapped[here], swapped[there] = swapped[there], swapped[here]
-            moved[here] = moved[there] = True
+            from_the_left[there] = True
     return swapped
 
 

@@ -112,7 +112,23 @@ def _add_select(steps: Any) -> None:
 
         return run(arguments)
 
-    _step(steps, "select", "pick chosen and rejected by the scores", run)
+    step = _step(steps, "select", "pick chosen and rejected by the scores", run)
+    add = step.add_argument
+    add("--input", required=True, type=Path, help="rows with scores, jsonl")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="new, or of an earlier select")
+    add("--metrics", default="kiwi+xcomet", help="to average (kiwi+xcomet, the XXL models)")
+    add("--pairs", choices=("best-worst", "best-each"), default="best-worst",
+        help="the best against the worst, or against each other one (best-worst)")  # fmt: skip
+    add("--min-margin", type=float, default=0.0, metavar="SCORE",
+        help="drop pairs whose mean scores are closer (0)")  # fmt: skip
+    add("--directions", metavar="en-de,de-en", help="directions to keep (all)")
+    add("--check-language", nargs="?", type=float, const=0.7, metavar="CONFIDENCE",
+        help="drop pairs with a text in another language, or a copy of the source; how sure "
+        "py3langid must be (0.7)")  # fmt: skip
+    add("--max-length-ratio", type=float, metavar="TIMES",
+        help="drop pairs with a text so many times longer or shorter than is usual")  # fmt: skip
+    add("--prompt-style", choices=("alma", "chat"), default="alma",
+        help="prompts as text, or as a user's turn for a chat template (alma)")  # fmt: skip
 
 
 def _add_noise(steps: Any) -> None:
@@ -121,7 +137,14 @@ def _add_noise(steps: Any) -> None:
 
         return run(arguments)
 
-    _step(steps, "noise", "replace rejected by a noised copy of chosen", run)
+    step = _step(steps, "noise", "replace rejected by a noised copy of chosen", run)
+    add = step.add_argument
+    add("--input", required=True, type=Path, help="pairs, as select writes them")
+    add("--output", required=True, type=Path, help="the same pairs with noise, jsonl")
+    add("--deletion", type=float, default=0.15, help="probability of deleting a word (0.15)")
+    add("--swap", type=float, default=0.3, help="probability of swapping a word (0.3)")
+    add("--range", type=int, default=1, help="how many places a swap moves a word at most (1)")
+    add("--seed", type=int, default=42, help="of the draws (42)")
 
 
 def _add_report(steps: Any) -> None:
@@ -130,4 +153,11 @@ def _add_report(steps: Any) -> None:
 
         return run(arguments)
 
-    _step(steps, "report", "analyse scores and choices in one HTML file", run)
+    step = _step(steps, "report", "analyse scores and choices in one HTML file", run)
+    step.add_argument("--input", required=True, type=Path, help="rows with scores, jsonl")
+    step.add_argument("--output", required=True, type=Path, help="the page to write, HTML")
+    step.add_argument(
+        "--metrics",
+        metavar="kiwi+xcomet",
+        help="choose by the mean of these (all that do not compare with the reference)",
+    )
