@@ -1,0 +1,85 @@
+"""The section on distributions: how the scores of each system spread."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from cpo_ds.prepare.analyses import charts
+from cpo_ds.prepare.analyses.page import (
+    Chart,
+    Section,
+    Table,
+    count,
+    decimal,
+    first_few,
+    places_for,
+)
+from cpo_ds.prepare.analyses.systems import Distribution, distribution
+from cpo_ds.prepare.analyses.view import ALL, View
+
+
+def distributions(view: View) -> Section:
+    """How the scores spread."""
+    parts: list[Table | Chart] = []
+    findings = []
+    for metric in (metric.name for metric in view.scored.metrics):
+        means = {system: distribution(view.column(metric, system)).mean for system in view.systems}
+        there = [system for system, mean in means.items() if not math.isnan(mean)]
+        places = places_for(float(np.nanstd(view.tables[metric])))
+        said = [f"{system} {decimal(means[system], places)}" for system in there]
+        findings.append(f"Mean {metric}: {', '.join(said) or 'only of systems not shown'}.")
+        if any(system in view.colours for system in there):
+            parts.append(_distribution_chart(view, metric, there))
+        parts.append(_distribution_table(view, metric, there, places))
+    explanation = (
+        "A violin is a histogram of one system's scores, mirrored; its thick line spans the middle "
+        "half and the white dot is the median.",
+        "Levels differ between directions for reasons that have nothing to do with the systems: "
+        "compare systems within a direction.",
+    )
+    title = "How scores are distributed"
+    return Section("distributions", title, first_few(findings), explanation, tuple(parts))
+
+
+def _distribution_chart(view: View, metric: str, there: list[str]) -> Chart:
+    systems = [system for system in view.colours if system in there]
+    directions = [group for group in view.chart_groups if group != ALL]
+    columns = {system: view.column(metric, system) for system in systems}
+    means = np.array(
+        [
+            [distribution(column[view.groups[group]]).mean for column in columns.values()]
+            for group in directions
+        ]
+    )
+    return Chart(
+        charts.distribution_chart(
+            {system: column[~np.isnan(column)] for system, column in columns.items()},
+            directions,
+            means,
+            [view.colours[system] for system in systems],
+            metric,
+        ),
+        f"Violins of the scores of each system by {metric}, and dots for their means in each "
+        "direction. The table below has the numbers.",
+        f"Scores by {metric}: left all of them, right the mean of each direction.",
+        tuple((view.colours[system], system) for system in systems),
+    )
+
+
+def _distribution_table(view: View, metric: str, there: list[str], places: int) -> Table:
+    def line(system: str, mask: np.ndarray) -> tuple[str, ...]:
+        one: Distribution = distribution(view.column(metric, system)[mask])
+        values = (one.mean, one.deviation, *one.quantiles)
+        return (system, count(one.count), *(decimal(value, places) for value in values))
+
+    return Table(
+        f"Scores by {metric}: number, mean, standard deviation and quantiles.",
+        ("direction", "system", "scores", "mean", "deviation", "5%", "25%", "median", "75%", "95%"),
+        tuple(
+            (group, tuple(line(system, mask) for system in there))
+            for group, mask in view.groups.items()
+        ),
+        ("system",),
+    )

@@ -1,0 +1,150 @@
+"""Scored rows, as `cpo-ds prepare score` writes them, checked and ready to be counted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cpo_ds.data.candidates import REFERENCE, CandidateRow, read_candidates
+from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.prepare.choose import rate
+from cpo_ds.schema import UserError
+from cpo_ds.scoring.metrics import LEXICAL
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of the rows, and what is recorded of how its scores were made.
+
+    `scorers` has each record once, as JSON, with the number of rows that carry it; "" stands for
+    none. What compares with the reference says nothing of the reference itself.
+    """
+
+    name: str
+    uses_reference: bool
+    is_lexical: bool  # chrF or BLEU
+    scorers: tuple[tuple[str, int], ...]
+    num_scores: int
+    num_missing: int  # translations that it could have scored and did not
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A row and its scores, `{metric: {system: score}}`, without any of no use.
+
+    Systems are in the order that breaks ties: the reference first, then as in the row.
+    """
+
+    row: CandidateRow
+    scores: Mapping[str, Mapping[str, float]]
+    num_missing: Mapping[str, int]  # by metric
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows, and the names that occur in them.
+
+    No order depends on that of the rows: quality estimates come before metrics that compare with
+    the reference, the reference comes before the systems, and all else is in order of name.
+    """
+
+    rows: tuple[ScoredRow, ...]
+    metrics: tuple[Metric, ...]
+    systems: tuple[str, ...]
+    directions: tuple[str, ...]
+    skipped: Counter[str]  # what was left out, by reason
+
+    @property
+    def estimates(self) -> tuple[str, ...]:
+        """Names of the metrics that do not look at the reference."""
+        return tuple(metric.name for metric in self.metrics if not metric.uses_reference)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether some row has a reference."""
+        return REFERENCE in self.systems
+
+    def table(self, metric: str) -> np.ndarray:
+        """Scores by one metric, [rows, systems]; NaN where there is none."""
+        column = {system: index for index, system in enumerate(self.systems)}
+        table = np.full((len(self.rows), len(self.systems)), np.nan)
+        for line, row in zip(table, self.rows, strict=True):
+            for system, score in row.scores.get(metric, {}).items():
+                line[column[system]] = score
+        return table
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """For each direction, which rows are of it, [rows] bool."""
+        of_rows = np.array([row.row.language_pair for row in self.rows])
+        return {direction: of_rows == direction for direction in self.directions}
+
+
+def read_scored(path: str) -> Scored:
+    """Reads a file of scored rows. Raises `UserError`, naming file and line, for a wrong one."""
+    rows, skipped = read_candidates(path)
+    return scored_rows(rows, skipped, path)
+
+
+def scored_rows(rows: list[CandidateRow], skipped: Counter[str], path: str) -> Scored:
+    """Checks the scores of rows from `path`. Raises `UserError`."""
+    names = {name for row in rows for name in _scored_by(row)}
+    scored = tuple(_scored_row(row, sorted(names), skipped) for row in rows)
+    metrics = [_metric(name, scored) for name in names]
+    metrics = [metric for metric in metrics if metric.num_scores]
+    metrics.sort(key=lambda metric: (metric.uses_reference, metric.name))
+    if not metrics:
+        raise UserError(
+            f"{path} has no scores; make some with `cpo-ds prepare score --input {path} ...`."
+        )
+    systems = {name for row in rows for name in row.translations}
+    return Scored(
+        rows=scored,
+        metrics=tuple(metrics),
+        systems=tuple(sorted(systems, key=lambda name: (name != REFERENCE, name))),
+        directions=tuple(sorted({row.language_pair for row in rows})),
+        skipped=skipped,
+    )
+
+
+def _scored_by(row: CandidateRow) -> dict[str, Any]:
+    scores = row.values.get("scores")
+    return scores if isinstance(scores, dict) else {}
+
+
+def _scored_row(row: CandidateRow, names: list[str], skipped: Counter[str]) -> ScoredRow:
+    rated = {name: rate(row, (name,)) for name in names}  # checks what is there, too
+    for name in _scored_by(row):
+        values = _scored_by(row)[name] or {}
+        if absent := sum(values[system] is not None for system in values.keys() - row.translations):
+            skipped["score of a translation that is not there"] += absent
+    return ScoredRow(
+        row,
+        {name: one.means for name, one in rated.items() if one.means},
+        {name: one.unscored for name, one in rated.items()},
+    )
+
+
+def _metric(name: str, rows: tuple[ScoredRow, ...]) -> Metric:
+    records: Counter[str] = Counter()
+    uses_reference = is_lexical = False
+    for row in rows:
+        if name in row.scores:
+            scorers = row.row.values.get("scorers")
+            record = scorers.get(name) if isinstance(scorers, dict) else None
+            record = record if isinstance(record, dict) else {}
+            records[json.dumps(record, sort_keys=True, ensure_ascii=False) if record else ""] += 1
+            is_lexical |= record.get("model", name) in LEXICAL
+            uses_reference |= compares_with_reference(scorers, name)
+    return Metric(
+        name=name,
+        uses_reference=uses_reference,
+        is_lexical=is_lexical,
+        scorers=tuple(sorted(records.items())),
+        num_scores=sum(len(row.scores.get(name, {})) for row in rows),
+        num_missing=sum(row.num_missing[name] for row in rows),
+    )

@@ -1,0 +1,87 @@
+"""The report's first section: what was scored, by which models, in which precision."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from cpo_ds.data.candidates import REFERENCE
+from cpo_ds.prepare.analyses.page import Section, Table, count, names
+from cpo_ds.prepare.analyses.scored import Metric
+from cpo_ds.prepare.analyses.view import View
+
+
+def about_scores(view: View, file: str) -> Section:
+    """What was scored, and how."""
+    scored = view.scored
+    systems = [system for system in scored.systems if system != REFERENCE]
+    finding = (
+        f"{file}: {count(len(scored.rows), 'row')}, {count(len(scored.directions), 'direction')}, "
+        f"{count(len(systems), 'system')}{' and the reference' if scored.has_reference else ''}."
+    )
+    return Section(
+        anchor="scores",
+        title="How the scores were made",
+        findings=(finding,),
+        parts=(
+            Table(
+                "The record that the rows carry of each metric.",
+                ("metric", "model", "precision", "sees the reference", "rows", "scores",
+                 "scores missing", "further"),
+                tuple((metric.name, _scorer_lines(metric)) for metric in scored.metrics),
+                ("model", "precision", "sees the reference", "further"),
+            ),
+        ),
+        notes=(*_cautions(scored.metrics), *_left_out(scored.skipped), *view.unshown),
+    )  # fmt: skip
+
+
+def _scorer_lines(metric: Metric) -> tuple[tuple[str, ...], ...]:
+    lines = []
+    counts = (count(metric.num_scores), count(metric.num_missing))
+    for text, rows in metric.scorers:
+        record: dict[str, Any] = json.loads(text) if text else {}
+        model = _plain(record.pop("model", None)) or "not recorded"
+        dtype = _plain(record.pop("dtype", None)) or "–"
+        record.pop("uses_reference", None)
+        further = "; ".join(f"{key} {_plain(value)}" for key, value in record.items()) or "–"
+        compares = "yes" if metric.uses_reference else "no"
+        lines.append((model, dtype, compares, count(rows), *counts, further))
+        counts = ("", "")  # of the metric, in the first of its lines
+    return tuple(lines)
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _cautions(metrics: tuple[Metric, ...]) -> list[str]:
+    compare = [metric.name for metric in metrics if metric.uses_reference]
+    lexical = [metric.name for metric in metrics if metric.is_lexical]
+    cautions = []
+    if compare:
+        verb = "compares" if len(compare) == 1 else "compare"
+        cautions.append(
+            f"{names(compare)} {verb} with the reference. The reference's own score by such a "
+            "metric says nothing, so it is left out everywhere."
+        )
+    if lexical:
+        verb = "measures" if len(lexical) == 1 else "measure"
+        cautions.append(
+            f"{names(lexical)} {verb} likeness to one reference, which is not a quality estimate "
+            "of its own: a good translation in other words scores low."
+        )
+    mixed = [metric.name for metric in metrics if len(metric.scorers) > 1]
+    if mixed:
+        cautions.append(
+            f"Rows differ in how {names(mixed)} scored them (several lines above); means over "
+            "such rows mix both."
+        )
+    return cautions
+
+
+def _left_out(skipped: Counter[str]) -> list[str]:
+    return [f"Left out, {reason}: {count(number)}." for reason, number in skipped.most_common()]
