@@ -28,6 +28,7 @@ RENDERERS = {
     "scaling": "ablation_report",
     "head": "ablation_report",
     "planner": "planner_report",
+    "scoring": "scoring_report",
 }
 HEADLINE = RESULTS / "memory_vs_dpo_smollm2-135m_cpu.jsonl"  # the README's table is made of it
 BEGIN, END = "<!-- results: written by benchmarks/render.py -->\n", "<!-- /results -->"

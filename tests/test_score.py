@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import random
 import subprocess
@@ -12,8 +14,12 @@ from typing import Any
 
 import launch
 import pytest
+from runs import lines, small_recipe
+
+from cpo_ds import cli
 
 ROOT = Path(__file__).resolve().parent.parent
+WMT22 = ROOT.parent / "shared" / "data" / "wmt22_candidates.jsonl.gz"
 COMET = ROOT / ".venv-comet" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not COMET.exists(), reason="no .venv-comet: setup.sh --comet")
 
@@ -175,6 +181,39 @@ def wait_for(run: subprocess.Popen[str], happened: Any) -> None:
     while not happened():
         assert run.poll() is None and time.monotonic() < deadline, launch.finish(run, 1).output
         time.sleep(0.005)
+
+
+def test_from_scores_to_a_trained_model(place: Path, tmp_path: Path) -> None:
+    """Real sources and systems, scored, selected, reported on, and trained on for three steps."""
+    if not WMT22.exists():
+        pytest.skip(f"no WMT22 translations at {WMT22}")
+    with gzip.open(WMT22, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 0, 16000, 400)]
+    command = score_command(place, write(tmp_path / "rows.jsonl", rows), tmp_path / "scored.jsonl")
+    done = launch.finish(launch.start(command))
+    assert done.code == 0, done.output
+    scored, pairs = str(tmp_path / "scored.jsonl"), tmp_path / "pairs"
+    assert cli.main(["prepare", "select", "--input", scored, "--output", str(pairs)]) == 0
+    page = tmp_path / "report.html"
+    assert cli.main(["prepare", "report", "--input", scored, "--output", str(page)]) == 0
+    assert "xcomet" in page.read_text(encoding="utf-8")
+    mean = {id(row): row["scores"] for row in read(tmp_path / "scored.jsonl")}
+    best = [max(s["kiwi"], key=lambda n, s=s: s["kiwi"][n] + s["xcomet"][n]) for s in mean.values()]
+    selected = read(pairs / "pairs.jsonl")
+    assert len(selected) > 30 and len({row["direction"] for row in selected}) > 5
+    assert Counter(row["chosen_system"] for row in selected) <= Counter(best)
+    output = tmp_path / "run"
+    recipe = small_recipe(
+        tmp_path / "recipe",
+        data={"format": "alma-r", "path": str(pairs / "alma-r"), "eval_fraction": 0.0,
+              "max_tokens": 2048, "max_prompt_tokens": 1024},
+        batch={"pairs": 8, "tokens_per_rank": 8192},
+        train={"max_steps": 3, "eval_every_steps": None},
+    )  # fmt: skip
+    (trained,) = launch.main_on_ranks("--config", recipe, "--output-dir", output)
+    assert trained.code == 0, trained.output
+    assert f"kept {len(selected)} pairs" in trained.output
+    assert [line["step"] for line in lines(output)] == [1, 2, 3]
 
 
 def test_an_encoder_that_is_not_there_is_said(place: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cpo_ds.schema import PreferenceRow, UserError
 
 __all__ = ["Message", "RenderChat", "RowReport", "read_rows", "split_held_out"]
 
-_SAMPLE = Path(__file__).parent / "sample"
+SAMPLE = Path(__file__).parent / "sample"
 
 
 @dataclass
@@ -55,7 +55,7 @@ def read_rows(
     for direction in data.directions or []:
         _check_selected(direction)
     place = path or data.path
-    raw_rows = read_raw(place, data.split) if place else read_folder(_SAMPLE, "sample")
+    raw_rows = read_raw(place, data.split) if place else read_folder(SAMPLE, "sample")
     row_format = format_of(data, render_chat)
     rows: list[PreferenceRow] = []
     report, offered = RowReport(), set[str]()
