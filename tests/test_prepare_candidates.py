@@ -276,6 +276,7 @@ NO_SOURCE = json.dumps({"language_pair": "en-de", "source": " "})
         ("--input {rows} --output {out} --model m --shots 2", "belong to --prompt few-shot"),
         ("--input {rows} --output {out} --model m --name reference", "row's own reference"),
         ("--input {rows} --output {out} --model m --ranks 2 --hostfile h", "not both"),
+        ("--input {rows} --output {out} --model m --hostfile no", "--hostfile no is not there"),
     ],
 )  # fmt: skip
 def test_commands_that_make_no_sense_are_refused(
@@ -490,6 +491,7 @@ def test_a_model_is_known_by_what_is_in_its_folder(tmp_path: Path, model: Path) 
         ("template", "the model's tokenizer has no chat template"),
         ("adapter", "there is no LoRA adapter"),
         ("name", "line 1: there is a candidate of x already"),
+        ("context", "the model's context of 512 tokens is too short"),
     ],
 )
 def test_what_a_model_lacks_is_said(tmp_path: Path, model: Path, change: str, said: str) -> None:
@@ -506,10 +508,12 @@ def test_what_a_model_lacks_is_said(tmp_path: Path, model: Path, change: str, sa
         options = ["--prompt", "gpt4"]
     elif change == "adapter":
         options = ["--adapter", str(tmp_path / "nowhere")]
-    else:
+    elif change == "name":
         options = ["--name", "x"]
+    else:
+        options = ["--max-new-tokens", "512"]
     output = tmp_path / "out.jsonl"
-    arguments = [0, "--input", str(rows), "--output", str(output), "--model", str(copy), *options]
-    (run,) = launch.on_ranks(run_on_rank, [*arguments, *GREEDY])
+    arguments = [0, "--input", str(rows), "--output", str(output), "--model", str(copy)]
+    (run,) = launch.on_ranks(run_on_rank, [*arguments, *GREEDY, *options])
     assert run.code == 2 and "Traceback" not in run.output, run.output
     assert said in run.output.splitlines()[-1] and not output.exists()

@@ -86,6 +86,8 @@ def translate(arguments: argparse.Namespace, name: str) -> int:
     generation = _generation(arguments)
     if arguments.ranks > 1 and arguments.hostfile:
         raise UserError("give --ranks or --hostfile, not both; a hostfile says how many there are.")
+    if arguments.hostfile and not Path(arguments.hostfile).is_file():
+        raise UserError(f"--hostfile {arguments.hostfile} is not there.")
     style = arguments.prompt or "alma"
     prompt_of = prompt_maker(style, arguments.examples, arguments.shots)
     if (arguments.ranks > 1 or arguments.hostfile) and not is_rank():
@@ -182,6 +184,11 @@ def _job(
     tokens = tokenize_prompts(prompts, tokenizer)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     fits = [len(ids) + generation.max_new_tokens <= longest for ids in tokens]
+    if not any(fits):
+        raise UserError(
+            f"the model's context of {longest} tokens is too short for any of the prompts and "
+            f"--max-new-tokens {generation.max_new_tokens}; lower that, or take another model."
+        )
     items = [Item(content_key(model, json.dumps(ids)), tuple(ids)) for ids in tokens]
     keys = tuple(item.key if fit else None for item, fit in zip(items, fits, strict=True))
     job = Job(sources, name, tuple(prompts), keys, _TOO_LONG)

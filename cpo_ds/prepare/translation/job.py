@@ -11,7 +11,7 @@ from typing import Any
 from cpo_ds.data.candidates import CandidateRow, left_out, write_rows
 from cpo_ds.data.prompts import LANGUAGES, parse_direction
 from cpo_ds.parts import Parts
-from cpo_ds.prepare.translation.cleaning import clean
+from cpo_ds.prepare.translation.cleaning import FIRST_LINE, clean
 from cpo_ds.prepare.translation.lines import Sources, read_sources
 from cpo_ds.prepare.translation.prompting import Prompt, last_request
 from cpo_ds.schema import UserError
@@ -98,7 +98,7 @@ class Job:
         target = LANGUAGES[parse_direction(row.language_pair)[1]]
         text, done = clean(answer.text, target, last_request(prompt))
         counts.update(f"cleaned, {what}" for what in done)
-        counts["ended by the limit of tokens"] += not answer.is_whole
+        counts["ended by the limit of tokens"] += not answer.is_whole and FIRST_LINE not in done
         counts["no translation, empty"] += not text
         return text or None
 
