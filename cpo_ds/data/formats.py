@@ -25,7 +25,7 @@ from cpo_ds.schema import UserError
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
 _NO_VERDICT = "all scores equal"
-_LEXICAL = ("chrf", "bleu")  # they compare strings with the reference, whoever computed them
+LEXICAL = ("chrf", "bleu")  # they compare strings with the reference, whoever computed them
 
 
 class Texts(NamedTuple):
@@ -167,7 +167,7 @@ def compares_with_reference(scorers: Any, metric: str) -> bool:
     record = scorers.get(metric) if isinstance(scorers, dict) else None
     if isinstance(record, dict) and record.get("uses_reference") is not None:
         return bool(record["uses_reference"])
-    return metric.lower() in _LEXICAL
+    return metric.lower() in LEXICAL
 
 
 def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:

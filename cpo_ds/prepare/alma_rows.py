@@ -17,7 +17,8 @@ import yaml
 
 from cpo_ds.data.candidates import REFERENCE, replacing, write_rows
 from cpo_ds.data.prompts import parse_direction
-from cpo_ds.prepare.choose import Pair, scorer_name, short_name
+from cpo_ds.prepare.choose import Pair, scorer_name
+from cpo_ds.scoring.metrics import short_name
 
 SLOTS = ("ref", "gpt4", "alma")
 

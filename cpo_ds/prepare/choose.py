@@ -11,14 +11,11 @@ from typing import Any
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.data.formats import MEAN_SPELLINGS, compares_with_reference
 from cpo_ds.schema import UserError
+from cpo_ds.scoring.metrics import short_name
 
 BEST_EACH = "best-each"  # the other pairing is best-worst
 EQUAL = "equal scores"  # why there is no pair
 DEFAULT_METRICS = "kiwi+xcomet"
-_USUAL_NAMES = {  # lower case; the key is what ALMA-R-Preference calls the metric
-    "kiwi": ("kiwi", "kiwi-xxl", "wmt23-cometkiwi-da-xxl", "unbabel/wmt23-cometkiwi-da-xxl"),
-    "xcomet": ("xcomet", "xcomet-xxl", "unbabel/xcomet-xxl"),
-}
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,6 @@ class Pair:
         if self.chosen_system not in means or self.rejected_system not in means:
             return None
         return means[self.chosen_system] - means[self.rejected_system]
-
-
-def short_name(metric: str) -> str:
-    """A metric's name in ALMA-R-Preference: kiwi, xcomet, or any other as it is."""
-    return next((short for short, names in _USUAL_NAMES.items() if metric.lower() in names), metric)
 
 
 def scorer_name(metrics: Sequence[str]) -> str:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cpo_ds.data.formats import LEXICAL
 from cpo_ds.schema import UserError
 
-LEXICAL = ("chrf", "bleu")
-_HUB = {
-    "kiwi": "Unbabel/wmt23-cometkiwi-da-xxl",
-    "kiwi-xxl": "Unbabel/wmt23-cometkiwi-da-xxl",
-    "kiwi-xl": "Unbabel/wmt23-cometkiwi-da-xl",
-    "kiwi-22": "Unbabel/wmt22-cometkiwi-da",
-    "xcomet": "Unbabel/XCOMET-XXL",
-    "xcomet-xxl": "Unbabel/XCOMET-XXL",
-    "xcomet-xl": "Unbabel/XCOMET-XL",
-    "comet-22": "Unbabel/wmt22-comet-da",
-    "wmt22-cometkiwi-da": "Unbabel/wmt22-cometkiwi-da",
-    "wmt22-comet-da": "Unbabel/wmt22-comet-da",
-    "wmt23-cometkiwi-da-xl": "Unbabel/wmt23-cometkiwi-da-xl",
-    "wmt23-cometkiwi-da-xxl": "Unbabel/wmt23-cometkiwi-da-xxl",
+_HUB = {  # lower case, without the owner Unbabel
+    "kiwi": "wmt23-cometkiwi-da-xxl",
+    "kiwi-xxl": "wmt23-cometkiwi-da-xxl",
+    "kiwi-xl": "wmt23-cometkiwi-da-xl",
+    "kiwi-22": "wmt22-cometkiwi-da",
+    "xcomet": "XCOMET-XXL",
+    "xcomet-xxl": "XCOMET-XXL",
+    "xcomet-xl": "XCOMET-XL",
+    "comet-22": "wmt22-comet-da",
 }
+_HUB |= {name.lower(): name for name in _HUB.values()}
+# What ALMA-R-Preference calls the two that chose its pairs.
+_SHORT = {"Unbabel/wmt23-cometkiwi-da-xxl": "kiwi", "Unbabel/XCOMET-XXL": "xcomet"}
+
+
+def model_name(metric: str) -> str:
+    """The hub's name of a metric that goes by a shorter one; any other name as it is."""
+    known = _HUB.get(metric.lower().removeprefix("unbabel/"))
+    return f"Unbabel/{known}" if known else metric
+
+
+def short_name(metric: str) -> str:
+    """A metric's name in ALMA-R-Preference, `kiwi` or `xcomet`; any other name as it is."""
+    return _SHORT.get(model_name(metric), metric)
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,8 @@ def parse_metrics(texts: list[str]) -> list[Metric]:
         name, equals, model = text.partition("=")
         if not name or (equals and not model):
             raise UserError(f"--metric {text!r}: write a name, a checkpoint, or NAME=CHECKPOINT.")
-        model = model or name
-        if model.lower() in LEXICAL:
-            model = model.lower()
-        metrics.append(Metric(name, _HUB.get(model.lower(), model)))
+        model = model_name(model or name)
+        metrics.append(Metric(name, model.lower() if model.lower() in LEXICAL else model))
     names = [metric.name for metric in metrics]
     for name in names:
         if names.count(name) > 1:

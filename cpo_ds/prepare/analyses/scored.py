@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow, read_candidates
-from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.data.formats import LEXICAL, compares_with_reference
 from cpo_ds.prepare.choose import rate
 from cpo_ds.schema import UserError
-from cpo_ds.scoring.metrics import LEXICAL
 
 
 @dataclass(frozen=True)
