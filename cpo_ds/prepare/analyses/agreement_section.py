@@ -92,7 +92,7 @@ def _chart(overall: dict[tuple[str, str], _Agreement]) -> Chart:
         for one in overall.values()
     ]
     values = dict(zip(charts.AGREEMENT_MARKERS, zip(*shares, strict=True), strict=True))
-    labels = [_label(pair) for pair in overall]
+    labels = [_label(tuple(charts.short(name, 19) for name in pair)) for pair in overall]
     return Chart(
         charts.agreement_chart(labels, values),
         "Markers: share of pairs ranked alike, of rows with the same best and with the same worst "
@@ -102,7 +102,7 @@ def _chart(overall: dict[tuple[str, str], _Agreement]) -> Chart:
     )
 
 
-def _label(pair: tuple[str, str]) -> str:
+def _label(pair: tuple[str, ...]) -> str:
     return " · ".join(pair)
 
 

@@ -159,7 +159,8 @@ def gain_chart(selecting: Sequence[str], evaluating: Sequence[str], gains: np.nd
             text = "–" if math.isnan(gain) else f"{gain:.2f}"
             colour = "white" if gain > 0.75 * top else "#22262B"
             panel.text(column, line, text, ha="center", va="center", color=colour)
-        panel.set_xticks(range(len(evaluating)), [short(name, 14) for name in evaluating])
+        room = min(24, 46 // len(evaluating))  # letters
+        panel.set_xticks(range(len(evaluating)), [short(name, room) for name in evaluating])
         panel.xaxis.tick_top()
         panel.xaxis.set_label_position("top")
         panel.set_xlabel("evaluated by")
@@ -172,8 +173,13 @@ def gain_chart(selecting: Sequence[str], evaluating: Sequence[str], gains: np.nd
 
 def short(name: str, longest: int = 20) -> str:
     """A name that leaves room for the chart; tables have it whole."""
-    name = "".join(letter if letter.isprintable() else " " for letter in name)
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    name = "".join(letter if letter.isprintable() else " " for letter in name).strip()
+    if len(name) <= longest:
+        return name
+    end = (
+        longest - 1
+    ) // 2  # names differ at their ends: wmt22-cometkiwi-da, wmt23-cometkiwi-da-xxl
+    return f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def _grid(titles: Mapping[str, Any], num_lines: int) -> tuple[Figure, list[Any]]:
