@@ -12,12 +12,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.run_folder import hold_folder
 from cpo_ds.schema import UserError
 
 
 def content_key(*contents: str | None) -> str:
     """32 hexadecimal digits that change with any of the contents."""
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+
+
+def cache_of(output: Path) -> Path:
+    """The folder beside an output that holds what is finished, until it is written and after."""
+    return output.with_name(f"{output.name}.cache")
+
+
+def hold_cache(folder: Path) -> Any:
+    """Makes such a folder and keeps others out of it until the returned file is closed.
+
+    Raises `UserError` where it cannot be made, or another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made: {error.strerror}; it keeps what is finished. Make room, "
+            "mend the permissions, or choose another --output."
+        ) from None
+    return hold_folder(folder)
 
 
 class Parts:
@@ -47,8 +68,7 @@ class Parts:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
                 # A line that was cut off must not swallow this one; blank lines do no harm.
-                line = json.dumps(dict(results), ensure_ascii=False)
-                file.write(f"\n{line}\n".encode())
+                file.write(f"\n{json.dumps(dict(results))}\n".encode("ascii"))
         except OSError as error:
             raise UserError(
                 f"{self._file} cannot be written: {error.strerror}; make room or mend the "

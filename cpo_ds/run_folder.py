@@ -60,7 +60,7 @@ def hold_folder(folder: Path) -> Any:
             who = lock.read().strip() or "it does not say which"
             raise UserError(
                 f"another run is writing to {folder} ({who}); wait for it, stop it, or choose "
-                "another output_dir."
+                "another place to write to."
             )
         time.sleep(0.2)
     try:

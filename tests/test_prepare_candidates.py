@@ -28,8 +28,8 @@ from cpo_ds.prepare.translation.cleaning import FIRST_LINE, LABEL, PROMPT, REASO
 from cpo_ds.prepare.translation.generate import Generation, Item, plan_batches, tokenize_prompts
 from cpo_ds.prepare.translation.job import Kept, Translation
 from cpo_ds.prepare.translation.local_model import folder_fingerprint
-from cpo_ds.prepare.translation.progress import Progress, duration
 from cpo_ds.prepare.translation.prompting import prompt_maker
+from cpo_ds.progress import Progress, duration
 from cpo_ds.schema import UserError
 from cpo_ds.train import silence_after_import
 
@@ -332,7 +332,7 @@ def test_progress_foretells_the_time_by_the_work_that_is_left(
     said: list[str] = []
     clock = iter([0.0, 4.0, 10.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress(20, 10, 100, said.append)  # of two ranks
+    progress = Progress("  {done} of {total} sentences", 20, 10, 100, said.append)  # of two ranks
     progress.advance(2, 40)
     progress.advance(1, 10)
     assert said == ["  6 of 20 sentences, 10 s left"]

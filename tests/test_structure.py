@@ -58,6 +58,7 @@ LAYERS = {
         "inventory",
         "export",
         "parts",
+        "progress",
         "translate",
         "scoring",
         "evaluate",

@@ -93,7 +93,7 @@ def left_out(skipped: Counter[str]) -> list[str]:
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a jsonl file, whole or not at all. Raises `UserError` where it cannot be written."""
     with replacing(path) as unfinished:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         unfinished.write_text("".join(lines), encoding="utf-8")
 
 

@@ -53,7 +53,7 @@ class RawRow:
             value = value.get(key)
             if value is None:
                 where = ".".join(path[: depth + 1])
-                raise self.error(where, "is missing; every row of this data.format needs it")
+                raise self.error(where, "is missing; every row needs it")
         return value
 
     def text(self, *path: str) -> str:

@@ -48,4 +48,3 @@ def not_there(what: str, name_or_path: str, error: Exception) -> UserError:
         f"not give it (check the name, log in with `hf auth login` if it is gated, or download it "
         f"and give its folder)."
     )
-

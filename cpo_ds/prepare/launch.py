@@ -28,6 +28,7 @@ def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None)
     Nothing stands between a launcher and whoever started this, so that signals reach it. Raises
     `UserError` where it cannot be started.
     """
+    _check(ranks, hostfile)
     command = [python, "-m"]
     if ranks > 1 or hostfile:
         command += ["deepspeed.launcher.runner", "-q", "--no_local_rank"]
@@ -44,6 +45,16 @@ def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None)
         os.execv(python, [*command, "cpo_ds.cli", *argv])
     except OSError as error:
         raise UserError(f"{python} cannot be started: {error.strerror}.") from None
+
+
+def _check(ranks: int, hostfile: str | None) -> None:
+    """What the launcher would take silently, or start many processes for that then all refuse."""
+    if ranks > 1 and hostfile:
+        raise UserError("give --ranks or --hostfile, not both; a hostfile says how many there are.")
+    if hostfile and not os.path.isfile(hostfile):
+        raise UserError(f"--hostfile {hostfile} is not there.")
+    if ranks > (most := 2 * (os.cpu_count() or 1)):
+        raise UserError(f"--ranks {ranks} is too many for this host; at most {most}.")
 
 
 def _free_port() -> int:

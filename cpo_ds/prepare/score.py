@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import left_out, read_candidates, write_rows
+from cpo_ds.parts import cache_of, hold_cache
 from cpo_ds.prepare.launch import as_one_of_ranks, become_ranks, is_rank
 from cpo_ds.schema import UserError
 from cpo_ds.scoring.metrics import parse_metrics
@@ -55,18 +56,16 @@ def _comet_python() -> str:
 
 
 def _score(arguments: argparse.Namespace, metrics: list[Any], ranks: Any) -> None:
-    from cpo_ds.run_folder import hold_folder
     from cpo_ds.scoring.run import Scoring, score_metric
 
     def say(text: str) -> None:
         if ranks.rank == 0:
             print(text, flush=True)
 
-    cache = arguments.cache or arguments.output.with_name(f"{arguments.output.name}.cache")
+    cache = arguments.cache or cache_of(arguments.output)
     rows, skipped = ranks.everywhere(lambda: read_candidates(str(arguments.input)))
-    ranks.everywhere(lambda: cache.mkdir(parents=True, exist_ok=True))
-    lock: list[Any] = []
-    ranks.on_first(lambda: lock.append(hold_folder(cache)))
+    lock: list[Any] = []  # rank 0 keeps the file open as long as this runs
+    ranks.on_first(lambda: lock.append(hold_cache(cache)))
     say(f"read {len(rows)} rows, {sum(len(row.translations) for row in rows)} translations")
     scoring = Scoring(
         arguments.dtype, arguments.shard, arguments.use_reference, arguments.batch_tokens

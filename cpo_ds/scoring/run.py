@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.parts import Parts
+from cpo_ds.progress import Progress, duration
 from cpo_ds.ranks import Ranks
 from cpo_ds.schema import UserError
 from cpo_ds.scoring import lexical
 from cpo_ds.scoring.metrics import Metric
 from cpo_ds.scoring.plan import Item, joint_batches, share
-from cpo_ds.scoring.progress import Progress
 
 Say = Callable[[str], None]
 
@@ -71,7 +71,7 @@ def _score_lexical(
         return [(value, None) for value in lexical.score(metric.model, batch)]
 
     parts = Parts(cache, metric.model, ranks.rank)
-    results = _score_all([batches], score, parts, ranks, Progress(metric.name, say))
+    results = _score_all([batches], score, parts, ranks, metric.name, say)
     return Scores(about, results, items, left_out)
 
 
@@ -114,8 +114,9 @@ def _score_comet(
         alike = [item for item in _unique(items) if (item.reference is not None) == has_reference]
         groups.append(scorer.batches(alike, count, scoring.batch_tokens))
     parts = Parts(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
-    progress = Progress(metric.name, say)
-    results = _score_all(groups, scorer.score, parts, ranks, progress, in_step=scoring.shard)
+    results = _score_all(
+        groups, scorer.score, parts, ranks, metric.name, say, in_step=scoring.shard
+    )
     return Scores(about, results, items, left_out)
 
 
@@ -124,7 +125,8 @@ def _score_all(
     score: Callable[[list[Item]], list[Any]],
     parts: Parts,
     ranks: Ranks,
-    progress: Progress,
+    name: str,
+    say: Say,
     *,
     in_step: bool = False,
 ) -> dict[str, Any]:
@@ -134,21 +136,29 @@ def _score_all(
     """
     known = parts.read()
     ranks.gather(None)  # before any rank adds to what others are to read
-    for batches in groups:
-        missing = [[item for item in batch if item.key not in known] for batch in batches]
-        todo = [batch for batch in missing if batch]
-        progress.expect(todo, sum(map(len, batches)), ranks.world_size)
-        for batch in share(todo, ranks.rank, ranks.world_size):
-            if batch is None:
-                if in_step:
-                    score(todo[-1])  # does not count
-                continue
-            results = score(batch)
-            parts.add({item.key: list(r) for item, r in zip(batch, results, strict=True)})
-            progress.advance(len(batch))
+    todo = [_missing(batches, known) for batches in groups]
+    own = [share(batches, ranks.rank, ranks.world_size) for batches in todo]
+    mine = [batch for batches in own for batch in batches if batch]
+    missing = sum(len(batch) for batches in todo for batch in batches)
+    line = f"{name}: {{done}} of {{total}} translations scored"
+    progress = Progress(line, missing, sum(map(len, mine)), len(mine), say)
+    for batches, shares in zip(todo, own, strict=True):
+        for batch in shares:
+            results = score(batch or batches[-1]) if batch or in_step else []
+            if batch:  # else it was to keep in step alone
+                parts.add({item.key: list(r) for item, r in zip(batch, results, strict=True)})
+                progress.advance(len(batch), 1)
     ranks.gather(None)
-    progress.finish()
+    rate = f", {missing / progress.seconds:.0f} a second" if missing else ""
+    before = sum(len(batch) for batches in groups for batch in batches) - missing
+    kept = f"; {before} were scored before" if before else ""
+    say(f"{name}: {missing} translations scored in {duration(progress.seconds)}{rate}{kept}")
     return parts.read() if ranks.rank == 0 else {}
+
+
+def _missing(batches: list[list[Item]], known: Mapping[str, Any]) -> list[list[Item]]:
+    left = [[item for item in batch if item.key not in known] for batch in batches]
+    return [batch for batch in left if batch]
 
 
 def _items(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpo_ds.data.prompts import Message
 from cpo_ds.prepare.translation.job import Kept, Translation
-from cpo_ds.prepare.translation.progress import Progress
+from cpo_ds.progress import SENTENCES, Progress
 from cpo_ds.schema import UserError, one_line
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Asking:
     ) -> None:
         self._server, self._client, self._kept = server, client, kept
         self._known, self._answers, self._in_a_row = known, 0, 0
-        self._progress = Progress(questions, questions, questions, _say)
+        self._progress = Progress(SENTENCES, questions, questions, questions, _say)
         self.failures: list[Failure] = []
 
     async def work(self, waiting: Iterator[Question]) -> None:

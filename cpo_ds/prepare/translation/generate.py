@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from cpo_ds.parts import content_key
+from cpo_ds.parts import cache_of, content_key, hold_cache
 from cpo_ds.prepare.launch import as_one_of_ranks, become_ranks, is_rank
-from cpo_ds.prepare.translation.job import Job, Kept, hold_cache, read_untranslated
+from cpo_ds.prepare.translation.job import Job, Kept, read_untranslated
 from cpo_ds.prepare.translation.lines import Sources
-from cpo_ds.prepare.translation.progress import Progress, duration
 from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
+from cpo_ds.progress import SENTENCES, Progress, duration
 from cpo_ds.schema import UserError, one_line
 
 if TYPE_CHECKING:
@@ -84,10 +84,6 @@ def plan_batches(items: Sequence[Item], generation: Generation, budget: int) -> 
 def translate(arguments: argparse.Namespace, name: str) -> int:
     """Translates on the ranks asked for; returns the exit code. Raises `UserError`."""
     generation = _generation(arguments)
-    if arguments.ranks > 1 and arguments.hostfile:
-        raise UserError("give --ranks or --hostfile, not both; a hostfile says how many there are.")
-    if arguments.hostfile and not Path(arguments.hostfile).is_file():
-        raise UserError(f"--hostfile {arguments.hostfile} is not there.")
     style = arguments.prompt or "alma"
     prompt_of = prompt_maker(style, arguments.examples, arguments.shots)
     if (arguments.ranks > 1 or arguments.hostfile) and not is_rank():
@@ -129,7 +125,7 @@ def _translate(
 
     def plan() -> list[list[Item]]:
         sources = read_untranslated(arguments, name)
-        locks.append(hold_cache(arguments.output))
+        locks.append(hold_cache(cache_of(arguments.output)))
         config = load_config(arguments.model)
         about = json.dumps(asdict(generation))
         model = content_key(identity(arguments.model, arguments.adapter), about)
@@ -237,7 +233,7 @@ def _translate_share(
             print(text, flush=True)
 
     sentences = sum(map(len, batches))
-    progress = Progress(sentences, sum(map(len, own)), sum(map(cost, own)), say)
+    progress = Progress(SENTENCES, sentences, sum(map(len, own)), sum(map(cost, own)), say)
     for batch in own:
         seed = int(content_key(*(item.key for item in batch))[:8], 16)
         prompts = [item.tokens for item in batch]

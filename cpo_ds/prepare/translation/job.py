@@ -10,7 +10,7 @@ from typing import Any
 
 from cpo_ds.data.candidates import CandidateRow, left_out, write_rows
 from cpo_ds.data.prompts import LANGUAGES, parse_direction
-from cpo_ds.parts import Parts
+from cpo_ds.parts import Parts, cache_of
 from cpo_ds.prepare.translation.cleaning import FIRST_LINE, clean
 from cpo_ds.prepare.translation.lines import Sources, read_sources
 from cpo_ds.prepare.translation.prompting import Prompt, last_request
@@ -43,29 +43,6 @@ class Kept:
     def add(self, translations: Mapping[str, Translation]) -> None:
         """Keeps some more, all or none of them. Raises `UserError` where it cannot."""
         self._parts.add({key: asdict(value) for key, value in translations.items()})
-
-
-def cache_of(output: Path) -> Path:
-    """The folder of what is finished, until the output is written and after."""
-    return output.with_name(f"{output.name}.cache")
-
-
-def hold_cache(output: Path) -> Any:
-    """Makes that folder and keeps other runs out of it until the returned file is closed.
-
-    Raises `UserError` where it cannot be made, or another run has it.
-    """
-    from cpo_ds.run_folder import hold_folder
-
-    folder = cache_of(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made: {error.strerror}; it keeps what is finished. Make room, "
-            "mend the permissions, or choose another --output."
-        ) from None
-    return hold_folder(folder)
 
 
 @dataclass(frozen=True)

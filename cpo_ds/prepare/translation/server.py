@@ -17,13 +17,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cpo_ds.parts import content_key
+from cpo_ds.parts import cache_of, content_key, hold_cache
 from cpo_ds.prepare.translation.chat_client import Failure, Question, Server, ask_all
 from cpo_ds.prepare.translation.job import (
     Job,
     Kept,
     Translation,
-    hold_cache,
     read_untranslated,
 )
 from cpo_ds.prepare.translation.lines import Sources
@@ -44,7 +43,7 @@ def translate(arguments: argparse.Namespace, name: str) -> int:
     sources = read_untranslated(arguments, name)
     settings = {key: getattr(arguments, key) for key in _SETTINGS}
     job, questions = _job(sources, name, prompt_of, server.model, json.dumps(settings))
-    with contextlib.closing(hold_cache(arguments.output)):
+    with contextlib.closing(hold_cache(cache_of(arguments.output))):
         _ask(job, questions, server, arguments.output)
     return 0
 

@@ -1,4 +1,4 @@
-"""How far a translation is, and how long it will take: a line every few seconds."""
+"""How far long work is, and how long it will take: a line every few seconds."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import time
 from collections.abc import Callable
 
 _SECONDS = 5.0  # between lines
+SENTENCES = "  {done} of {total} sentences"
 
 
 class Progress:
-    """Counts sentences; `work` is what time is taken to be proportional to.
+    """Counts what is done; `work` is what time is taken to be proportional to.
 
-    On several ranks it counts those of one, which stand for the `sentences` of all.
+    On several ranks it counts the `own` things of one, which stand for the `total` of all. `line`
+    says what things they are: `"kiwi: {done} of {total} translations scored"`.
     """
 
-    def __init__(self, sentences: int, own: int, work: float, say: Callable[[str], None]) -> None:
-        self._sentences, self._own, self._work, self._say = sentences, own, work, say
+    def __init__(
+        self, line: str, total: int, own: int, work: float, say: Callable[[str], None]
+    ) -> None:
+        self._line, self._total, self._own, self._work, self._say = line, total, own, work, say
         self.note = ""  # printed with the count
         self._done, self._work_done = 0, 0.0
         self._started = self._told = time.monotonic()
 
-    def advance(self, sentences: int, work: float) -> None:
+    def advance(self, count: int, work: float) -> None:
         """So many more are done."""
-        self._done += sentences
+        self._done += count
         self._work_done += work
         self.tell()
 
@@ -32,8 +36,8 @@ class Progress:
         if now - self._told < _SECONDS:
             return
         self._told = now
-        done = self._sentences * self._done // self._own
-        text = f"  {done} of {self._sentences} sentences{self.note}"
+        done = self._total * self._done // self._own
+        text = self._line.format(done=done, total=self._total) + self.note
         if self._work_done:
             left = (now - self._started) * (self._work / self._work_done - 1)
             text += f", {duration(left)} left"
