@@ -120,7 +120,8 @@ def predict(folder: str, rows_file: str, output: str, *kinds: str) -> None:
             for row in rows
             for text in ({"reference": row["reference"]} | row["candidates"]).values()
         ]
-        predicted = model.predict(samples, batch_size=16, gpus=0, progress_bar=False)
+        gpus = min(1, torch.cuda.device_count())
+        predicted = model.predict(samples, batch_size=16, gpus=gpus, progress_bar=False)
         metadata = predicted.get("metadata", {})
         result[kind] = {"scores": predicted["scores"], "spans": metadata.get("error_spans")}
     Path(output).write_text(json.dumps(result), encoding="utf-8")

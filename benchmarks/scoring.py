@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
+import torch
 from fresh import Results, at_least_one, results_file, run_and_render
 
 from cpo_ds.data.candidates import read_candidates
@@ -38,6 +39,9 @@ COMET = ROOT / ".venv-comet" / "bin"
 KINDS = ("kiwi", "xcomet", "comet")
 OURS = {"1-rank": (), "2-ranks": ("--ranks", "2"), "2-ranks-split": ("--ranks", "2", "--shard")}
 METHODS = ("comet-score", "predict", *OURS)
+GPUS = torch.cuda.device_count()
+# Two ranks need two GPUs, or none.
+POSSIBLE = tuple(method for method in METHODS if GPUS != 1 or not method.startswith("2-"))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -47,7 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--rows", type=Path, help="rows with a reference and candidates (the built-in sample)")
     add("--max-rows", type=int, default=200, help="rows to score (200)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="models (all)")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="what runs (all)")
+    add("--methods", nargs="+", choices=POSSIBLE, default=list(POSSIBLE), help="what runs (all)")
     add("--hidden-size", type=int, default=384, help="of the encoder (384)")
     add("--layers", type=int, default=6, help="of the encoder (6)")
     add("--batch-tokens", type=int, default=4096, help="of cpo-ds (4096); COMET's batches are 16")
@@ -153,7 +157,15 @@ def command_of(
         files = [str(folder / f"{name}.txt") for name in ("reference", *systems)]
         command = [str(COMET / "comet-score"), "-s", str(folder / "source.txt"), "-t", *files]
         command += ["-r", str(folder / "reference.txt")] if with_reference else []
-        return [*command, "--model", str(checkpoint), "--gpus", "0", "--quiet", "--only_system"]
+        return [
+            *command,
+            "--model",
+            str(checkpoint),
+            "--gpus",
+            str(min(1, GPUS)),
+            "--quiet",
+            "--only_system",
+        ]
     command = [sys.executable, "-m", "cpo_ds.cli", "prepare", "score"]
     command += ["--input", str(folder / "rows.jsonl"), "--output", str(output)]
     return [*command, "--metric", f"{kind}={checkpoint}", *OURS[method]]

@@ -14,3 +14,4 @@ python benchmarks/head_memory.py --dtype bfloat16
 python benchmarks/ablations.py --shape tinyllama-1.1b --dtype bfloat16 --pairs-per-step 32
 python benchmarks/scaling.py --shape tinyllama-1.1b --dtype bfloat16
 python benchmarks/planner_check.py
+python benchmarks/scoring.py --hidden-size 1024 --layers 24 # test.sh has made .venv-comet
