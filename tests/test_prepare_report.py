@@ -202,6 +202,7 @@ def test_the_same_rows_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
         ("one system", "No row has two translations that score differently", 2),
         ("only chrf", "Every metric compares with the reference and so cannot judge it", 2),
         ("equal scores", "No source has two translations that two metrics rank", 4),
+        ("one constant metric", "Choosing by xcomet cannot be judged", 6),
         ("one row", "1 row, 1 direction, 3 systems and the reference", 7),
     ],
 )
@@ -217,6 +218,8 @@ def test_little_to_compare_is_said(tmp_path: Path, change: str, said: str, image
             line["candidates"] = {"a": "A"}
         if change == "only chrf":
             line["scores"], line["scorers"] = {"chrf": scores["kiwi"]}, {}
+        if change == "one constant metric":
+            scores["kiwi"] = dict.fromkeys(scores["kiwi"], 0.5)
         if change == "equal scores":
             line["scores"] = {metric: dict.fromkeys(scores[metric], 0.5) for metric in scores}
     page = report(tmp_path, lines[:1] if change == "one row" else lines)

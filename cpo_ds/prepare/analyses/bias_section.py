@@ -61,7 +61,13 @@ def bias(view: View) -> Section:
 
 
 def _finding(label: str, gains: dict[str, Gain]) -> str:
-    said = [f"{other} {share(one.share)}" for other, one in gains.items() if other != label]
+    said = [
+        f"{other} {share(one.share)}"
+        for other, one in gains.items()
+        if other != label and not math.isnan(one.share)
+    ]
+    if not said:
+        return f"Choosing by {label} cannot be judged: scores are equal."
     return f"Choosing by {label} gives {names(said)} of the gain that its own choice would."
 
 
