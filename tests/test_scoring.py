@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF
 
+from cpo_ds import cli
 from cpo_ds.data.candidates import read_candidates
 from cpo_ds.parts import Parts, content_key
 from cpo_ds.schema import UserError
@@ -326,6 +327,32 @@ def test_what_cannot_be_scored_is_said_once(
     assert done.code == 2, done.output
     assert done.output.count("cpo_ds: error: ") == 1 and said in done.output
     assert "Traceback" not in done.output and not (tmp_path / "scored.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--hostfile", "/no/hosts"], "--hostfile /no/hosts is not there"),
+        (["--ranks", "999"], "--ranks 999 is too many for this host"),
+        (["--ranks", "2", "--hostfile", "/no/hosts"], "--ranks or --hostfile, not both"),
+        (["--input", "/no/rows.jsonl"], "--input /no/rows.jsonl is not there"),
+    ],
+)
+def test_no_rank_is_started_for_what_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    files = ["--input", str(rows_file(tmp_path, ROW)), "--output", str(tmp_path / "x.jsonl")]
+    assert cli.main(["prepare", "score", *files, "--metric", "chrf", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_where_comets_environment_is_missing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CPO_DS_COMET_PYTHON", str(tmp_path / "python"))
+    files = ["--input", str(rows_file(tmp_path, ROW)), "--output", str(tmp_path / "x.jsonl")]
+    assert cli.main(["prepare", "score", *files, "--metric", "kiwi"]) == 2
+    assert "scripts/setup.sh --comet" in capsys.readouterr().err
 
 
 # Split over ranks.
