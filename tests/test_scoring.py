@@ -293,6 +293,7 @@ def test_chrf_and_bleu_are_those_of_sacrebleu(tmp_path: Path, ranks: int) -> Non
     done = score_lexical(tmp_path, "--metric", "chrf", "--metric", "bleu", ranks=ranks)
     assert [one.code for one in done] == [0] * ranks, done[0].output
     assert "left out, chrf: no reference: 1" in done[0].output
+    assert "chrf: likeness to one reference, not a quality estimate" in done[0].output
     first, second, third = map(json.loads, (tmp_path / "scored.jsonl").read_text().splitlines())
     for name, metric in (("chrf", CHRF()), ("bleu", BLEU(effective_order=True))):
         expected = {

@@ -65,6 +65,7 @@ def _score_lexical(
         "version": lexical.signature(metric.model),
         "note": "likeness to one reference, not a quality estimate",
     }
+    say(f"{metric.name}: {about['note']}")
     batches = joint_batches(_unique(items), len, _LEXICAL_BATCH)
 
     def score(batch: list[Item]) -> list[Any]:
