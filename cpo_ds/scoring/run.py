@@ -153,7 +153,8 @@ def _score_all(
     rate = f", {missing / progress.seconds:.0f} a second" if missing else ""
     before = sum(len(batch) for batches in groups for batch in batches) - missing
     kept = f"; {before} were scored before" if before else ""
-    say(f"{name}: {missing} translations scored in {duration(progress.seconds)}{rate}{kept}")
+    took = duration(progress.seconds)
+    say(f"{name}: {missing} different translations scored in {took}{rate}{kept}")
     return parts.read() if ranks.rank == 0 else {}
 
 
