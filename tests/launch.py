@@ -31,9 +31,6 @@ ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_OFFLINE": "1",
-    # Freed memory goes back to the system at once, so that what a process holds can be measured.
-    "MALLOC_MMAP_THRESHOLD_": str(2**18),
-    "MALLOC_TRIM_THRESHOLD_": str(2**20),
     "OMP_NUM_THREADS": "1",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     "TOKENIZERS_PARALLELISM": "false",
@@ -46,6 +43,12 @@ _PRELOAD += [
     "cpo_ds.train",
     "cpo_ds.trainer",
     "cpo_ds.pretrained",
+    "cpo_ds.run_folder",
+    "cpo_ds.watch",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "setuptools",
+    "once",
 ]
 
 
@@ -185,7 +188,7 @@ def _fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     before = os.environ.copy()
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     try:
         multiprocessing.forkserver.ensure_running()
     finally:

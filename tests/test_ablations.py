@@ -6,11 +6,13 @@ from itertools import pairwise
 
 import ablation_report as report
 import ablations
+import endings
 import head_memory
 import pytest
 import scaling
 import torch
 from ablations import VARIANTS, PlainHead, as_variant, padded
+from fresh import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import draw_lengths, rows_of_numbers, save_random_model
@@ -150,22 +152,9 @@ def test_impossible_arguments_are_refused(module, words, message, capsys):
 
 
 def test_a_process_that_dies_is_a_row():
-    from fresh import run_fresh
-
-    assert run_fresh(_exit) == {"error": "out of memory"}
+    assert run_fresh(endings.be_killed) == {"error": "out of memory"}
     with pytest.raises(UserError, match="put this right"):
-        run_fresh(_refuse)
-
-
-def _exit():
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _refuse():
-    raise UserError("put this right")
+        run_fresh(endings.refuse)
 
 
 def test_head_page_says_what_is_missing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -257,18 +258,26 @@ def test_the_good_recipe_runs(checkpointed: Flat) -> None:
     assert (checkpointed["output_dir"] / "export" / "config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"data.path": "missing.jsonl"},
-        {"model.adapter": "head-adapter", "deepspeed": ZERO3},
-        {"output_dir": "a-file/run"},
-    ],
-    ids=["data", "model", "output"],
-)
-def test_one_paragraph_under_the_launcher(folder: Path, changes: Flat) -> None:
-    """Two ranks find the same error, or one of them alone: it is said once, and the job ends."""
-    recipe = pairs(folder, **placed(folder, changes))
+# Two ranks find the same error, or one of them alone.
+ON_RANKS: dict[str, Flat] = {
+    "data": {"data.path": "missing.jsonl"},
+    "model": {"model.adapter": "head-adapter", "deepspeed": ZERO3},
+    "output": {"output_dir": "a-file/run"},
+}
+
+
+@pytest.mark.parametrize("name", ON_RANKS)
+def test_one_paragraph_on_two_ranks(folder: Path, name: str) -> None:
+    """It is said once: by the first rank, while the second waits to be ended."""
+    recipe = pairs(folder, **placed(folder, ON_RANKS[name]))
+    first, second = main_on_ranks(*arguments(folder, recipe), ranks=2)
+    assert_one_paragraph(first)
+    assert second.code == -signal.SIGKILL and "cpo_ds" not in second.output, second.output
+
+
+def test_one_paragraph_under_the_launcher(folder: Path) -> None:
+    """It is said once, and the job ends."""
+    recipe = pairs(folder, **placed(folder, ON_RANKS["model"]))
     done = deepspeed(*arguments(folder, recipe), ranks=2)
     assert_one_paragraph(done)
 

@@ -27,7 +27,7 @@ from cpo_ds.run_folder import hold_folder, make_output_folder
 from cpo_ds.schema import UserError
 
 RANKS, STEPS = 2, 3
-ROOM = 16  # MiB that are enough; a checkpoint takes 2.4
+ROOM = 16  # MiB that are enough; a checkpoint takes 1.7
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_full_disk_at_save(
     recipe: Path, whole: list[dict[str, Any]], disk: Disk, in_background: bool
 ) -> None:
     """The first checkpoint fits, the second and the last do not."""
-    disk.remount("size=4m")
+    disk.remount("size=3m")
     output = disk.folder / "run"
     arguments = ("--checkpoint.in_background", str(in_background).lower())
     done = run(recipe, output, *arguments)
@@ -134,7 +134,7 @@ def test_a_full_disk_at_save(
 def test_a_full_disk_stops_a_run_that_wants_to(
     recipe: Path, disk: Disk, in_background: bool
 ) -> None:
-    disk.remount("size=4m")
+    disk.remount("size=3m")
     output = disk.folder / "run"
     arguments = ["--checkpoint.in_background", str(in_background).lower()]
     done = run(recipe, output, *arguments, "--checkpoint.on_save_error", "stop")
@@ -188,7 +188,7 @@ def test_a_later_checkpoint_makes_good_for_one_that_failed(recipe: Path, tmp_pat
 
 def test_what_a_killed_save_left_makes_room_first(recipe: Path, disk: Disk) -> None:
     """Room for one checkpoint alone, and it is taken by a part of another."""
-    disk.remount("size=4m")
+    disk.remount("size=3m")
     unfinished = disk.folder / "run" / "checkpoints" / "tmp-step-00000007"
     unfinished.mkdir(parents=True)
     (unfinished / "part.pt").write_bytes(b"\0" * 2**21)

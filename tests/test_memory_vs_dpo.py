@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import memory_vs_dpo
 import pytest
@@ -249,18 +249,14 @@ def test_wmt_file_without_a_system_is_refused_by_line(tmp_path):
         workload.read_wmt(tmp_path / "absent.jsonl.gz")
 
 
-def _run(out: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
-    command = [sys.executable, str(BENCHMARKS / "memory_vs_dpo.py"), "--shape", "tiny", "--threads",
-               "1", "--pairs-per-step", "2", "--out", str(out), *options]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    return done, [json.loads(line) for line in lines]
-
-
 def test_methods_see_the_same_pairs_and_their_memory_adds_up(tmp_path):
-    options = "--steps 2 --methods cpo trl-cpo --training lora --learning-rate 1e-3"
-    done, (ours, theirs) = _run(tmp_path / "out.jsonl", *options.split())
-    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "out.jsonl"
+    options = ["--shape", "tiny", "--threads", "1", "--pairs-per-step", "2", "--steps", "2",
+               "--methods", "cpo", "trl-cpo", "--training", "lora", "--learning-rate", "1e-3",
+               "--out", str(out)]  # fmt: skip
+    with mock.patch.dict(os.environ):
+        assert memory_vs_dpo.main(options) == 0
+    ours, theirs = (json.loads(line) for line in out.read_text(encoding="utf-8").splitlines())
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
     assert len(set(ours["losses"])) == 3
     for line in (ours, theirs):

@@ -205,8 +205,8 @@ def test_from_scores_to_a_trained_model(place: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     recipe = small_recipe(
         tmp_path / "recipe",
-        data={"format": "alma-r", "path": str(pairs / "alma-r"), "eval_fraction": 0.0,
-              "max_tokens": 2048, "max_prompt_tokens": 1024},
+        data={"format": "alma-r", "path": str(pairs / "alma-r"), "directions": None,
+              "eval_fraction": 0.0, "max_tokens": 2048, "max_prompt_tokens": 1024},
         batch={"pairs": 8, "tokens_per_rank": 8192},
         train={"max_steps": 3, "eval_every_steps": None},
     )  # fmt: skip

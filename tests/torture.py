@@ -3,9 +3,10 @@
     python tests/torture.py --kills 30            # about ten minutes on two cores
     python tests/torture.py --kills 30 --lora --background --seed 1
 
-Each start goes through the real launcher. At a random moment, from the imports on, a random rank or
-the launcher with all ranks gets kill -9; most moments are drawn while a checkpoint is being saved.
-The command is then given again, until the run ends by itself after the wanted number of kills.
+Each start of the killed run goes through the real launcher. At a random moment, from the imports
+on, a random rank or the launcher with all ranks gets kill -9; most moments are drawn while a
+checkpoint is being saved. The command is then given again, until the run ends by itself after the
+wanted number of kills.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from launch import deepspeed, deepspeed_command, finish, kill, start
+from launch import deepspeed_command, finish, kill, main_on_ranks, start
 from runs import LORA, lines, rank_processes, small_recipe
 
 RANKS = 2
@@ -44,8 +45,8 @@ def torture(folder: Path, kills: int, seed: int, *, steps: int, lora: bool, back
         lora=LORA if lora else None,
     )
     whole, killed = folder / "whole", folder / "killed"
-    done = deepspeed("--config", recipe, "--output_dir", whole, ranks=RANKS)
-    assert done.code == 0, done.output
+    for done in main_on_ranks("--config", recipe, "--output_dir", whole, ranks=RANKS):
+        assert done.code == 0, done.output
     draw, made = random.Random(seed), []
     while True:
         run = start(deepspeed_command("--config", recipe, "--output_dir", killed, ranks=RANKS))

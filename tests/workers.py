@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -35,6 +36,7 @@ from cpo_ds.schema import PackedBatch, UserError
 from cpo_ds.train import main, run_recipe, silence_libraries
 
 Named = dict[str, torch.Tensor]
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def train_each(recipes: dict[str, dict[str, Any]], folder: str, controls: dict[str, str]) -> None:
@@ -151,7 +153,7 @@ def main_without_patience(*arguments: str) -> int:
 
 
 def hang(step: int, *arguments: str) -> int:
-    """Trains, but rank 1 never gets past the planning of a step."""
+    """Trains, but rank 1 never gets past the planning of a step; the watch is less patient."""
     plan = trainer.plan
 
     def plan_or_hang(run: trainer.Run, now: int) -> Any:
@@ -159,7 +161,10 @@ def hang(step: int, *arguments: str) -> int:
             time.sleep(1)
         return plan(run, now)
 
-    with mock.patch.object(trainer, "plan", plan_or_hang):
+    with (
+        mock.patch.object(trainer, "plan", plan_or_hang),
+        mock.patch.object(watch, "_GRACE_SECONDS", 2.0),
+    ):
         return main(list(arguments))
 
 
@@ -174,7 +179,7 @@ def suspend(step: int, *arguments: str) -> int:
 
     with (
         mock.patch.object(trainer, "plan", plan_or_stop),
-        mock.patch.object(watch, "SILENT_SECONDS", 4.0),
+        mock.patch.multiple(watch, SILENT_SECONDS=4.0, _GRACE_SECONDS=2.0),
     ):
         return main(list(arguments))
 
@@ -343,6 +348,11 @@ class MemoryWatch:
     """Peak of this process's own memory, files mapped into it aside, in bytes."""
 
     def __enter__(self) -> MemoryWatch:
+        # Freed memory goes back to the system at once: what is there is what is held.
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**18)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**20)
+        libc.malloc_trim(0)
         self.start = self.peak = self._now()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
