@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from cpo_ds.places import ENVIRONMENT_FILE, Place, interface_towards, place
 from cpo_ds.schema import UserError
 
 Result = TypeVar("Result")
@@ -27,6 +28,12 @@ class Ranks:
     local_rank: int
     device: torch.device
     control: Any = None  # process group on the CPU, for what the program itself has to agree on
+    hosts: tuple[str, ...] = ()  # the host of each rank, by name
+
+    @property
+    def on_this_host(self) -> list[int]:
+        """The ranks of this host, this one among them."""
+        return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on some rank; all ranks get the same answer."""
@@ -73,7 +80,9 @@ def _outcome(function: Callable[[], Any]) -> tuple[Any, str | None]:
 
 def init_ranks() -> Ranks:
     """Joins the other ranks; `UserError` where this host has too few devices for its ranks."""
-    rank, world_size, local_rank, local_world = _place()
+    here = _join_place()
+    rank, world_size, local_rank = here.rank, here.world_size, here.local_rank
+    local_world = here.local_world_size
     on_gpu = torch.cuda.is_available()
     _check_devices(local_rank, local_world, on_gpu)
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -85,6 +94,11 @@ def init_ranks() -> Ranks:
         # This op is compiled at its first use, and a build that is killed leaves a lock behind on
         # which every later run waits for ever. Plain gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if world_size > local_world and "GLOO_SOCKET_IFNAME" not in os.environ:
+        # Gloo takes the interface of the host's own name, which often is the loopback one.
+        interface = interface_towards(os.environ["MASTER_ADDR"])
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
     try:
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
@@ -101,18 +115,39 @@ def init_ranks() -> Ranks:
         ) from None
     # The others may wait long for rank 0, which verifies and converts checkpoints.
     control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    return Ranks(rank, world_size, local_rank, device, control)
+    hosts: list[Any] = [None] * world_size
+    dist.all_gather_object(hosts, socket.gethostname(), group=control)
+    return Ranks(rank, world_size, local_rank, device, control, tuple(hosts))
 
 
-def _place() -> tuple[int, int, int, int]:
-    """(rank, world size, local rank, ranks on this host) from the launcher, or alone."""
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ |= alone | {"MASTER_PORT": str(_free_port())}
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-    local_world = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
-    return rank, world_size, local_rank, int(local_world or local_rank + 1)
+def _join_place() -> Place:
+    """This process's place, from whatever launched it, left in the variables that torch reads."""
+    here = place()
+    if here.launcher == "none":
+        here = replace(here, master_address="127.0.0.1", master_port=_free_port())
+    if here.master_address is None or here.master_port is None:
+        address, port = _master_by_mpi(here)
+        here = replace(
+            here,
+            master_address=here.master_address or address,
+            master_port=here.master_port or port,
+        )
+    os.environ |= here.variables()
+    return here
+
+
+def _master_by_mpi(here: Place) -> tuple[str, int]:
+    """Rank 0's host and a free port of it, told to all by MPI: mpirun says neither."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            "the launcher does not say where rank 0 runs, and mpi4py, which finds it, cannot be "
+            f"used ({error}); install it (pip install 'cpo-ds[mpi]'), or put MASTER_ADDR and "
+            f"MASTER_PORT into {ENVIRONMENT_FILE}."
+        ) from None
+    mine = (socket.gethostname(), _free_port()) if here.rank == 0 else None
+    return MPI.COMM_WORLD.bcast(mine, root=0)
 
 
 def _free_port() -> int:

@@ -40,6 +40,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from cpo_ds.config import Config  # noqa: E402
+from cpo_ds.places import place, take_environment_file  # noqa: E402
 from cpo_ds.recipe import load_config  # noqa: E402
 from cpo_ds.schema import (  # noqa: E402
     EXIT_NON_FINITE,
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Runs a recipe; returns the exit code."""
     try:
+        take_environment_file()
+        here = place()
+        if here.launcher != "none":
+            os.environ.update(here.variables())
         config, arguments = load_config(argv)
         if not arguments.verbose:
             silence_libraries()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cpo_ds.places import place
 from cpo_ds.schema import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def is_rank() -> bool:
     """Whether a launcher started this process as one of several ranks."""
-    return "RANK" in os.environ
+    return place().launcher != "none"
 
 
 def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None) -> None:
