@@ -34,8 +34,10 @@ _FILLED_IN = {
 _TAKEN = (
     "zero_optimization", "communication_data_type", "data_types", "activation_checkpointing", "aio",
     "prescale_gradients", "gradient_predivide_factor", "comms_logger", "flops_profiler",
-    "wall_clock_breakdown", "memory_breakdown", "timers",
+    "wall_clock_breakdown", "memory_breakdown", "timers", "checkpoint",
 )  # fmt: skip
+
+_LOAD_UNIVERSAL = "load_universal"  # in DeepSpeed's checkpoint section; the run decides it
 
 
 def read_deepspeed_config(config: Config) -> dict[str, Any]:
@@ -102,16 +104,26 @@ def _check_settings(settings: Any, path: Path) -> None:
             )
     if zero.stage == 1 and zero.overlap_comm:
         raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
+    checkpoint = settings.get("checkpoint", {"use_node_local_storage": False})
+    if not isinstance(checkpoint, dict) or list(checkpoint) != ["use_node_local_storage"]:
+        raise UserError(
+            f"{path}: checkpoint takes one key, use_node_local_storage (true: checkpoints on "
+            "each host's own disk); the rest is said in the recipe's checkpoint section."
+        )
+    if not isinstance(checkpoint["use_node_local_storage"], bool):
+        raise UserError(f"{path}: checkpoint.use_node_local_storage must be true or false.")
 
 
 def of_the_file(settings: dict[str, Any]) -> dict[str, Any]:
     """The part of a completed configuration that the JSON file said."""
-    return {key: value for key, value in settings.items() if key in _TAKEN}
+    said = {key: value for key, value in settings.items() if key in _TAKEN}
+    checkpoint = {k: v for k, v in said.pop("checkpoint", {}).items() if k != _LOAD_UNIVERSAL}
+    return said | ({"checkpoint": checkpoint} if checkpoint else {})
 
 
 def with_universal_loading(settings: dict[str, Any]) -> dict[str, Any]:
     """The same configuration for an engine that loads a universal checkpoint."""
-    return settings | {"checkpoint": {"load_universal": True}}
+    return settings | {"checkpoint": settings.get("checkpoint", {}) | {_LOAD_UNIVERSAL: True}}
 
 
 def find_file(name: str) -> Path | None:
