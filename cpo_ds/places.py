@@ -162,16 +162,22 @@ def take_environment_file() -> None:
 
     Raises `UserError` for a file that is not as the launcher wants it.
     """
+    for variable, value in environment_files().items():
+        os.environ.setdefault(variable, value)
+
+
+def environment_files() -> dict[str, str]:
+    """What the `.deepspeed_env` of the home and of the launch folder set. Raises `UserError`."""
     name = os.environ.get("DS_ENV_FILE", ENVIRONMENT_FILE)
-    for folder in (Path.cwd(), Path.home()):
+    values: dict[str, str] = {}
+    for folder in (Path.home(), Path.cwd()):
         path = folder / name
         if path.is_file():
             try:
-                values = read_environment_file(path.read_text(encoding="utf-8"))
+                values |= read_environment_file(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise UserError(f"{path}: {error}.") from None
-            for variable, value in values.items():
-                os.environ.setdefault(variable, value)
+    return values
 
 
 def read_environment_file(text: str) -> dict[str, str]:

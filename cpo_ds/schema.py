@@ -6,10 +6,11 @@ Shapes in comments: T unique tokens of a micro-batch, S scored targets, P pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # errors live here too, and commands that compute nothing want them quickly
+    import numpy as np
+    import torch
 
 
 class UserError(Exception):
@@ -125,6 +126,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch with every tensor on `device`."""
+        import torch
+
         moved: dict[str, Any] = {
             field.name: to_device(value, device)
             for field in fields(self)
