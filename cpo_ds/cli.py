@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.hosts.options import add_doctor
 from cpo_ds.prepare.options import add_prepare
 
 EXIT_DAMAGED = 1  # `cpo-ds checkpoints` found damage
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     universal = add("universal", "convert a checkpoint for any number of ranks", _universal)
     _add_checkpoint(universal)
     _add_plan(commands)
+    add_doctor(commands)
     add_prepare(commands)
     return parser
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cpo_ds"
 
 # A module imports only from modules above it: earlier in its layer, or in an earlier layer.
 LAYERS = {
-    "base": ["schema", "config", "recipe", "devices", "places", "metrics"],
+    "base": ["schema", "config", "recipe", "devices", "places", "logs", "processes", "metrics"],
     "data": [
         "data.prompts",
         "data.sources",
@@ -63,6 +63,7 @@ LAYERS = {
         "scoring",
         "evaluate",
         "prepare",
+        "hosts",
         "planner",
         "report",
         "cli",

@@ -1,0 +1,72 @@
+"""`cpo-ds doctor --reachable-only`: the hosts that can take part now, as a shorter hostfile."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cpo_ds.hosts.hostfile import Host, fold, hostfile_text
+from cpo_ds.hosts.sessions import Session, Ssh, Unreachable, at_once, sessions
+from cpo_ds.schema import UserError
+
+
+def run(ssh: Ssh, hosts: Sequence[Host], write: Path | None) -> int:
+    """Prints which hosts can take part, and writes them. Raises `UserError` where none can."""
+    with sessions(ssh, hosts) as opened:
+        counts = dict(zip(hosts, at_once(count_gpus, opened), strict=True))
+    left, reasons = those_left(counts)
+    for reason in reasons:
+        print(reason)
+    if not left:
+        raise UserError(f"no host of {ssh.hostfile} can take part.")
+    print(f"{len(left)} of {len(hosts)} hosts can take part: {fold(host.name for host in left)}")
+    if write is not None:
+        _write(write, hostfile_text(left))
+    return 0
+
+
+def count_gpus(session: Session | Unreachable) -> int | str:
+    """The number of GPUs of a host, or what keeps it from taking part."""
+    if isinstance(session, Unreachable):
+        return f"{session.what}; {session.fix}"
+    try:
+        devices = session.ask("devices")
+    except Unreachable as error:
+        return f"{error.what}; {error.fix}"
+    if devices["python"] != sys.executable:
+        return f"it has no working {sys.executable}"
+    return len(devices["gpus"])
+
+
+def those_left(counts: Mapping[Host, int | str]) -> tuple[list[Host], list[str]]:
+    """The hosts that can take part, with no more slots than GPUs, and what is said of others.
+
+    A host without a GPU can where none has one.
+    """
+    any_gpu = any(isinstance(count, int) and count > 0 for count in counts.values())
+    left, reasons = [], []
+    for host, count in counts.items():
+        if isinstance(count, str):
+            reasons.append(f"left out: {host.name}: {count}")
+        elif any_gpu and count == 0:
+            reasons.append(f"left out: {host.name}: it shows no GPU; others do")
+        elif any_gpu and count < host.slots:
+            reasons.append(f"{host.name}: {count} slots instead of {host.slots}, as it has GPUs")
+            left.append(replace(host, slots=count))
+        else:
+            left.append(host)
+    return left, reasons
+
+
+def _write(path: Path, text: str) -> None:
+    """At once: what reads it meanwhile sees the old file or the new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
