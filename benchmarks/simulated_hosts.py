@@ -12,26 +12,26 @@ input is closed. So nothing stays behind, whatever becomes of the process that m
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import functools
 import os
 import shutil
 import signal
 import string
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import namespaces
 import psutil
+from namespaces import Namespaces
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NODE_LOCAL = Path("/node-local")  # where each host has a disk of its own
 _PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-_NAMESPACES = ("--net", "--uts", "--ipc", "--pid", "--mount")
-_CLONE_NEWPID = 0x20000000  # linux/sched.h
-_SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+_PLACE |= {"SSH_AUTH_SOCK"}
+_LARGEST_SEGMENT = 60000  # bytes: less than the burst of a limited link, which would cut it up
 
 # The first process of a host. Its end is the end of all others in its process namespace.
 _HOST = """set -e
@@ -63,39 +63,9 @@ class Finished:
     output: str
 
 
-@functools.cache
 def reason_against() -> str | None:
     """Why hosts cannot be simulated here, or None where they can."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return "simulated hosts need root"
-    programs = ("bash", "ip", "tc", "unshare", "nsenter", "hostname", "ssh", "ssh-keygen", "sshd")
-    missing = [name for name in (*programs, "pdsh") if _program(name) is None]
-    if missing:
-        return (
-            f"simulated hosts need {', '.join(missing)} (Debian: iproute2, openssh-server, "
-            "openssh-client, pdsh)"
-        )
-    trial = "ip link add eth0 type veth peer name port && ip link add switch type bridge"
-    command = ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "sh", "-c", trial]
-    tried = subprocess.run(command, capture_output=True, text=True)
-    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
-
-
-@functools.cache
-def reason_against_limits(*, delay: bool = True) -> str | None:
-    """Why `limit` cannot be used here (with a delay, or for the rate alone), or None."""
-    if (reason := reason_against()) is not None:
-        return reason
-    kinds = ["tbf rate 1mbit burst 32kb latency 1s", *(["netem delay 1ms"] if delay else [])]
-    for kind in kinds:
-        trial = f"ip link set lo up && tc qdisc add dev lo root {kind}"
-        if subprocess.run(["unshare", "--net", "sh", "-c", trial], capture_output=True).returncode:
-            return f"this kernel has no sch_{kind.split()[0]}"
-    return None
-
-
-def _program(name: str) -> str | None:
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), _SYSTEM_PATH]))
+    return namespaces.reason_against(("ssh", "ssh-keygen", "sshd", "pdsh"))
 
 
 @contextlib.contextmanager
@@ -117,61 +87,47 @@ def simulated_hosts(folder: Path, count: int = 2) -> Iterator[SimulatedHosts]:
 
 
 class SimulatedHosts:
-    """Made by `simulated_hosts`. Hosts are named by their index."""
+    """Made by `simulated_hosts`. Hosts are meant by their index."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
         self.names = tuple(f"host-{letter}" for letter in string.ascii_lowercase[:count])
         self.addresses = tuple(f"10.77.0.{index + 1}" for index in range(count))
-        path = os.pathsep.join([os.environ.get("PATH", ""), _SYSTEM_PATH])
-        outside = {k: v for k, v in os.environ.items() if k not in _PLACE and k != "SSH_AUTH_SOCK"}
-        self.environment = outside | {"PATH": path}
-        self._switch: subprocess.Popen[str] | None = None
-        self._hosts: list[subprocess.Popen[str]] = []
+        path = os.pathsep.join([os.environ.get("PATH", ""), namespaces.SYSTEM_PATH])
+        self.environment = {k: v for k, v in os.environ.items() if k not in _PLACE} | {"PATH": path}
+        self._switch: Namespaces | None = None
+        self._hosts: list[Namespaces] = []
         self._started: list[subprocess.Popen[str]] = []
+        self._delay_line: subprocess.Popen[str] | None = None
 
     def boot(self) -> None:
         """Starts the switch and the hosts, and joins them."""
         self._write_configuration()
-        self._switch = _first_process(_SWITCH, ("--net", "--pid"), self.environment)
-        for name in self.names:
-            sshd = _program("sshd") or ""
-            values = {"NAME": name, "FOLDER": str(self.folder), "SSHD": sshd}
-            values["NODE_LOCAL"] = str(NODE_LOCAL)
-            host = _first_process(_HOST, _NAMESPACES, self.environment | values)
+        self._switch = Namespaces(_SWITCH, ("net", "mount", "pid"), self.environment)
+        values = {"FOLDER": str(self.folder), "NODE_LOCAL": str(NODE_LOCAL)}
+        values["SSHD"] = namespaces.program("sshd") or ""
+        for index, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
+            host = Namespaces(_HOST, namespaces.ALL, self.environment | values | {"NAME": name})
             self._hosts.append(host)
-        for index, address in enumerate(self.addresses):
-            here, there = self._init(index), _init(self._switch)
-            ends = f"eth0 netns {here} type veth peer name port{index} netns {there}"
-            _check(["ip", "link", "add", *ends.split()])
-            self._in_switch(f"ip link set port{index} master switch up")
-            self._in_host(index, f"ip address add {address}/24 dev eth0")
-            self._in_host(index, "ip link set eth0 up")
+            there = f"port{index} netns {self._switch.first}"
+            host.configure(f"ip link add eth0 type veth peer name {there}")
+            self._switch.configure(f"ip link set port{index} master switch up")
+            host.configure(f"ip address add {address}/24 dev eth0")
+            host.configure(f"ip link set eth0 up gso_max_size {_LARGEST_SEGMENT}")
 
     def shut_down(self) -> None:
         """Ends all processes that were started here and those that they started."""
-        for process in [*self._hosts, *([self._switch] if self._switch else [])]:
-            _end(process)
-        for process in self._started:  # has ended with its host
-            process.wait()
+        for space in [*self._hosts, *([self._switch] if self._switch else [])]:
+            space.end()
+        for process in [*self._started, *([self._delay_line] if self._delay_line else [])]:
+            process.wait()  # has ended with its host
 
     def start(
         self, host_index: int, command: Sequence[object], **environment: str
     ) -> subprocess.Popen[str]:
         """Starts a command in a host, in the repository's folder and in a session of its own."""
-        init = self._init(host_index)
-        enter = ["nsenter", f"--target={init}", "--net", "--uts", "--ipc", "--mount"]
-        with _children_in(init):  # nsenter itself would fork, and keep signals from the command
-            process = subprocess.Popen(
-                [*enter, f"--wd={REPOSITORY}", *map(str, command)],
-                env=self.environment | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
+        words, values = list(map(str, command)), self.environment | environment
+        process = self._hosts[host_index].start(words, values, REPOSITORY)
         self._started.append(process)
         return process
 
@@ -197,52 +153,66 @@ class SimulatedHosts:
 
     def processes(self, host_index: int) -> list[psutil.Process]:
         """What runs in a host besides its first process."""
-        init = self._init(host_index)
-        here = os.readlink(f"/proc/{init}/ns/pid")
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(OSError):
-                if process.pid != init and os.readlink(f"/proc/{process.pid}/ns/pid") == here:
-                    found.append(process)
-        return found
+        return self._hosts[host_index].processes()
 
     def kill(self, host_index: int) -> None:
         """Power loss: all of the host ends at once, and says nothing to the others."""
         self.cut(host_index)  # else the kernel would close its connections in good order
-        _end(self._hosts[host_index])
+        self._hosts[host_index].end()
 
     def cut(self, host_index: int) -> None:
         """Pulls the host's network cable."""
-        self._in_switch(f"ip link set port{host_index} down")
+        self._configure_switch(f"ip link set port{host_index} down")
 
     def mend(self, host_index: int) -> None:
         """Plugs the network cable in again."""
-        self._in_switch(f"ip link set port{host_index} up")
+        self._configure_switch(f"ip link set port{host_index} up")
 
     def limit(self, rate_mbit: float | None, delay_ms: float | None) -> None:
         """Limits every host's link, in either direction, to a rate (Mbit/s) and a one-way delay.
 
-        The delay is between hosts, so a ping takes twice that. None takes a limit off.
+        The delay is from host to host, so a ping takes twice that. None takes a limit off.
         """
-        bucket = f"tbf rate {rate_mbit}mbit burst 64kb latency 200ms" if rate_mbit else ""
-        delay = f"netem delay {delay_ms}ms limit 100000" if delay_ms else ""
-        for index in range(len(self.names)):
-            in_host = functools.partial(self._in_host, index)
-            for run, device in ((in_host, "eth0"), (self._in_switch, f"port{index}")):
+        bucket = f"tbf rate {rate_mbit}mbit burst 64kb latency 200ms"
+        for index, host in enumerate(self._hosts):
+            for configure, device in (
+                (host.configure, "eth0"),
+                (self._configure_switch, f"port{index}"),
+            ):
                 with contextlib.suppress(RuntimeError):  # there was no limit
-                    run(f"tc qdisc del dev {device} root")
-                if bucket:
-                    run(f"tc qdisc add dev {device} root handle 1: {bucket}")
-            if delay:
-                parent = "parent 1:1" if bucket else "root"
-                in_host(f"tc qdisc add dev eth0 {parent} {delay}")
+                    configure(f"tc qdisc del dev {device} root")
+                if rate_mbit:
+                    configure(f"tc qdisc add dev {device} root {bucket}")
+        self._delay(delay_ms or 0)
+
+    def _delay(self, milliseconds: float) -> None:
+        """Takes the ports out of the switch and has the delay line join them, or back."""
+        if self._delay_line is not None:
+            self._delay_line.kill()
+            self._delay_line.communicate()
+            self._delay_line = None
+        ports = [f"port{index}" for index in range(len(self._hosts))]
+        for port in ports:
+            self._configure_switch(
+                f"ip link set {port} {'nomaster' if milliseconds else 'master switch'}"
+            )
+        if milliseconds:
+            assert self._switch is not None
+            script = [sys.executable, str(REPOSITORY / "benchmarks" / "delay_line.py")]
+            command = [*script, str(milliseconds), *ports]
+            self._delay_line = self._switch.start(command, self.environment, REPOSITORY)
+            assert self._delay_line.stdout is not None
+            if (said := self._delay_line.stdout.readline()) != "ready\n":
+                raise RuntimeError(f"{said}{self._delay_line.stdout.read()}")
 
     def _write_configuration(self) -> None:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         for key in ("host_key", "user_key"):
             (folder / key).unlink(missing_ok=True)
-            _check(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)])
+            namespaces.check(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
+            )
         (folder / "ssh_config").write_text(
             f"Host *\nIdentityFile {folder}/user_key\nIdentitiesOnly yes\nLogLevel ERROR\n"
             "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n"
@@ -261,70 +231,18 @@ class SimulatedHosts:
                 "UseDNS no\nPrintMotd no\nMaxStartups 100\n"
             )
 
-    def _init(self, host_index: int) -> int:
-        return _init(self._hosts[host_index])
-
-    def _in_host(self, host_index: int, command: str) -> None:
-        _check(["nsenter", f"--target={self._init(host_index)}", "--net", *command.split()])
-
-    def _in_switch(self, command: str) -> None:
+    def _configure_switch(self, command: str) -> None:
         assert self._switch is not None
-        _check(["nsenter", f"--target={_init(self._switch)}", "--net", *command.split()])
-
-
-def _first_process(
-    script: str, namespaces: Sequence[str], environment: dict[str, str]
-) -> subprocess.Popen[str]:
-    """Starts a script in new namespaces and waits until it says that it is ready."""
-    inside = ["--fork", "--kill-child", "--mount-proc"]
-    process = subprocess.Popen(
-        ["unshare", *namespaces, *inside, "bash", "-c", script],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    said = process.stdout.readline()
-    if said != "ready\n":
-        _end(process)
-        raise RuntimeError(f"a simulated host did not start: {said}{process.stdout.read()}")
-    return process
-
-
-def _init(process: subprocess.Popen[str]) -> int:
-    """The process number, seen from here, of the first process that `unshare` started."""
-    children = psutil.Process(process.pid).children()
-    if not children:
-        raise RuntimeError("this host was killed")
-    return children[0].pid
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()  # --kill-child: takes the first process along, and that one the rest
-    process.wait()
-
-
-@contextlib.contextmanager
-def _children_in(init: int) -> Iterator[None]:
-    """Processes that this thread starts in this block belong to the process namespace of `init`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/self/ns/pid") as here, open(f"/proc/{init}/ns/pid") as there:
-        if libc.setns(there.fileno(), _CLONE_NEWPID):
-            raise OSError(ctypes.get_errno(), "setns")
-        try:
-            yield
-        finally:
-            libc.setns(here.fileno(), _CLONE_NEWPID)
+        self._switch.configure(command)
 
 
 @contextlib.contextmanager
 def _node_local_folder() -> Iterator[None]:
-    """The folder that the hosts mount their disks at; the last one who uses it removes it."""
-    made = not NODE_LOCAL.exists()
-    NODE_LOCAL.mkdir(exist_ok=True)
+    """The folder that the hosts mount their disks at; where it is ours, the last one removes it."""
+    ours = NODE_LOCAL / ".simulated_hosts"
+    if not NODE_LOCAL.exists():
+        NODE_LOCAL.mkdir(exist_ok=True)
+        ours.touch()
     descriptor = os.open(NODE_LOCAL, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     try:
@@ -332,12 +250,6 @@ def _node_local_folder() -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # others use it
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if made:
-                NODE_LOCAL.rmdir()
+            ours.unlink()
+            NODE_LOCAL.rmdir()
         os.close(descriptor)
-
-
-def _check(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
