@@ -22,7 +22,12 @@ from cpo_ds.config import Config
 from cpo_ds.data.plan import check_budget
 from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import pairs_fingerprint, tokenize_rows
-from cpo_ds.deepspeed_config import of_the_file, with_universal_loading, zero_stage
+from cpo_ds.deepspeed_config import (
+    keeps_local_checkpoints,
+    of_the_file,
+    with_universal_loading,
+    zero_stage,
+)
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
 from cpo_ds.model.hub import adapter_fingerprint
@@ -112,7 +117,8 @@ def find_resume(
     Raises `UserError` for one that is damaged, of another run, or of another ZeRO stage.
     """
     folder = Path(config.output_dir) / "checkpoints"
-    found = find_checkpoint(config.checkpoint, folder, ranks, say)
+    is_local = keeps_local_checkpoints(settings)
+    found = find_checkpoint(config.checkpoint, folder, ranks, say, is_local=is_local)
     if found is None:
         return None
     path, manifest = found
@@ -125,7 +131,8 @@ def find_resume(
         f"{path} was saved by {manifest.ranks} rank(s), here are {ranks.world_size}: converting it "
         f"to DeepSpeed's universal format ({manifest.size / 2**30:.1f} GiB)"
     )
-    universal, seconds = ranks.on_first(lambda: convert(path, manifest, folder))
+    in_folders = ranks.on_each_host if is_local else ranks.on_first
+    universal, seconds = in_folders(lambda: convert(path, manifest, folder))
     say(f"{universal} " + ("is there already" if seconds is None else f"took {seconds:.0f} s"))
     return Resume(manifest, path, universal)
 
@@ -223,6 +230,7 @@ def _about(
         configuration=config.model_dump(mode="json"),
         deepspeed=of_the_file(settings),
         data={"training pairs": _counts(train_pairs), "held-out pairs": _counts(eval_pairs)},
+        hosts=list(ranks.hosts) if keeps_local_checkpoints(settings) else [],
     )
 
 

@@ -33,14 +33,20 @@ Say = Callable[[str], None]
 
 
 def find_checkpoint(
-    checkpoint: CheckpointConfig, folder: Path, ranks: Ranks, say: Say
+    checkpoint: CheckpointConfig, folder: Path, ranks: Ranks, say: Say, *, is_local: bool = False
 ) -> tuple[Path, Manifest] | None:
     """The newest intact checkpoint to resume from, every byte verified, or None to start anew.
 
-    All ranks call it and share the reading. Raises `UserError` where a named one is not there or
-    is damaged, where all are, or where starting anew would mix a run into the files of an old one.
+    All ranks call it and share the reading. With `is_local` each host has a folder of its own, and
+    a checkpoint counts that all have. Raises `UserError` where a named one is not there or is
+    damaged, where all are, or where starting anew would mix a run into the files of an old one.
     """
-    paths, latest = ranks.on_first(lambda: _candidates(checkpoint, folder))
+    if is_local:
+        found = ranks.gather(ranks.on_each_host(lambda: _candidates(checkpoint, folder)))
+        paths = _on_all_hosts([some for some, _ in found], ranks, folder)
+        latest = next((problem for _, problem in found if problem is not None), None)
+    else:
+        paths, latest = ranks.on_first(lambda: _candidates(checkpoint, folder))
     damaged: list[str] = []
     if latest is not None:
         problem, is_damage = latest
@@ -54,7 +60,7 @@ def find_checkpoint(
         if damaged and stops:
             break
         tried += 1
-        manifest, problems = _verify(path, ranks)
+        manifest, problems = _verify(path, ranks, is_local)
         if manifest is not None and not problems:
             if damaged:
                 say(f"warning: damaged: {'; '.join(damaged)}. Going on from {path.name}.")
@@ -103,17 +109,40 @@ def _candidates(
     return found, None if is_one else latest_problem(chosen)
 
 
-def _verify(path: Path, ranks: Ranks) -> tuple[Manifest | None, list[str]]:
-    """The manifest, and what is wrong with the files; the ranks read some each."""
-    manifest, problem = ranks.on_first(lambda: _read(path))
-    if manifest is None:
-        return None, [problem]
-    mine = sorted(manifest.files)[ranks.rank :: ranks.world_size]
+def _on_all_hosts(found: list[list[Path]], ranks: Ranks, folder: Path) -> list[Path]:
+    """The candidates that the disks of all hosts have, the best first; `found` is by rank."""
+    common = [path for path in found[0] if all(path in some for some in found)]
+    if not common and any(found):
+        without = sorted({ranks.hosts[rank] for rank, some in enumerate(found) if not some})
+        raise UserError(
+            f"no checkpoint of {folder} is on the disks of all hosts"
+            + (f": {', '.join(without)} has none" if without else "")
+            + "; start on the hosts that saved, copy their step folders to the others, or choose "
+            "another output_dir to start anew."
+        )
+    return common
+
+
+def _verify(path: Path, ranks: Ranks, is_local: bool) -> tuple[Manifest | None, list[str]]:
+    """The manifest, and what is wrong with the files; the ranks read some each.
+
+    On a disk of its own each host needs the files of its ranks, or all for another number of ranks.
+    """
+    in_folders = ranks.on_each_host if is_local else ranks.on_first
+    manifest, problem = in_folders(lambda: _read(path))
+    problems = [some for some in ranks.gather(problem) if some]
+    if problems:
+        return None, problems
+    names = sorted(manifest.files)
+    readers = ranks.on_this_host if is_local else list(range(ranks.world_size))
+    if is_local and manifest.ranks == ranks.world_size:
+        names = [name for name in names if manifest.files[name].rank in readers]
+    mine = names[readers.index(ranks.rank) :: len(readers)]
     found = ranks.gather(damage(path, manifest, mine))
     return manifest, [problem for some in found for problem in some]
 
 
-def _read(path: Path) -> tuple[Manifest | None, str]:
+def _read(path: Path) -> tuple[Any, str]:
     try:
         return read_manifest(path), ""
     except DamagedCheckpoint as error:

@@ -135,3 +135,8 @@ def find_file(name: str) -> Path | None:
 def zero_stage(settings: dict[str, Any]) -> int:
     """The ZeRO stage of a DeepSpeed configuration."""
     return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def keeps_local_checkpoints(settings: dict[str, Any]) -> bool:
+    """Whether each host keeps its part of a checkpoint on a disk of its own."""
+    return bool(settings.get("checkpoint", {}).get("use_node_local_storage", False))

@@ -36,6 +36,7 @@ class FileEntry:
 
     bytes: int
     sha256: str
+    rank: int = field(default=0, compare=False)  # that wrote it
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Manifest:
     configuration: dict[str, Any] = field(default_factory=dict)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # what its DeepSpeed file held
     data: dict[str, Any] = field(default_factory=dict)  # pairs by direction, training and held out
+    hosts: list[str] = field(default_factory=list)  # of each rank, where each host keeps its part
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     @property
@@ -141,10 +143,19 @@ def damage(folder: Path, manifest: Manifest, names: Iterable[str] | None = None)
             elif read_entry(path) != entry:
                 problems.append(f"{path} was changed: its checksum does not fit")
         except FileNotFoundError:
-            problems.append(f"{path} is not there")
+            problems.append(f"{path} is not there{_kept_by(manifest, entry)}")
         except OSError as error:
             problems.append(f"{path} cannot be read: {error.strerror}")
     return problems
+
+
+def _kept_by(manifest: Manifest, entry: FileEntry) -> str:
+    if not manifest.hosts:
+        return ""
+    return (
+        f" (rank {entry.rank} wrote it to a disk of host {manifest.hosts[entry.rank]}; copy that "
+        "host's folder of this step over this one)"
+    )
 
 
 def inspect(folder: Path) -> tuple[Manifest | None, list[str]]:

@@ -60,6 +60,18 @@ class Ranks:
             raise UserError(outcome[1])
         return outcome[0]
 
+    def on_each_host(self, function: Callable[[], Result]) -> Result:
+        """Calls a function on the first rank of each host; its result reaches the ranks there.
+
+        Raises `UserError`, also for an `OSError`, on all ranks where it fails on one.
+        """
+        first = self.on_this_host[0]
+        outcomes = self.gather(_outcome(function) if self.rank == first else (None, None))
+        error = next((some for _, some in outcomes if some is not None), None)
+        if error is not None:
+            raise UserError(error)
+        return outcomes[first][0]  # type: ignore[return-value]
+
     def everywhere(self, function: Callable[[], Result]) -> Result:
         """Calls a function on every rank; where one fails, all raise the first one's error."""
         result, error = _outcome(function)

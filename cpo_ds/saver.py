@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,6 +44,9 @@ class Saver:
         self._engine, self._ranks, self._config, self._say = engine, ranks, config, say
         self.about = about
         self._folder = Path(config.output_dir) / "checkpoints"
+        # One folder that all hosts share, or one on a disk of each host.
+        self._is_local = bool(about.hosts)
+        self._in_folders = ranks.on_each_host if self._is_local else ranks.on_first
         self._writer = CheckpointWriter(
             in_background=config.checkpoint.in_background,
             left_out=_frozen_names(engine) if config.trains_adapter else frozenset(),
@@ -75,7 +79,7 @@ class Saver:
         self.finish()
         self._started = time.perf_counter()
         unfinished = self._folder / unfinished_name(checkpoint_name(step))
-        problem = self._ranks.on_first(lambda: _attempt(lambda: _empty_folder(unfinished)))
+        problem = self._attempt(lambda: _empty_folder(unfinished))
         self._pending = step
         if problem is None:
             self._engine.deepspeed.save_checkpoint(
@@ -97,20 +101,35 @@ class Saver:
             return
         step, self._pending = self._pending, None
         parts = self._ranks.gather(self._writer.result())
-        files = {name: entry for some, _ in parts for name, entry in some.items()}
+        written = [
+            {name: replace(entry, rank=rank) for name, entry in files.items()}
+            for rank, (files, _) in enumerate(parts)
+        ]
         errors = [problem, *(error for _, error in parts)]
-        first = next((error for error in errors if error is not None), None)
-        failed = self._ranks.on_first(lambda: first or _attempt(lambda: self._publish(step, files)))
-        if failed is None:
-            self.last_saved = step
-        else:
+        failed = next((error for error in errors if error is not None), None)
+        for action in (self._complete, self._publish):
+            if failed is None:
+                failed = self._attempt(partial(action, step, written))
+        if failed is not None:
             self._give_up(step, failed)
+            return
+        self.last_saved = step
+        seconds = time.perf_counter() - self._started
+        size = sum(entry.bytes for files in written for entry in files.values())
+        where = self._folder / checkpoint_name(step)
+        self._say(f"saved {where} ({_size(size)}, {seconds:.1f} s)")
+        self._in_folders(lambda: self._prune(step))  # once all hosts have the new one
+
+    def _attempt(self, action: Callable[[], None]) -> str | None:
+        """Does something with the folder, or each host's; what went wrong first, or None."""
+        problem = self._in_folders(lambda: _attempt(action))
+        return next((some for some in self._ranks.gather(problem) if some is not None), None)
 
     def _give_up(self, step: int, problem: str) -> None:
         self._failed = True
         unfinished = self._folder / unfinished_name(checkpoint_name(step))
-        self._ranks.on_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
-        self._ranks.on_first(lambda: restore_replaced(self._folder))
+        self._in_folders(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        self._in_folders(lambda: restore_replaced(self._folder))
         message = (
             f"the checkpoint of step {step} could not be saved: {problem}. What was written of it "
             "is removed, older checkpoints are as they were"
@@ -127,19 +146,30 @@ class Saver:
                 "(see above)."
             )
 
-    def _publish(self, step: int, files: dict[str, FileEntry]) -> None:
+    def _complete(self, step: int, written: list[dict[str, FileEntry]]) -> None:
+        """Adds the manifest of what each rank wrote. In a folder of its own each host has its part.
+
+        All parts are listed, so that the folders of all hosts, copied over each other, are whole;
+        where hosts wrote a file of the same name, this host's counts.
+        """
+        unfinished = self._folder / unfinished_name(checkpoint_name(step))
+        here = self._ranks.on_this_host if self._is_local else range(self._ranks.world_size)
+        ours = {name: entry for rank in here for name, entry in written[rank].items()}
+        lost = next((name for name in ours if not (unfinished / name).exists()), None)
+        if lost is not None:
+            raise OSError(0, f"{lost} was written on another host and does not show up here; "
+                          "output_dir must be on a file system that all hosts share, or the "
+                          "DeepSpeed file set checkpoint.use_node_local_storage")  # fmt: skip
+        everything = {name: entry for files in written for name, entry in files.items()}
+        write_manifest(unfinished, replace(self.about, step=step, files=everything | ours))
+
+    def _publish(self, step: int, _: list[dict[str, FileEntry]]) -> None:
         name = checkpoint_name(step)
-        unfinished = self._folder / unfinished_name(name)
-        lost = [file for file in files if not (unfinished / file).exists()]
-        if lost:
-            raise OSError(0, f"{lost[0]} was written on another host and does not show up here; "
-                          "output_dir must be on a file system that all hosts share")  # fmt: skip
-        manifest = replace(self.about, step=step, files=files)
-        write_manifest(unfinished, manifest)
-        publish(unfinished, self._folder / name)
-        seconds = time.perf_counter() - self._started
-        self._say(f"saved {self._folder / name} ({_size(manifest.size)}, {seconds:.1f} s)")
-        left = _attempt(lambda: prune(self._folder, name, self._config.checkpoint.keep_last))
+        publish(self._folder / unfinished_name(name), self._folder / name)
+
+    def _prune(self, step: int) -> None:
+        newest, keep = checkpoint_name(step), self._config.checkpoint.keep_last
+        left = _attempt(lambda: prune(self._folder, newest, keep))
         if left is not None:
             self._say(f"warning: older checkpoints could not be removed: {left}.")
 

@@ -78,19 +78,13 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("stopped", "interrupted.", 130)
     except Exception as error:
-        if _is_loss_of_others(error):
+        from cpo_ds.watch import is_loss_of_others
+
+        if is_loss_of_others(error):
             time.sleep(60)  # the watch finds out which rank was lost, says so and ends this process
             return _fail("stopped", f"lost the other ranks: {error}", EXIT_RANK_LOST)
         raise
     return 0
-
-
-def _is_loss_of_others(error: Exception) -> bool:
-    """Whether an error is what a broken connection between ranks looks like."""
-    from torch.distributed import DistError
-
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
-    return isinstance(error, DistError) or any(sign in str(error) for sign in signs)
 
 
 def _rank() -> int:
@@ -124,7 +118,8 @@ def run_recipe(config: Config) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cpo_ds.deepspeed_config import read_deepspeed_config
+    from cpo_ds.deepspeed_config import keeps_local_checkpoints, read_deepspeed_config
+    from cpo_ds.logs import RankLog
     from cpo_ds.ranks import init_ranks
     from cpo_ds.run_folder import hold_folder, make_output_folder
     from cpo_ds.stopping import StopRequest
@@ -139,11 +134,15 @@ def run_recipe(config: Config) -> None:
         silence_after_import()
     folder = Path(config.output_dir)
     ranks.everywhere(lambda: make_output_folder(folder))
-    lock: list[Any] = []  # rank 0 keeps the file open as long as this runs
-    ranks.on_first(lambda: lock.append(hold_folder(folder)))
-    with Watch(ranks, folder, config.train.stall_minutes) as watch:
+    lock: list[Any] = []  # kept open as long as this runs
+    in_folders = ranks.on_each_host if keeps_local_checkpoints(settings) else ranks.on_first
+    in_folders(lambda: lock.append(hold_folder(folder)))
+    log = RankLog(ranks.rank, folder)
+    log.open()
+    with Watch(ranks, folder, config.train.stall_minutes, log.console) as watch:
         _run_watched(config, settings, ranks, stop, watch)
         torch.distributed.barrier(group=ranks.control)
+    log.close()
     torch.distributed.destroy_process_group()
 
 
@@ -159,8 +158,10 @@ def _run_watched(
             print(text, flush=True)
 
     folder = Path(config.output_dir)
-    tokenizer, train_pairs, eval_pairs = prepare_pairs(config, tell=ranks.rank == 0)
-    identity = run_identity(config, train_pairs)
+    # Read and tokenized once; the other ranks wait for what comes out.
+    pairs = ranks.on_first(lambda: prepare_pairs(config, tell=True))
+    tokenizer, train_pairs, eval_pairs = pairs
+    identity = ranks.on_first(lambda: run_identity(config, train_pairs))
     resume = find_resume(config, settings, ranks, identity, say)
     if resume and resume.manifest.step > (steps := planned_steps(config, len(train_pairs))):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Finds ranks that ended or hang, says which and where, and ends this process.
+"""Finds ranks that failed, ended or hang, says which, where and why, and ends this process.
 
 A thread in each process beats once in a while in a store that all ranks read. It does so too while
 the main thread waits inside a library for a rank that will never answer.
@@ -18,14 +18,17 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import psutil
 import torch.distributed as dist
 
+from cpo_ds.logs import last_words, log_file
+from cpo_ds.processes import RankProcess, is_running, main_thread_at
 from cpo_ds.ranks import Ranks
 from cpo_ds.schema import EXIT_RANK_LOST, NonFiniteError, Stopped, UserError
 
@@ -35,22 +38,20 @@ SILENT_SECONDS = 40.0
 # Before a process is ended for what happened elsewhere: it may be about to end by itself, and
 # stacks have to be written down.
 _GRACE_SECONDS = 5.0
+# Errors that all ranks raise alike, and rank 0 tells.
+_SHARED = (UserError, NonFiniteError, Stopped, KeyboardInterrupt)
 _NO_ANSWER = (TimeoutError, FutureTimeout, RuntimeError)
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank runs."""
+class Verdict:
+    """Why the run ends, the same on all ranks: `lost` ranks, or a traceback of one that failed."""
 
-    rank: int
-    host: str
-    pid: int
-    started: float  # of the process, in seconds since 1970: a pid may be used again
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} on host {self.host} (process {self.pid})"
+    message: str
+    lost: list[int] = field(default_factory=list)
+    traceback: str = ""
 
 
 class Watch:
@@ -60,8 +61,10 @@ class Watch:
     other error it goes on, since that may be what the loss of another rank looks like from here.
     """
 
-    def __init__(self, ranks: Ranks, folder: Path, stall_minutes: float | None) -> None:
-        self._ranks = ranks
+    def __init__(
+        self, ranks: Ranks, folder: Path, stall_minutes: float | None, console: TextIO
+    ) -> None:
+        self._ranks, self._run_folder, self._console = ranks, folder, console
         self._limit = 60 * (stall_minutes or 0)  # seconds
         self._folder = folder / "stacks"
         self._stacks = self._open_stacks(ranks.rank) if self._limit else sys.stderr
@@ -69,7 +72,7 @@ class Watch:
         self._armed_at = 0
         self._over = threading.Event()
         started = psutil.Process().create_time()
-        here = Place(ranks.rank, socket.gethostname(), os.getpid(), started)
+        here = RankProcess(ranks.rank, socket.gethostname(), os.getpid(), started)
         self._places = ranks.gather(here)
         self._store = _open_store(ranks)
         self._asking = ThreadPoolExecutor(max_workers=1)
@@ -79,13 +82,14 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        shared = (UserError, NonFiniteError, Stopped, KeyboardInterrupt)
-        if kind is None or issubclass(kind, shared):
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None or isinstance(error, _SHARED):
             self._over.set()
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
             self._remove_empty_stacks()
+        elif not is_loss_of_others(error):
+            self._report(error)
 
     def follow(self, progress: Callable[[], int]) -> None:
         """From now on `progress` has to grow on some rank within the stall limit."""
@@ -99,10 +103,12 @@ class Watch:
         while not self._over.wait(BEAT_SECONDS):
             self._arm_stacks()
             try:
-                beats = self._ask_store(self._exchange)
+                beats, verdict = self._ask_store(self._exchange)
             except _NO_ANSWER:  # it lives in rank 0's process
-                self._store = None
-                self._end_unless_over(_lost([self._places[0]]))
+                self._end_without_store()
+                return
+            if verdict:
+                self._end(verdict)
                 return
             now = time.monotonic()
             for rank, beat in beats.items():
@@ -112,10 +118,15 @@ class Watch:
                     moved_at = now
             seen = beats
             lost = [p for p in self._places if self._is_lost(p, now - heard[p.rank])]
+            message = None
             if lost:
-                self._end_unless_over(_lost(lost))
-            if self._limit and self._armed_at > 0 and now - moved_at > self._limit + _GRACE_SECONDS:
-                self._end_unless_over(self._stall_message(beats, heard))
+                message = _lost(lost)
+            elif self._limit and self._armed_at and now - moved_at > self._limit + _GRACE_SECONDS:
+                message = self._stall_message(beats, heard)
+            if message:
+                ranks = [place.rank for place in lost]
+                with contextlib.suppress(*_NO_ANSWER):  # asked again after the next beat
+                    self._ask_store(partial(self._decide, Verdict(message, ranks)))
 
     def _arm_stacks(self) -> None:
         """Has the stacks written once no progress was made here for the limit.
@@ -135,20 +146,27 @@ class Watch:
             raise SystemExit from None
         return asked.result(SILENT_SECONDS)
 
-    def _exchange(self) -> dict[int, str]:
-        """Leaves this rank's beat in the store; the latest of all ranks."""
-        beat = json.dumps([time.time(), self._progress(), _main_thread_at()])
+    def _exchange(self) -> tuple[dict[int, str], Verdict | None]:
+        """Leaves this rank's beat in the store; the latest of all ranks, and the verdict if any."""
+        beat = json.dumps([time.time(), self._progress(), main_thread_at()])
         self._store.set(f"beat/{self._ranks.rank}", beat)
         keys = [f"beat/{rank}" for rank in range(self._ranks.world_size)]
-        return {
+        beats = {
             rank: self._store.get(key).decode()
             for rank, key in enumerate(keys)
             if self._store.check([key])
         }
+        found = self._store.get("verdict").decode() if self._store.check(["verdict"]) else None
+        return beats, Verdict(**json.loads(found)) if found else None
 
-    def _is_lost(self, place: Place, silent_seconds: float) -> bool:
+    def _decide(self, verdict: Verdict) -> bool:
+        """Makes it the verdict unless there is one: the first thing that happened is the cause."""
+        text = json.dumps(asdict(verdict))
+        return bool(self._store.compare_set("verdict", "", text).decode() == text)
+
+    def _is_lost(self, place: RankProcess, silent_seconds: float) -> bool:
         if place.host == self._places[self._ranks.rank].host:
-            return not _is_running(place)
+            return not is_running(place)
         return silent_seconds > SILENT_SECONDS
 
     def _open_stacks(self, rank: int) -> Any:
@@ -176,38 +194,81 @@ class Watch:
             "command again to go on from the newest checkpoint."
         )
 
-    def _place_and_state(self, place: Place, beats: dict[int, str], heard: dict[int, float]) -> str:
+    def _place_and_state(
+        self, place: RankProcess, beats: dict[int, str], heard: dict[int, float]
+    ) -> str:
         where = json.loads(beats[place.rank])[2] if place.rank in beats else "an unknown place"
         silent = time.monotonic() - heard[place.rank]
         sign = f", without a sign of life for {silent:.0f} s" if silent > 5 * BEAT_SECONDS else ""
         return f"{place} at {where}{sign}"
 
-    def _end_unless_over(self, message: str) -> None:
-        """Ends this process, unless it is about to end by itself; one rank of a host says why."""
-        speaks = self._is_speaker()
+    def _report(self, error: BaseException) -> None:
+        """Tells the others why this rank is about to end, and waits until rank 0 has shown it."""
+        place = self._places[self._ranks.rank]
+        log = log_file(self._run_folder, place.rank)
+        verdict = Verdict(
+            f"{place} failed, as follows; the rest of what it said is in {log}.",
+            traceback="".join(traceback.format_exception(error)),
+        )
+        try:
+            is_first = self._ask_store(partial(self._decide, verdict))
+            if place.rank > 0 or is_first:
+                self._over.set()
+            if place.rank > 0 or not is_first:  # rank 0's own is printed by Python, last as well
+                self._wait_until_told()
+        except _NO_ANSWER:
+            pass
+
+    def _wait_until_told(self) -> None:
+        deadline = time.monotonic() + 2 * _GRACE_SECONDS
+        with contextlib.suppress(*_NO_ANSWER):
+            while time.monotonic() < deadline:
+                if self._ask_store(lambda: self._store.check(["told"])):
+                    return
+                time.sleep(0.1)
+
+    def _end(self, verdict: Verdict) -> None:
+        """Ends this process, unless it is about to end by itself; rank 0 says why."""
+        if not verdict.traceback and self._over.wait(_GRACE_SECONDS):
+            return
+        text = f"\ncpo_ds: stopped: {verdict.message}"
+        # What a process said when it crashed. What rank 0 said is on the console already.
+        crashed = [last_words(self._run_folder, rank) for rank in verdict.lost if rank]
+        text = "\n".join([text, *filter(None, [verdict.traceback.rstrip(), *crashed])])
+        print(text, file=sys.stderr, flush=True)  # the console's on rank 0, else the log's
+        if self._ranks.rank == 0:
+            with contextlib.suppress(*_NO_ANSWER):
+                self._ask_store(lambda: self._store.set("told", ""))
+            time.sleep(BEAT_SECONDS)  # the store ends with this process
+        else:
+            self._wait_until_told()
+        os._exit(EXIT_RANK_LOST)
+
+    def _end_without_store(self) -> None:
+        """Ends this process as rank 0 is lost; one rank of each host says so on the console."""
+        here = self._places[self._ranks.rank].host
+        others = [p.rank for p in self._places[1:] if p.host == here and is_running(p)]
         if self._over.wait(_GRACE_SECONDS):
             return
-        if speaks:
-            print(f"\ncpo_ds: stopped: {message}", file=sys.stderr, flush=True)
+        if self._ranks.rank == min(others, default=self._ranks.rank):
+            message = f"\ncpo_ds: stopped: {_lost(self._places[:1])}"
+            print(message, file=self._console, flush=True)
         else:
             time.sleep(BEAT_SECONDS)  # the message comes first
         os._exit(EXIT_RANK_LOST)
 
-    def _is_speaker(self) -> bool:
-        rank, host = str(self._ranks.rank), self._places[self._ranks.rank].host
-        try:
-            claim = self._store.compare_set
-            return rank == self._ask_store(lambda: claim(f"speaker/{host}", "", rank).decode())
-        except (AttributeError, *_NO_ANSWER):
-            others = [p for p in self._places[1:] if p.host == host and _is_running(p)]
-            return self._ranks.rank == min(place.rank for place in others)
+
+def is_loss_of_others(error: BaseException) -> bool:
+    """Whether an error is what a broken connection between ranks looks like."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
-def _lost(places: list[Place]) -> str:
+def _lost(places: list[RankProcess]) -> str:
     """What is said of ranks that are gone."""
     return (
-        f"{', '.join(map(str, places))} ended or cannot be reached; if it said why, that is above "
-        "or in its own log. Run the same command again to go on from the newest checkpoint."
+        f"{', '.join(map(str, places))} ended or cannot be reached; if it said why, that is here "
+        "or in its file in logs/. Run the same command again to go on from the newest checkpoint."
     )
 
 
@@ -224,23 +285,5 @@ def _open_store(ranks: Ranks) -> Any:
     return store or connect(port)
 
 
-def _is_running(place: Place) -> bool:
-    """Whether a process of this host lives; one that only waits to be noticed does not."""
-    try:
-        process = psutil.Process(place.pid)
-        same = abs(process.create_time() - place.started) < 1
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
 def _progress_of(beat: str | None) -> int:
     return -1 if beat is None else json.loads(beat)[1]
-
-
-def _main_thread_at() -> str:
-    """Where the main thread is, as `file.py:12 in function`, the innermost line of this package."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    lines = traceback.extract_stack(frame) if frame else []
-    ours = [line for line in lines if "cpo_ds" in line.filename] or lines
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}" if ours else "?"

@@ -69,8 +69,14 @@ def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
     output = recipe.parent / "error"
     options = ["--config", str(recipe), "--output_dir", str(output)]
     first, second = on_ranks(workers.fail_alone, [2, *options], ranks=2, timeout=90)
-    assert second.code == 1 and "ValueError: of rank 1 alone" in second.output
-    assert first.code in (5, -9)
+    assert first.code == 5 and second.code == 1
+    said, _, last = first.output.partition("cpo_ds: stopped: rank 1 on host ")
+    assert "Traceback" not in said and last.rstrip().endswith("ValueError: of rank 1 alone")
+    assert "plan_or_fail" in last and str(output / "logs" / "rank_1.txt") in last
+    assert "Traceback" not in second.output  # the console is rank 0's
+    logs = [(output / "logs" / f"rank_{rank}.txt").read_text() for rank in (0, 1)]
+    assert all("ValueError: of rank 1 alone" in log for log in logs)
+    assert "step 1/" in logs[0] and "step 1/" not in logs[1]
 
 
 def test_kills_at_random_leave_no_trace(tmp_path: Path) -> None:
