@@ -62,6 +62,8 @@ def volume(scheme: str, model: str, cluster: Cluster) -> Volume:
     plus = scheme == "ZeRO++"
     zero = ZeroSettings(
         stage=3,
+        max_live_parameters=0,
+        max_reuse_distance=0,
         secondary_partition=cluster.gpus if plus else 1,
         quantized_weights=plus,
         quantized_gradients=plus,
@@ -167,7 +169,9 @@ def _model() -> list[str]:
         "With N weights of e = 2 bytes, a GPU sends and receives in each micro-batch:",
         "",
         "- **ZeRO-3** ([1910.02054](https://arxiv.org/abs/1910.02054), section 7): e N forward, "
-        "e N backward, e N of gradients, over all GPUs. With LoRA the gradients hardly count.",
+        "e N backward, e N of gradients, over all GPUs. With LoRA the gradients hardly count. What "
+        "DeepSpeed keeps whole from forward to backward pass (up to `stage3_max_live_parameters`, "
+        "a billion weights) is left out here; `cpo-ds plan` counts it.",
         "- **ZeRO++** ([2306.10209](https://arxiv.org/abs/2306.10209)): weights travel as int8 "
         "(qwZ), over all GPUs once after each update and else inside the node, from a second copy "
         "there (hpZ); gradients as int4 (qgZ). The second copy costs e N / 8 of memory on each "

@@ -30,6 +30,7 @@ from cpo_ds.recipe import parse_config  # noqa: E402
 from cpo_ds.schema import UserError  # noqa: E402
 
 A100 = DEVICES["A100-80GB"]
+KEEP_NONE = {"max_live_parameters": 0, "max_reuse_distance": 0}
 clusters = st.builds(Cluster, st.just(A100), st.integers(1, 8), st.integers(1, 64))
 weight_sizes = st.lists(st.integers(1, 10**9), min_size=1, max_size=8).map(tuple)
 
@@ -83,13 +84,37 @@ def test_a_gather_by_hand():
 )
 def test_zero_plus_plus_by_hand(trained, micro_batches, node, network):
     plus = ZeroSettings(
-        stage=3, secondary_partition=8, quantized_weights=True, quantized_gradients=True
+        stage=3,
+        secondary_partition=8,
+        quantized_weights=True,
+        quantized_gradients=True,
+        **KEEP_NONE,
     )
     volume = zero_volume(
         plus, Cluster(A100, 8, 2), num_weights=16.0, num_trained=trained, number_bytes=2,
         micro_batches=micro_batches,
     )  # fmt: skip
     assert volume == Volume(pytest.approx(node), pytest.approx(network))
+
+
+@pytest.mark.parametrize(
+    ("live", "reuse", "prefetch", "network"),
+    [
+        (0, 0, 1, 12 + 12 + 12),  # of 16 bytes each: forward, backward, gradients
+        (0, 4, 1, 12 + 9 + 12),  # two weights of eight stay, each passed twice
+        (3, 0, 1, 12 + 7.5 + 12),
+        (3, 0, 0, 12 + 12 + 12),  # nothing runs ahead
+        (100, 100, 1, 12 + 12),  # all of them stay
+    ],
+)
+def test_what_stays_whole_is_gathered_once(live, reuse, prefetch, network):
+    zero = ZeroSettings(
+        stage=3, max_live_parameters=live, max_reuse_distance=reuse, prefetch_bucket=prefetch
+    )
+    volume = zero_volume(
+        zero, Cluster(A100, 1, 4), num_weights=8, num_trained=8, number_bytes=2, micro_batches=1
+    )
+    assert volume == Volume(0.0, pytest.approx(network))
 
 
 @given(st.floats(1, 1e11), clusters, st.integers(1, 8))
@@ -100,7 +125,7 @@ def test_one_group_of_all_nodes_is_zero_3(size, cluster, micro_batches):
         "number_bytes": 2,
         "micro_batches": micro_batches,
     }
-    plain = zero_volume(ZeroSettings(stage=3), cluster, **options)
+    plain = zero_volume(ZeroSettings(stage=3, **KEEP_NONE), cluster, **options)
     one = hierarchical_volume(cluster, group_nodes=cluster.nodes, **options)
     assert one.node == pytest.approx(plain.node) and one.network == pytest.approx(plain.network)
 

@@ -26,6 +26,7 @@ def _llama(
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _llama(512, 64, 176, 2, 4, 2, tied=False),
+    "llama-5m": _llama(2048, 320, 880, 3, 5, 5, tied=False),
     "llama-25m": _llama(8192, 384, 1024, 10, 6, 6, tied=False),
     "smollm2-135m": _llama(49152, 576, 1536, 30, 9, 3, tied=True),
     "smollm2-360m": _llama(49152, 960, 2560, 32, 15, 5, tied=True),

@@ -6,15 +6,17 @@ With N weights, T of them trained, e bytes a number, and k micro-batches a step,
 |---|---|---|---|---|
 | stage 0 | | | 2 e T once | |
 | stages 1 and 2 | | | 2 e T, once or k times | e T |
-| ZeRO-3 | k e N | k e N | k e T | |
-| ZeRO++ | T (int8), and k N inside a group | k N, inside the group | k T / 2 (int4) | |
+| ZeRO-3 | k e N | k e (N - K) | k e T | |
+| ZeRO++ | T (int8), and k N inside a group | k (N - K), inside the group | k T / 2 (int4) | |
 | hierarchical, MiCS | k e N, inside a group | the same | k e T, inside a group | 2 e T / group |
 
 ZeRO: arXiv 1910.02054, section 7. ZeRO++: arXiv 2306.10209. MiCS: arXiv 2205.00119.
-DeepSpeed's stages 1 and 2 reduce by an all-reduce, hence the 2. Gradient checkpointing gathers
-nothing a third time: a layer's weights stay from its recomputation to its backward pass. The copy
-that ZeRO++ keeps in each group (hpZ) is filled by the first gather after an update, and serves all
-others until the next; that of a frozen weight serves to the end.
+DeepSpeed's stages 1 and 2 reduce by an all-reduce, hence the 2. K weights stay whole from forward
+to backward pass (`kept_whole`): all of a small model, little of a large one. Gradient checkpointing
+gathers nothing a third time: a layer's weights stay from its recomputation to its backward pass.
+The copy that ZeRO++ keeps in each group (hpZ) is filled by the first gather after an update, and
+serves all others until the next; that of a frozen weight serves to the end.
+`benchmarks/link_speed.py` counts the bytes that really pass between two hosts.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ def zero_volume(
         return volume if zero.stage == 0 else volume + gather(gradients, cluster)
     # int8 with one float32 scale for some thousand numbers, which does not count here.
     size = num_weights if zero.quantized_weights else weights
-    gathers = 2 * micro_batches
+    gathers = micro_batches * (2 - kept_whole(zero, num_weights) / num_weights)
     if zero.secondary_partition > 1:
         once = gather(size * num_trained / num_weights, cluster)
         again = gathers - num_trained / num_weights
@@ -108,6 +110,18 @@ def zero_volume(
     else:
         reduction = gather(gradients, cluster)
     return moved + reduction * micro_batches
+
+
+def kept_whole(zero: ZeroSettings, num_weights: float) -> float:
+    """Weights that ZeRO-3 gathers once for both passes: those of the last layers.
+
+    A weight stays if no more than `stage3_max_reuse_distance` others are used before it is used
+    again, each of the layers after it twice. It also stays if the prefetcher comes to its use in
+    the backward pass before it is freed; that one runs ahead of the computation until
+    `stage3_max_live_parameters` are gathered.
+    """
+    ahead = zero.max_live_parameters if zero.prefetch_bucket else 0
+    return min(num_weights, max(zero.max_reuse_distance / 2, ahead))
 
 
 def _group(cluster: Cluster, ranks: int) -> Cluster:

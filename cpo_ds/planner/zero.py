@@ -19,6 +19,7 @@ class ZeroSettings:
     prefetch_bucket: int = 50_000_000
     persistence_threshold: int = 100_000
     max_live_parameters: int = 1_000_000_000
+    max_reuse_distance: int = 1_000_000_000
     sub_group: int = 1_000_000_000
     secondary_partition: int = 1  # ZeRO++ hpZ: ranks that hold a whole copy of the weights
     quantized_weights: bool = False  # ZeRO++ qwZ
@@ -47,6 +48,9 @@ def zero_settings(section: dict[str, Any]) -> ZeroSettings:
         ),
         max_live_parameters=int(
             section.get("stage3_max_live_parameters", default.max_live_parameters)
+        ),
+        max_reuse_distance=int(
+            section.get("stage3_max_reuse_distance", default.max_reuse_distance)
         ),
         sub_group=int(section.get("sub_group_size", default.sub_group)),
         secondary_partition=int(section.get("zero_hpz_partition_size", 1)),
