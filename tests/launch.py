@@ -73,13 +73,13 @@ def write_recipe(folder: Path, values: dict[str, Any]) -> Path:
     return recipe
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
+def start(command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Starts a command in a session of its own; `kill` ends all of it."""
     inherited = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
     return subprocess.Popen(
         command,
         cwd=REPOSITORY,
-        env=inherited | ENVIRONMENT,
+        env=inherited | ENVIRONMENT | (environment or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -20,6 +20,7 @@ import transformers
 from deepspeed.utils import safe_get_full_grad
 from transformers.initialization import no_init_weights
 
+import cpo_ds.build
 from cpo_ds import engine, run_folder, saver, trainer, watch
 from cpo_ds.build import build_run, prepare_pairs
 from cpo_ds.checkpoint import find_checkpoint
@@ -194,6 +195,18 @@ def fail_alone(step: int, *arguments: str) -> int:
         return plan(run, now)
 
     with mock.patch.object(trainer, "plan", plan_or_fail):
+        return main(list(arguments))
+
+
+def count_tokenized(*arguments: str) -> int:
+    """Trains, and says each time that rows are tokenized."""
+    tokenize_rows = cpo_ds.build.tokenize_rows
+
+    def tokenize_and_say(rows: Any, *others: Any, **options: Any) -> Any:
+        print(f"tokenized rows: {len(rows)}", flush=True)
+        return tokenize_rows(rows, *others, **options)
+
+    with mock.patch.object(cpo_ds.build, "tokenize_rows", tokenize_and_say):
         return main(list(arguments))
 
 
