@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.hosts.options import add_doctor
+from cpo_ds.hosts.options import add_doctor, run_doctor
 from cpo_ds.prepare.options import add_prepare
 
 EXIT_DAMAGED = 1  # `cpo-ds checkpoints` found damage
@@ -16,10 +16,10 @@ EXIT_DAMAGED = 1  # `cpo-ds checkpoints` found damage
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 0, or 2 where the user can put something right."""
-    # Before any heavy import, so that --help is quick; only `plan` takes a recipe's options.
+    # Before any heavy import, so that --help is quick; some commands take a recipe's options.
     parser = _parser()
     arguments, recipe = parser.parse_known_args(argv)
-    if recipe and arguments.run_command is not _plan:
+    if recipe and arguments.run_command not in (_plan, run_doctor):
         parser.error(f"unrecognized arguments: {' '.join(recipe)}")
     arguments.recipe = recipe
     arguments.argv = sys.argv[1:] if argv is None else argv  # for who starts it on several ranks

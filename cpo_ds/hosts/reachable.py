@@ -7,16 +7,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cpo_ds.hosts.hostfile import Host, fold, hostfile_text
-from cpo_ds.hosts.sessions import Session, Ssh, Unreachable, at_once, sessions
+from cpo_ds.hosts.sessions import Ssh, sessions
 from cpo_ds.schema import UserError
 
 
 def run(ssh: Ssh, hosts: Sequence[Host], write: Path | None) -> int:
     """Prints which hosts can take part, and writes them. Raises `UserError` where none can."""
-    with sessions(ssh, hosts) as opened:
-        counts = dict(zip(hosts, at_once(count_gpus, opened), strict=True))
+    with sessions(ssh, hosts) as party:
+        answers = party.ask("devices")
+        lost = party.lost
+    counts = {
+        host: f"{lost[host.name].what}; {lost[host.name].fix}"
+        if host.name in lost
+        else _gpus_or_problem(answers[host.name])
+        for host in hosts
+    }
     left, reasons = those_left(counts)
     for reason in reasons:
         print(reason)
@@ -28,14 +36,7 @@ def run(ssh: Ssh, hosts: Sequence[Host], write: Path | None) -> int:
     return 0
 
 
-def count_gpus(session: Session | Unreachable) -> int | str:
-    """The number of GPUs of a host, or what keeps it from taking part."""
-    if isinstance(session, Unreachable):
-        return f"{session.what}; {session.fix}"
-    try:
-        devices = session.ask("devices")
-    except Unreachable as error:
-        return f"{error.what}; {error.fix}"
+def _gpus_or_problem(devices: dict[str, Any]) -> int | str:
     if devices["python"] != sys.executable:
         return f"it has no working {sys.executable}"
     return len(devices["gpus"])

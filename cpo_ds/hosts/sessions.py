@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from cpo_ds.hosts.hostfile import Host
 from cpo_ds.schema import UserError
 
 CONNECT_SECONDS = 10
-_ANSWER_SECONDS = 30.0  # of a host that is there
+ANSWER_SECONDS = 30.0  # of a host that is there
 
 Result = TypeVar("Result")
 
@@ -106,6 +105,7 @@ class Session:
     def __init__(self, ssh: Ssh, host: Host) -> None:
         self.host = host
         self._ssh = ssh
+        self._logged_in = False
         self._errors: list[str] = []
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         try:
@@ -131,14 +131,14 @@ class Session:
             thread.start()
         self._send(Path(remote.__file__).read_text(encoding="utf-8"))
 
-    def greet(self) -> None:
-        """Waits for the login. Raises `Unreachable`."""
-        self._receive(CONNECT_SECONDS + _ANSWER_SECONDS)
-
-    def ask(self, do: str, seconds: float = _ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
+    def ask(self, do: str, seconds: float = ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
         """The host's answer to one of the functions of `remote.py`. Raises `Unreachable`."""
         self._send({"do": do, **details})
-        return self._receive(seconds)
+        if not self._logged_in:
+            seconds += CONNECT_SECONDS
+        answer = self._receive(seconds)
+        self._logged_in = True
+        return answer
 
     def close(self) -> None:
         """Ends the session and what runs in it there."""
@@ -160,7 +160,7 @@ class Session:
             answer = self._answers.get(timeout=seconds)
         except queue.Empty:
             raise Unreachable(
-                f"logged in, but nothing came back for {seconds:.0f} s",
+                f"nothing came back for {seconds:.0f} s",
                 f"see what `ssh {self.host.name} true` waits for: a start-up file of the shell, a "
                 "file system that hangs",
             ) from None
@@ -170,6 +170,10 @@ class Session:
             raise Unreachable(
                 *explain(self.host, "\n".join(self._errors), self._ssh.hostfile)
             ) from None
+        if "error" in answer:
+            raise Unreachable(
+                f"looking at it failed: {answer['error']}", f"try `ssh {self.host.name}` by hand"
+            )
         return answer
 
     def _read_answers(self) -> None:
@@ -189,9 +193,9 @@ def explain(host: Host, errors: str, hostfile: Path) -> tuple[str, str]:
     for sign, what, fix in _SSH_ERRORS:
         if sign in said:
             return what, fix.format(name=host.name, file=f"{hostfile}:{host.line}")
-    if "python3" in said and "not found" in said:
+    if ("python3" in said and "not found" in said) or "syntaxerror" in said:
         return (
-            f"it has neither {sys.executable} nor any python3",
+            f"it has neither {sys.executable} nor a python3 that is new enough",
             "set up the same environment there, at the same path (bash scripts/setup.sh)",
         )
     last = next((line for line in reversed(errors.splitlines()) if line.strip()), "nothing")
@@ -199,44 +203,74 @@ def explain(host: Host, errors: str, hostfile: Path) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def sessions(ssh: Ssh, hosts: Sequence[Host]) -> Iterator[list[Session | Unreachable]]:
-    """A session with each host, or why there is none, in the order of `hosts`."""
+def sessions(ssh: Ssh, hosts: Sequence[Host]) -> Iterator[Party]:
+    """Logs in to all hosts at once."""
     opened: list[Session] = []
     try:
         for host in hosts:
             opened.append(Session(ssh, host))
-        yield list(at_once(_greeted, opened))
+        yield Party(opened)
     finally:
         at_once(Session.close, opened)
 
 
-def _greeted(session: Session) -> Session | Unreachable:
-    try:
-        session.greet()
-    except Unreachable as error:
-        return error
-    return session
+class Party:
+    """Hosts that are asked all at once; one that stops answering is left out from then on."""
+
+    def __init__(self, opened: Sequence[Session]) -> None:
+        self._sessions = {session.host.name: session for session in opened}
+        self.lost: dict[str, Unreachable] = {}
+
+    def ask(self, do: str, seconds: float = ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
+        """The answer of each host by its name. A detail that is a `PerHost` differs by host."""
+
+        def asked(session: Session) -> Any:
+            name = session.host.name
+            own = {k: v[name] if isinstance(v, PerHost) else v for k, v in details.items()}
+            return session.ask(do, seconds, **own)
+
+        return self.each(asked)
+
+    def each(self, question: Callable[[Session], Result]) -> dict[str, Result]:
+        """What `question` returns of each host, by its name; all at once."""
+
+        def asked(session: Session) -> Result | Unreachable:
+            try:
+                return question(session)
+            except Unreachable as error:
+                return error
+
+        answers: dict[str, Result] = {}
+        sessions = list(self._sessions.values())
+        for session, answer in zip(sessions, at_once(asked, sessions), strict=True):
+            name = session.host.name
+            if isinstance(answer, Unreachable):
+                self.lost[name] = answer
+                del self._sessions[name]
+            else:
+                answers[name] = answer
+        return answers
+
+    @property
+    def names(self) -> list[str]:
+        """The hosts that are still asked."""
+        return list(self._sessions)
+
+    def leave_out(self, name: str) -> None:
+        """Asks this host nothing more."""
+        del self._sessions[name]
+
+
+class PerHost(dict[str, Any]):
+    """A value for each host, by its name."""
 
 
 def at_once(function: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
     """`function` of every item, at the same time, in their order."""
     if not items:
         return []
-    with ThreadPoolExecutor(max_workers=len(items)) as pool:
+    pool = ThreadPoolExecutor(max_workers=len(items))
+    try:
         return list(pool.map(function, items))
-
-
-def clock_offset(session: Session, samples: int = 5) -> tuple[float, float]:
-    """Seconds that the host's clock is ahead of this one's, and how far off that may be.
-
-    As NTP has it (RFC 5905): its time against the middle of the question, by the quickest answer.
-    """
-    best = (0.0, float("inf"))
-    for _ in range(samples):
-        asked = time.time()
-        there = session.ask("clock")["time"]
-        answered = time.time()
-        half = (answered - asked) / 2
-        if half < best[1]:
-            best = (there - asked - half, half)
-    return best
+    finally:
+        pool.shutdown(wait=False)  # after Ctrl-C, what they wait for ends with the sessions
