@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # Runs a training command and starts it again after a fault, a bounded number of times:
-#   bash scripts/supervise.sh [--restarts N] [--pause SECONDS] deepspeed ... cpo_ds/train.py ...
+#   bash scripts/supervise.sh [--restarts N] [--pause SECONDS] [--min-hosts N] \
+#     deepspeed ... cpo_ds/train.py ...
 # With checkpoint.resume: auto (the default) each start goes on from the newest intact checkpoint.
 #
+# A command with --hostfile is started again on those of its hosts that can take part by then; a
+# restart that finds fewer than --min-hosts (1) is not made, but counts.
+#
 # SIGTERM, SIGINT and SIGUSR1 ask the ranks to finish their step, save and end (exit code 4). They
-# reach the ranks without passing through the launcher, which would kill them after 30 seconds.
+# reach the ranks of all hosts without passing through the launcher, which would kill them after 30
+# seconds.
 #
 # Ends with the command's exit code: 0 done; 2, 3 and 4 mean that starting it again would not help
 # or is not wanted (see README.md); any other after the last restart.
@@ -12,18 +17,23 @@ set -uo pipefail
 
 restarts=3
 pause=10
+min_hosts=1
 while [ $# -gt 0 ]; do
   case "$1" in
-    --restarts | --pause)
+    --restarts | --pause | --min-hosts)
       if ! [[ "${2:-}" =~ ^[0-9]+$ ]]; then
         echo "supervise.sh: $1 needs a number." >&2
         exit 2
       fi
-      if [ "$1" = --restarts ]; then restarts=$2; else pause=$2; fi
+      case "$1" in
+        --restarts) restarts=$2 ;;
+        --pause) pause=$2 ;;
+        --min-hosts) min_hosts=$2 ;;
+      esac
       shift 2
       ;;
     -h | --help)
-      sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     -*)
@@ -41,27 +51,105 @@ fi
 
 command_pid=
 stop=
+# Tells the processes of this run from all others on any host: DeepSpeed's launchers carry variables
+# whose names begin with PYTHON to all hosts.
+run_name="$(uname -n)-$$-$(date +%s)"
+mark=PYTHON_CPO_DS_RUN
+
+# The launcher's options on hosts, where the command has a hostfile.
+hostfile=
+hostfile_at=
+ssh_port=()
+words=("$@")
+for ((i = 0; i < $#; i++)); do
+  case "${words[i]}" in
+    *.py) break ;; # what follows is for the script
+    -H | --hostfile)
+      hostfile=${words[i + 1]:-}
+      hostfile_at=$i
+      ;;
+    --hostfile=*)
+      hostfile=${words[i]#*=}
+      hostfile_at=$i
+      ;;
+    --ssh_port) ssh_port=(-p "${words[i + 1]:-}") ;;
+    --ssh_port=*) ssh_port=(-p "${words[i]#*=}") ;;
+  esac
+done
+used_hostfile=$hostfile
+if [ -n "$hostfile" ]; then
+  own_bin="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin"
+  if ! cpo_ds=$(command -v cpo-ds || command -v "$own_bin/cpo-ds"); then
+    echo "supervise.sh: there is no cpo-ds, which looks for the hosts of $hostfile that are left" \
+      "after a fault; run: source .venv/bin/activate" >&2
+    exit 2
+  fi
+  left_hosts=$(mktemp) || exit
+  trap 'rm -f "$left_hosts"' EXIT
+fi
+
+names_of_hosts() { awk '/^[^#]/ && NF { print $1 }' "$1"; }
 
 # The command runs in a session of its own, in which only the ranks listen to SIGUSR1.
 start() {
   (
     trap '' USR1
+    export "$mark=$run_name"
+    # A host without power does not close its connections, and ssh would wait for it for ever.
+    keep_alive="-o ServerAliveInterval=15 -o ServerAliveCountMax=3"
+    export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:+$PDSH_SSH_ARGS_APPEND }$keep_alive"
     exec setsid "$@"
   ) &
   command_pid=$!
 }
 
-# Asks the ranks on this host, which tell the others; where there is none, the launcher.
+# For sh, on any host: asks the ranks of this run there; fails where there is none.
+# shellcheck disable=SC2016
+ask_ranks='
+ranks=$(grep -lsz "^$1\$" /proc/[0-9]*/environ | xargs -r grep -lszE "^(OMPI_COMM_WORLD_)?RANK=" |
+  cut -d/ -f3)
+[ -n "$ranks" ] && { kill -USR1 $ranks; true; }
+'
+
+# Asks the ranks on one host, which tell the others; where there is none, the launcher.
 ask_to_stop() {
-  local pid found=
+  local host
   stop=$1
   [ -n "$command_pid" ] || return 0
-  for pid in $(ps -o pid= -s "$command_pid"); do
-    if grep -qz '^RANK=' "/proc/$pid/environ" 2>/dev/null; then
-      kill -USR1 "$pid" 2>/dev/null && found=yes
-    fi
-  done
-  [ -n "$found" ] || kill -TERM "$command_pid" 2>/dev/null
+  sh -s "$mark=$run_name" <<<"$ask_ranks" 2>/dev/null && return
+  if [ -n "$hostfile" ]; then
+    for host in $(names_of_hosts "$used_hostfile"); do
+      ssh -o BatchMode=yes -o ConnectTimeout=10 "${ssh_port[@]}" "$host" \
+        sh -s "$mark=$run_name" <<<"$ask_ranks" 2>/dev/null && return
+    done
+  fi
+  kill -TERM "$command_pid" 2>/dev/null
+}
+
+# Puts the hostfile of those that can take part in the place of the one that was given. False where
+# they are too few.
+choose_hosts() {
+  local said count all
+  said=$("$cpo_ds" doctor --hostfile "$hostfile" "${ssh_port[@]/#-p/--ssh-port}" \
+    --reachable-only --write "$left_hosts" 2>&1) || : >"$left_hosts"
+  count=$(names_of_hosts "$left_hosts" | wc -l)
+  all=$(names_of_hosts "$hostfile" | wc -l)
+  if [ "$count" -lt "$all" ]; then
+    echo "$said" >&2
+  fi
+  if [ "$count" -lt "$min_hosts" ] || [ "$count" -eq 0 ]; then
+    echo "supervise.sh: not started: --min-hosts is $min_hosts." >&2
+    return 1
+  fi
+  used_hostfile=$left_hosts
+  local instead=(--hostfile "$left_hosts")
+  # Without it DeepSpeed takes the only host of a hostfile for this one.
+  if [ "$count" -eq 1 ] && [[ "${words[*]:0:hostfile_at}" == *deepspeed* ]]; then
+    instead+=(--force_multi)
+  fi
+  local after=$((hostfile_at + 2))
+  [[ "${words[hostfile_at]}" != *=* ]] || after=$((hostfile_at + 1))
+  command=("${words[@]:0:hostfile_at}" "${instead[@]}" "${words[@]:after}")
 }
 
 for signal in TERM INT USR1; do
@@ -69,8 +157,16 @@ for signal in TERM INT USR1; do
   trap "ask_to_stop SIG$signal" "$signal"
 done
 
-for ((attempt = 0; ; attempt++)); do
-  start "$@"
+give_up_if_stopped() {
+  if [ -n "$stop" ]; then
+    echo "supervise.sh: asked to stop by $stop; the command ended with exit code $code." >&2
+    exit "$code"
+  fi
+}
+
+command=("$@")
+for ((attempt = 0; ; )); do
+  start "${command[@]}"
   while :; do
     wait "$command_pid"
     code=$?
@@ -80,18 +176,18 @@ for ((attempt = 0; ; attempt++)); do
   case $code in
     0 | 2 | 3 | 4) exit "$code" ;;
   esac
-  if [ -n "$stop" ]; then
-    echo "supervise.sh: asked to stop by $stop; the command ended with exit code $code." >&2
-    exit "$code"
-  fi
-  if [ "$attempt" -ge "$restarts" ]; then
-    echo "supervise.sh: exit code $code, and $restarts restart(s) did not help; giving up." >&2
-    exit "$code"
-  fi
-  echo "supervise.sh: exit code $code; restart $((attempt + 1)) of $restarts in $pause s." >&2
-  sleep "$pause" &
-  wait $!
-  if [ -n "$stop" ]; then
-    exit "$code"
-  fi
+  while :; do
+    give_up_if_stopped
+    if [ "$attempt" -ge "$restarts" ]; then
+      echo "supervise.sh: exit code $code, and $restarts restart(s) did not help; giving up." >&2
+      exit "$code"
+    fi
+    attempt=$((attempt + 1))
+    echo "supervise.sh: exit code $code; restart $attempt of $restarts in $pause s." >&2
+    sleep "$pause" &
+    wait $!
+    give_up_if_stopped
+    [ -n "$hostfile" ] && ! choose_hosts || break
+  done
+  give_up_if_stopped
 done

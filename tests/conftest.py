@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +15,12 @@ def export_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     from export_runs import run_all  # here, for the sake of tests that need none of its imports
 
     return run_all(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="session")
+def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHosts]:
+    """Two hosts for tests that leave them as they were."""
+    if (reason := reason_against()) is not None:
+        pytest.skip(reason)
+    with simulated_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
+        yield hosts

@@ -1,0 +1,210 @@
+"""Runs over two hosts, each with an address, a name, processes and an sshd of its own.
+
+Nothing tells the ranks about the network: they find their way as on a real cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from launch import ENVIRONMENT, REPOSITORY, TRAIN, finish, main_on_ranks
+from runs import lines, small_recipe, wait_for_step
+from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
+
+pytestmark = pytest.mark.multinode
+# What the tests of one host set too, here as a user says it to all hosts.
+CARRIED = {k: v for k, v in ENVIRONMENT.items() if k not in ("PATH", "CUDA_VISIBLE_DEVICES")}
+SUPERVISE = ["bash", "scripts/supervise.sh", "--pause", "0"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_recipe(tmp_path_factory.mktemp("multinode"), checkpoint={"every_steps": 1})
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> list[dict[str, Any]]:
+    """What an undisturbed run on two ranks of one host writes down."""
+    output = recipe.parent / "whole"
+    for done in main_on_ranks("--config", recipe, "--output_dir", output, ranks=2):
+        assert done.code == 0, done.output
+    return lines(output)
+
+
+def start(
+    hosts: SimulatedHosts,
+    recipe: Path,
+    output: Path,
+    *options: object,
+    at: int = 0,
+    supervised: bool = False,
+) -> subprocess.Popen[str]:
+    """Starts a run from a host, the first or another."""
+    carried = recipe.parent / "environment"
+    values = CARRIED | {"TEAM": "blue"}
+    carried.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    program = [sys.executable, "-m", "deepspeed.launcher.runner", "-q"]
+    script = [TRAIN, "--config", recipe, "--output_dir", output]
+    command = [*(SUPERVISE if supervised else []), *program, *options, *script]
+    return hosts.start(at, command, DS_ENV_FILE=str(carried), **CARRIED)
+
+
+def ranks_on(hosts: SimulatedHosts, host_index: int) -> list[psutil.Process]:
+    names = {"RANK", "OMPI_COMM_WORLD_RANK"}
+    return [p for p in hosts.processes(host_index) if names & p.environ().keys()]
+
+
+def assert_begins_like(output: Path, whole: list[dict[str, Any]], steps: int) -> None:
+    """So far the run is that of one host, bit for bit."""
+    written = lines(output)
+    assert written == whole[: len(written)]
+    assert written[-1]["step"] >= steps
+
+
+def assert_ends_like(output: Path, whole: list[dict[str, Any]]) -> None:
+    """The same pairs in each step, and all numbers to 1e-4: fewer ranks sum in another order."""
+    written = lines(output)
+    assert [line.get("pairs") for line in written] == [line.get("pairs") for line in whole]
+    for line, expected in zip(written, whole, strict=True):
+        assert flat(line) == pytest.approx(flat(expected), rel=1e-4, abs=1e-4)
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers in one level, without what follows from the packing, which is for so many ranks."""
+    found = {}
+    for name, value in values.items():
+        inner = flat(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{name}/{rest}": number for rest, number in inner.items()}
+    return {name: number for name, number in found.items() if name != "padded_tokens/"}
+
+
+def test_openmpi_one_hosts_ranks_killed_and_resumed_on_the_other(
+    two_hosts: SimulatedHosts, recipe: Path, whole: list[dict[str, Any]]
+) -> None:
+    if shutil.which("mpirun") is None:
+        pytest.skip("needs mpirun (Debian: openmpi-bin)")
+    output = recipe.parent / "openmpi"
+    options = ["--launcher", "openmpi"]
+    if os.geteuid() == 0:
+        options += ["--launcher_args=--allow-run-as-root"]
+    run = start(two_hosts, recipe, output, "-H", two_hosts.write_hostfile([1, 1]), *options)
+    wait_for_step(run, output, 5)
+    [rank] = ranks_on(two_hosts, 1)
+    assert rank.environ()["TEAM"] == "blue"
+    rank.kill()
+    done = finish(run)
+    assert done.code not in (0, 2), done.output
+    assert not ranks_on(two_hosts, 0)
+    assert_begins_like(output, whole, steps=5)
+
+    done = finish(start(two_hosts, recipe, output, "-H", two_hosts.write_hostfile([1])))
+    assert done.code == 0, done.output
+    assert "resumed from" in done.output and "on 1 rank(s)" in done.output
+    assert_ends_like(output, whole)
+
+
+def test_pdsh_supervised_run_is_stopped_and_survives_its_host(
+    tmp_path: Path, recipe: Path, whole: list[dict[str, Any]]
+) -> None:
+    """SIGTERM to the script saves on both hosts; then one loses power while the run goes on.
+
+    The script runs on a third host without ranks, such as a login node.
+    """
+    if (reason := reason_against()) is not None:
+        pytest.skip(reason)
+    output = recipe.parent / "pdsh"
+    with simulated_hosts(tmp_path, 3) as hosts:
+        hostfile = hosts.write_hostfile([1, 1])
+        run = start(hosts, recipe, output, "--hostfile", hostfile, at=2, supervised=True)
+        wait_for_step(run, output, 2)
+        [rank] = ranks_on(hosts, 1)
+        assert rank.environ()["TEAM"] == "blue"
+        os.kill(run.pid, signal.SIGTERM)
+        done = finish(run)
+        assert done.code == 4 and "asked to by SIGUSR1" in done.output, done.output
+        stopped_at = lines(output)[-1]["step"]
+        assert f"step-{stopped_at:08}" in done.output
+        assert not ranks_on(hosts, 0) + ranks_on(hosts, 1)
+
+        run = start(hosts, recipe, output, "--hostfile", hostfile, at=2, supervised=True)
+        wait_for_step(run, output, stopped_at + 2)
+        hosts.kill(1)
+        assert_begins_like(output, whole, steps=stopped_at + 2)
+        done = finish(run)
+    assert done.code == 0, done.output
+    assert "left out: host-b" in done.output and "restart 1 of 3" in done.output
+    assert "on 1 rank(s)" in done.output
+    assert_ends_like(output, whole)
+
+
+def test_a_host_that_is_back_is_used_again(two_hosts: SimulatedHosts) -> None:
+    """Below --min-hosts no start is made."""
+    hostfile = two_hosts.write_hostfile([1, 3])
+    command = ["--min-hosts", "2", "bash", "-c", 'echo started; cat "$2"; exit 7', "run"]
+    two_hosts.cut(1)
+    try:
+        run = two_hosts.start(0, [*SUPERVISE, *command, "--hostfile", hostfile])
+        assert run.stdout is not None
+        said = ""
+        while "not started" not in said:
+            said += (line := run.stdout.readline())
+            assert line, said
+    finally:
+        two_hosts.mend(1)
+    said += finish(run).output
+    assert run.returncode == 7
+    assert said.count("left out: host-b") == 1 and "1 of 2 hosts can take part: host-a" in said
+    assert said.count("started\nhost-a slots=1\nhost-b slots=3\n") == 3  # first, restarts 2 and 3
+
+
+def test_nothing_of_the_hosts_is_left(tmp_path: Path) -> None:
+    """Also where the program that made them is killed."""
+    if (reason := reason_against()) is not None:
+        pytest.skip(reason)
+    devices = sorted(os.listdir("/sys/class/net"))
+    with pytest.raises(ZeroDivisionError), simulated_hosts(tmp_path / "raised") as hosts:
+        hosts.limit(100, 1)
+        hosts.start(1, ["setsid", "sleep", "1000"], MADE_FOR=str(tmp_path))
+        assert len(processes_of(tmp_path)) > 4  # two hosts' first processes and sshds, sleep
+        1 / 0  # noqa: B018
+    assert processes_of(tmp_path) == []
+
+    script = """if True:
+        import pathlib, sys, time
+        sys.path.insert(0, "benchmarks")
+        import simulated_hosts
+        with simulated_hosts.simulated_hosts(pathlib.Path(sys.argv[1])):
+            print("made", flush=True)
+            time.sleep(100)"""
+    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
+    maker = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert maker.stdout is not None and maker.stdout.readline() == "made\n"
+    assert len(processes_of(tmp_path)) > 4
+    maker.kill()
+    maker.communicate()
+    deadline = time.monotonic() + 60
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(tmp_path) == []
+    assert sorted(os.listdir("/sys/class/net")) == devices
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Processes that were told of a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            told = [*process.cmdline(), *process.environ().values()]
+            if process.pid != os.getpid() and any(str(folder) in text for text in told):
+                found.append(f"{process.pid}: {process.cmdline()}")
+    return found
