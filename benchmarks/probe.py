@@ -59,6 +59,7 @@ class Probe:
         self._on_gpu = torch.cuda.is_available()
         self._ticks: list[float] = []
         self._cpu_ticks: list[float] = []
+        self._thread_ticks: list[float] = []
         self._peak = self._reserved = 0.0
         self.libraries_gib = 0.0
         self.losses: list[Any] = []  # a float or a scalar tensor per step
@@ -73,6 +74,7 @@ class Probe:
             torch.cuda.synchronize()
         self._ticks.append(time.perf_counter())
         self._cpu_ticks.append(time.process_time())
+        self._thread_ticks.append(time.thread_time())
         is_last = len(self._ticks) == self._steps
         if is_last:
             self._peak = memory_peak()
@@ -83,7 +85,8 @@ class Probe:
         """Everything measured up to the last step, for the results file.
 
         `cpu_seconds` are those of all threads: less troubled than `seconds` by other programs on
-        the machine, where the number of threads is one.
+        the machine, where the number of threads is one. `thread_seconds` are those of the thread
+        that trains, which has none while it waits for another rank.
         """
         first = self._warmup_steps - 1
         steps = [later - sooner for sooner, later in pairwise(self._ticks[first:])]
@@ -91,6 +94,7 @@ class Probe:
         return {
             "seconds": sum(steps),
             "cpu_seconds": self._cpu_ticks[-1] - self._cpu_ticks[first],
+            "thread_seconds": self._thread_ticks[-1] - self._thread_ticks[first],
             "step_seconds": [round(seconds, 4) for seconds in steps],
             "step_seconds_p20": round(float(p20), 4),
             "step_seconds_p50": round(float(p50), 4),

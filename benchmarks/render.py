@@ -29,6 +29,8 @@ RENDERERS = {
     "head": "ablation_report",
     "planner": "planner_report",
     "scoring": "scoring_report",
+    "link": "link_report",
+    "ranks": "rank_report",
 }
 HEADLINE = RESULTS / "memory_vs_dpo_smollm2-135m_cpu.jsonl"  # the README's table is made of it
 BEGIN, END = "<!-- results: written by benchmarks/render.py -->\n", "<!-- /results -->"

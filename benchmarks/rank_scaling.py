@@ -1,0 +1,249 @@
+"""Weak and strong scaling: pairs a second and memory on 1, 2, ... ranks of one host.
+
+    python benchmarks/rank_scaling.py             # ranks 1 to 4; on a GPU host as many as GPUs
+    python benchmarks/rank_scaling.py --quick     # a tiny shape, 1 and 2 ranks
+
+Strong: the same pairs a step on all numbers of ranks. Weak: as many pairs for each rank. Each run
+is a set of fresh processes of this trainer's real loop. Runs on the same pairs must have the same
+losses, whatever their ranks and ZeRO stage: the command fails where they have not. Writes a line
+per run to OUT.jsonl, then OUT.md and a chart beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from fresh import Results, at_least_one, results_file, run_and_render, set_threads
+from jobs import Job
+from processes import judge
+from rank_report import different_losses
+from render import read_lines
+from synthetic import Lengths, rows_of_numbers, save_random_model
+from workload import write_rows
+
+from cpo_ds.model.shapes import SHAPES, shape_config
+from cpo_ds.schema import UserError
+
+BENCHMARK = "ranks"
+PAIR = Lengths(64, 48, 48, 0)
+WORKER = Path(__file__).with_name("worker.py")
+_FAILED = 1
+
+
+def main(argv: list[str]) -> int:
+    """Runs the benchmark; returns the exit code: 1 where losses differ that must be equal."""
+    written: list[Path] = []
+
+    def run(folder: Path) -> Results:
+        results = run_all(parse(argv), folder)
+        written.append(results.file)
+        return results
+
+    code = run_and_render("rank_scaling", run)
+    for text in different_losses(read_lines(written[0])) if code == 0 else ():
+        print(f"rank_scaling: {text}", file=sys.stderr)
+        code = _FAILED
+    return code
+
+
+def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
+    """All runs, numbers of ranks and configurations taking turns."""
+    save_random_model(arguments.shape, folder / "model", arguments.dtype, arguments.seed)
+    about = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
+    cores = len(os.sched_getaffinity(0))
+    results = Results(arguments.out, about | {"cores": cores})
+    for repeat in range(arguments.repeats):
+        for scaling in ("strong", "weak"):
+            for ranks in arguments.ranks:
+                for name in arguments.deepspeed:
+                    pairs = arguments.pairs
+                    if scaling == "weak":
+                        pairs = arguments.pairs_per_rank * ranks
+                    job = make_job(arguments, folder, name, pairs, repeat)
+                    measured = run_on_ranks(job, ranks, folder, arguments.timeout)
+                    line = job.settings() | {"scaling": scaling, "ranks": ranks} | measured
+                    print(summary(results.add(line)), flush=True)
+    return results
+
+
+def make_job(
+    arguments: argparse.Namespace, folder: Path, deepspeed: str, pairs: int, repeat: int
+) -> Job:
+    """A run with so many pairs a step; runs with as many train on the same ones."""
+    steps = arguments.warmup_steps + arguments.steps
+    vocabulary = SHAPES[arguments.shape]["vocab_size"]
+    rows = rows_of_numbers([PAIR] * (steps * pairs), vocabulary, arguments.seed)
+    return Job(
+        method="cpo",
+        training="full",
+        repeat=repeat,
+        sequence_length=None,
+        model=str(folder / "model"),
+        rows=write_rows(rows, folder / "rows.json"),
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        pairs_per_step=pairs,
+        warmup_steps=arguments.warmup_steps,
+        timed_steps=arguments.steps,
+        tokens_per_rank=arguments.pairs_per_rank * PAIR.unique,
+        max_tokens=PAIR.prompt + PAIR.chosen,
+        learning_rate=1e-5,
+        lora_rank=16,
+        lora_targets=["down_proj"],
+        gradient_checkpointing=False,
+        deepspeed=deepspeed,
+        memory_limit_gib=None,
+        seed=arguments.seed,
+    )
+
+
+def run_on_ranks(job: Job, ranks: int, folder: Path, timeout: float) -> dict[str, Any]:
+    """Runs a job in a fresh process for each rank; what rank 0 measured, or {"error": why not}.
+
+    `waiting` of the ranks is added on a CPU: the share of the timed steps in which the thread that
+    trains had no processor, as it waited for a collective or, where ranks share cores, for a core.
+    Raises `UserError` where a rank did.
+    """
+    (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    running, files = [], []
+    try:
+        for rank in range(ranks):
+            own = place | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+            result, log = (folder / f"{rank}.{what}" for what in ("result", "log"))
+            result.unlink(missing_ok=True)
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [sys.executable, str(WORKER), str(folder / "job.json"), str(result)],
+                    env=os.environ | {name: str(value) for name, value in own.items()},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            running.append(process)
+            files.append((result, log))
+        _wait(running, timeout)
+        codes = [process.poll() for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    outcomes = []
+    for code, (result, log) in zip(codes, files, strict=True):
+        measured = json.loads(result.read_text(encoding="utf-8")) if code == 0 else {}
+        outcomes.append((code, log.read_text(encoding="utf-8", errors="replace"), measured))
+    failed_first = sorted(outcomes, key=lambda outcome: not outcome[0])
+    judged = judge(outcomes if not any(codes) else failed_first, timeout)
+    print(judged.pop("output", ""), end="", flush=True)
+    if "error" not in judged and not torch.cuda.is_available():
+        shares = [1 - one["thread_seconds"] / one["seconds"] for _, _, one in outcomes]
+        judged["waiting"] = [round(share, 4) for share in shares]
+    if "error" not in judged:
+        pairs = job.timed_steps * job.pairs_per_step
+        judged["pairs_per_second"] = round(pairs / judged["seconds"], 4)
+    return judged
+
+
+def _wait(running: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
+    """Until all have ended, one has failed and the others had a moment, or the time is up."""
+    deadline = time.monotonic() + timeout
+    while any(process.poll() is None for process in running):
+        if any(process.poll() for process in running):
+            deadline = min(deadline, time.monotonic() + 2)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+
+
+def summary(line: dict[str, Any]) -> str:
+    """A line for the terminal."""
+    what = f"{line['scaling']}, {line['deepspeed']}, {line['ranks']} rank(s)"
+    if "error" in line:
+        return f"{what}: {line['error']}"
+    rate, memory = line["pairs_per_second"], line["peak_memory_gib"]
+    return f"{what}: {rate:.2f} pairs/s, {memory:.2f} GiB"
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises `UserError` for values out of range."""
+    parser = argparse.ArgumentParser(
+        description="Weak and strong scaling over the ranks of one host.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--shape", help=f"random weights of a shape: {', '.join(SHAPES)} (llama-25m)")
+    add("--ranks", nargs="+", type=int, metavar="N",
+        help="numbers of ranks (1 2 3 4; with GPUs 1, 2, 4, ... up to all)")  # fmt: skip
+    add("--deepspeed", nargs="+", metavar="FILE", help="DeepSpeed files "
+        "(ds_configs/zero0.json ds_configs/zero3.json)")  # fmt: skip
+    add("--pairs-per-rank", type=int, default=3, help="pairs of a step for each rank, weak "
+        "scaling; in both, the most of a micro-batch (3)")  # fmt: skip
+    add("--pairs", type=int, help="pairs of a step, strong scaling (as many as in weak scaling on "
+        "the most ranks, or some more that all numbers of ranks share evenly)")  # fmt: skip
+    add("--steps", type=int, default=3, help="steps on the clock (3)")
+    add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
+    add("--repeats", type=int, default=1, help="sets of processes for each point (1)")
+    add("--threads", type=int, default=1, help="CPU threads of each rank (1)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add("--seed", type=int, default=42, help="of weights and pairs (42)")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a run (600)")
+    add("--quick", action="store_true", help="a tiny shape, 1 and 2 ranks, one step")
+    add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
+        "beside it (benchmarks/results/ranks_SHAPE_DEVICE.jsonl)")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.shape = arguments.shape or "tiny"
+        arguments.ranks = arguments.ranks or [1, 2]
+        arguments.steps = 1
+    arguments.shape = arguments.shape or "llama-25m"
+    shape_config(arguments.shape)
+    arguments.ranks = sorted(set(arguments.ranks or default_ranks()))
+    arguments.deepspeed = arguments.deepspeed or [f"ds_configs/zero{n}.json" for n in (0, 3)]
+    check(arguments)
+    set_threads(arguments.threads)
+    arguments.out = results_file(arguments.out, BENCHMARK, arguments.shape)
+    return arguments
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for values out of range; fills in the pairs of strong scaling."""
+    names = ("pairs_per_rank", "pairs", "steps", "warmup_steps", "repeats", "threads")
+    at_least_one(ranks=min(arguments.ranks), **{n: getattr(arguments, n) for n in names})
+    even = math.lcm(*arguments.ranks)
+    if arguments.pairs is None:
+        arguments.pairs = even * -(-arguments.pairs_per_rank * max(arguments.ranks) // even)
+    if arguments.pairs % even:
+        raise UserError(
+            f"--pairs is {arguments.pairs}, which {', '.join(map(str, arguments.ranks))} ranks do "
+            f"not share evenly; take a multiple of {even}."
+        )
+    gpus = torch.cuda.device_count()
+    if gpus and max(arguments.ranks) > gpus:
+        raise UserError(f"--ranks {max(arguments.ranks)}: this host has {gpus} GPU(s).")
+
+
+def default_ranks() -> list[int]:
+    """1 to 4; with GPUs 1, 2, 4, ... and all of them."""
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return [1, 2, 3, 4]
+    return [*(2**n for n in range(gpus.bit_length()) if 2**n < gpus), gpus]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
