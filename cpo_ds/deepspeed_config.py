@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from cpo_ds.config import Config
+from cpo_ds.partitioning import HPZ, QWZ, group_size, why_no_quantizer
+from cpo_ds.places import Place, place
 from cpo_ds.schema import UserError
 
 # What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
@@ -37,11 +38,26 @@ _TAKEN = (
     "wall_clock_breakdown", "memory_breakdown", "timers", "checkpoint",
 )  # fmt: skip
 
+# What a DeepSpeed file must not switch on; docs/configurations.md says more of each.
+_REFUSED = {
+    "mics_shard_size": "DeepSpeed has no MiCS any more; ds_configs/zero3-hierarchical.json keeps a "
+    "copy of the weights on each host",
+    "mics_hierarchical_params_gather": "DeepSpeed has no MiCS any more",
+    "zeropp_loco_param": "DeepSpeed has no LoCo any more",
+    "zero_quantized_gradients": "DeepSpeed's kernel takes bfloat16 for float16, and its sums over "
+    "a host are not divided as those of other gradients are, so what is trained would be wrong",
+    "zero_quantized_nontrainable_weights": "DeepSpeed keeps frozen weights as int8 in float16 "
+    "models only, and only where a program calls it for it, which this one does not",
+}
+
 _LOAD_UNIVERSAL = "load_universal"  # in DeepSpeed's checkpoint section; the run decides it
 
 
-def read_deepspeed_config(config: Config) -> dict[str, Any]:
-    """The JSON file, with what the recipe decides filled in. Raises `UserError` for a bad file."""
+def read_deepspeed_config(config: Config, planned: Place | None = None) -> dict[str, Any]:
+    """The JSON file, with what the recipe decides filled in. Raises `UserError` for a bad file.
+
+    With `planned` for ranks that are not here, so that this machine need not have their devices.
+    """
     path = find_file(config.deepspeed)
     if path is None:
         raise UserError(f"deepspeed: there is no file {config.deepspeed}; see ds_configs/.")
@@ -50,17 +66,17 @@ def read_deepspeed_config(config: Config) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     _check_settings(settings, path)
-    if config.model.dtype == "float16" and not torch.cuda.is_available():
+    here = planned or place()
+    zero = settings["zero_optimization"]
+    if HPZ in zero:
+        settings["zero_optimization"] = zero = zero | {HPZ: group_size(zero[HPZ], here, path)}
+    if planned is None:
+        _check_devices(config, zero, path)
+    if zero.get(HPZ, 1) > 1 and config.loss.takes_reference_from("model"):
         raise UserError(
-            "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
-        )
-    hierarchical = settings["zero_optimization"].get("zero_hpz_partition_size", 1) > 1
-    if hierarchical and config.loss.takes_reference_from("model"):
-        raise UserError(
-            f"{path} sets zero_hpz_partition_size, with which DeepSpeed loads no second model; set "
+            f"{path} sets {HPZ}, with which DeepSpeed loads no second model; set "
             "loss.reference to precomputed, or to adapter with a lora section."
         )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
     return settings | {
         # Micro-batches hold as many pairs as fit, so DeepSpeed is told nothing of their number:
@@ -68,12 +84,26 @@ def read_deepspeed_config(config: Config) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         "gradient_accumulation_steps": 1,
         "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": world_size,
+        "train_batch_size": here.world_size,
         "gradient_clipping": config.optim.max_grad_norm,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         **({precision: {"enabled": True}} if precision else {}),
     }
+
+
+def _check_devices(config: Config, zero: dict[str, Any], path: Path) -> None:
+    """Refuses what this machine has no device or compiler for."""
+    if config.model.dtype == "float16" and not torch.cuda.is_available():
+        raise UserError(
+            "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
+        )
+    reason = why_no_quantizer() if zero.get(QWZ) else None
+    if reason is not None:
+        raise UserError(
+            f"{path} sets {QWZ}, for which CUDA kernels must run: {reason}; or take "
+            "ds_configs/zero3-hierarchical.json, which is exact and needs none."
+        )
 
 
 def _check_settings(settings: Any, path: Path) -> None:
@@ -83,14 +113,36 @@ def _check_settings(settings: Any, path: Path) -> None:
             raise UserError(
                 f"{path} sets {key}, which the recipe decides ({_FILLED_IN[key]}); remove it."
             )
+        if "sequence_parallel" in key or "seq_parallel" in key or "ulysses" in key:
+            raise UserError(
+                f"{path} sets {key}, but there is no sequence parallelism here: a row is made of "
+                "short pairs that do not see each other, and ranks already divide it between pairs "
+                "(docs/configurations.md); remove it."
+            )
         if key not in _TAKEN:
             closest = difflib.get_close_matches(key, _TAKEN, n=1)
             meant = f" (did you mean {closest[0]}?)" if closest else ""
             raise UserError(f"{path}: unknown key {key}{meant}; known are {', '.join(_TAKEN)}.")
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
         raise UserError(f"{path} must be a JSON object with zero_optimization; see ds_configs/.")
+    _check_zero(settings["zero_optimization"], path)
+    checkpoint = settings.get("checkpoint", {"use_node_local_storage": False})
+    if not isinstance(checkpoint, dict) or list(checkpoint) != ["use_node_local_storage"]:
+        raise UserError(
+            f"{path}: checkpoint takes one key, use_node_local_storage (true: checkpoints on "
+            "each host's own disk); the rest is said in the recipe's checkpoint section."
+        )
+    if not isinstance(checkpoint["use_node_local_storage"], bool):
+        raise UserError(f"{path}: checkpoint.use_node_local_storage must be true or false.")
+
+
+def _check_zero(section: dict[str, Any], path: Path) -> None:
+    """Refuses what DeepSpeed would get wrong, ignore, or fail at late."""
+    for key, reason in _REFUSED.items():
+        if section.get(key):
+            raise UserError(f"{path} sets zero_optimization.{key}: {reason}; remove it.")
     try:
-        zero = DeepSpeedZeroConfig(**settings["zero_optimization"])
+        zero = DeepSpeedZeroConfig(**section)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -104,14 +156,18 @@ def _check_settings(settings: Any, path: Path) -> None:
             )
     if zero.stage == 1 and zero.overlap_comm:
         raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
-    checkpoint = settings.get("checkpoint", {"use_node_local_storage": False})
-    if not isinstance(checkpoint, dict) or list(checkpoint) != ["use_node_local_storage"]:
+    for key in (HPZ, QWZ):
+        if section.get(key, 1) not in (0, 1, False) and zero.stage != 3:
+            raise UserError(
+                f"{path} sets {key} at stage {int(zero.stage)}, where DeepSpeed ignores it; set "
+                "stage to 3, or remove it."
+            )
+    hierarchical = section.get(HPZ, 1) not in (0, 1)
+    if hierarchical and getattr(zero.offload_param, "device", "none") != "none":
         raise UserError(
-            f"{path}: checkpoint takes one key, use_node_local_storage (true: checkpoints on "
-            "each host's own disk); the rest is said in the recipe's checkpoint section."
+            f"{path} sets {HPZ} and offload_param: the second copy would be in host memory too, "
+            "and losses were seen to be wrong (DeepSpeed's issue 6926); remove one of them."
         )
-    if not isinstance(checkpoint["use_node_local_storage"], bool):
-        raise UserError(f"{path}: checkpoint.use_node_local_storage must be true or false.")
 
 
 def of_the_file(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import nn
 from cpo_ds.config import Config, OptimConfig
 from cpo_ds.deepspeed_config import zero_stage
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.partitioning import HPZ, QWZ, check_int8_parts, group_warning
 from cpo_ds.schema import PackedBatch, PairLogps
 
 
@@ -30,10 +32,14 @@ class Update:
 
 @contextmanager
 def sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
-    """Inside it, transformers splits each parameter over the ranks as it loads it (ZeRO-3 only)."""
+    """Inside it, transformers splits each parameter over the ranks as it loads it (ZeRO-3 only).
+
+    Raises `UserError` on all ranks where their groups of hierarchical partitioning do not match.
+    """
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    _check_groups(settings["zero_optimization"])
     # transformers looks at a weak reference to this object while it loads.
     keep = HfDeepSpeedConfig(settings) if zero_stage(settings) == 3 else None
     try:
@@ -41,6 +47,18 @@ def sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
     finally:
         if keep is not None:
             unset_hf_deepspeed_config()
+
+
+def _check_groups(zero: dict[str, Any]) -> None:
+    """Compares what the ranks made of `auto`; rank 0 says where groups are no hosts."""
+    if HPZ not in zero:
+        return
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, (zero[HPZ], socket.gethostname()))
+    sizes, hosts = zip(*found, strict=True)
+    warning = group_warning(sizes, hosts)
+    if warning and torch.distributed.get_rank() == 0:
+        print(f"warning: {warning}.", flush=True)
 
 
 def gather_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
@@ -79,6 +97,10 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        if settings["zero_optimization"].get(QWZ):
+            named: Iterable[tuple[str, Any]] = policy.named_parameters()
+            gathered = {name: p.ds_numel for name, p in named if not p.ds_persist}
+            check_int8_parts(gathered, self.world_size)
         if self.stage == 0 and config.model.dtype == "float32" and self.world_size == 1:
             # It would copy all gradients, twice, to add them up over this one rank.
             self.deepspeed.enable_backward_allreduce = False

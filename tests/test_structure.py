@@ -38,6 +38,7 @@ LAYERS = {
     ],
     "loss": ["losses"],
     "engine": [
+        "partitioning",
         "deepspeed_config",
         "ranks",
         "watch",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from cpo_ds.config import Config
 from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.devices import Device, device_by_name
+from cpo_ds.places import Place
 from cpo_ds.planner.communication import Cluster
 from cpo_ds.planner.estimate import PAIR_TOKENS, MemoryPlan, TimePlan, memory_plan, time_plan
 from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
@@ -95,7 +96,7 @@ def make_plan(
 ) -> Plan:
     """Estimates the recipe and all combinations of the table on `nodes` nodes of `gpus` GPUs."""
     outlines, ranks = Outlines(shape), gpus * nodes
-    zero = read_zero(config)
+    zero = read_zero(config, gpus, nodes)
     weights = outlines.weights(config)
 
     def memory_of(config: Config, zero: ZeroSettings, ranks: int = ranks) -> MemoryPlan:
@@ -116,7 +117,8 @@ def make_plan(
     table = []
     for training, variant in (("full", full_variant(config)), ("LoRA", lora_variant(config))):
         for name in TABLE_FILES:
-            settings = read_zero(config.model_copy(update={"deepspeed": f"ds_configs/{name}.json"}))
+            file = config.model_copy(update={"deepspeed": f"ds_configs/{name}.json"})
+            settings = read_zero(file, gpus, nodes)
             table.append(Cell(name, training, memory_of(variant, settings)))
     plan = Plan(
         config, shape or config.model.name_or_path, zero, weights, ranks, memory, time, device,
@@ -125,12 +127,13 @@ def make_plan(
     return replace(plan, advice=_advice(plan, memory_of))
 
 
-def read_zero(config: Config) -> ZeroSettings:
-    """The recipe's DeepSpeed file. Raises `UserError` as training does."""
-    # float16 trains on GPUs alone, which are not needed to plan.
-    model = config.model.model_copy(update={"dtype": "bfloat16"})
-    settings = read_deepspeed_config(config.model_copy(update={"model": model}))
-    return zero_settings(settings["zero_optimization"])
+def read_zero(config: Config, gpus: int = 1, nodes: int = 1) -> ZeroSettings:
+    """The recipe's DeepSpeed file on `nodes` nodes of `gpus` GPUs, which need not be here.
+
+    Raises `UserError` as training does.
+    """
+    planned = Place("none", world_size=gpus * nodes, local_world_size=gpus)
+    return zero_settings(read_deepspeed_config(config, planned)["zero_optimization"])
 
 
 def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
