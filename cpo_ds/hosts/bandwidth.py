@@ -32,7 +32,7 @@ def bus_bandwidth(size: float, seconds: float, ranks: int) -> float:
 
 
 def groups_of(slots: Sequence[int]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """What is measured, as (kind, hosts, ranks): `within` a host, `all`, `link` of two hosts.
+    """What is measured, as (kind, hosts, ranks): `within` a host, `link` of two hosts, `all`.
 
     Links are those of the ring that an all-reduce goes round, by the first rank of each host.
     """
@@ -43,12 +43,12 @@ def groups_of(slots: Sequence[int]) -> list[tuple[str, tuple[int, ...], tuple[in
         if count > 1
     ]
     hosts = range(len(slots))
-    if len(slots) > 1:
-        groups.append(("all", tuple(hosts), tuple(range(sum(slots)))))
     for host in hosts:
         other = (host + 1) % len(slots)
         if other != host and not (len(slots) == 2 and host == 1):
             groups.append(("link", (host, other), (first[host], first[other])))
+    if len(slots) > 1:
+        groups.append(("all", tuple(hosts), tuple(range(sum(slots)))))
     return groups
 
 

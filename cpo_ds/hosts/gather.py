@@ -22,7 +22,7 @@ from cpo_ds.hosts.survey import (
 )
 
 _FACTS_SECONDS = 60.0  # checksums of the code, listings of models on slow disks, slow name servers
-_SHARING_SECONDS = 5.0  # until a file of another host has to show
+_SHARING_SECONDS = 3.0  # until a file of another host has to show
 _CONNECT_SECONDS = 4.0
 
 
@@ -42,7 +42,7 @@ def gather(party: Party, hosts: tuple[Host, ...], wanted: Wanted) -> Survey:
         paths=[str(path) for path in (wanted.folder, *wanted.data)],
         files=[str(path) for path in wanted.files],
         trees=[str(path) for path in wanted.models],
-        names=sorted({address_of(host.name) for host in hosts} | own_names),
+        hosts=sorted({address_of(host.name) for host in hosts} | own_names),
     )
     clocks = party.each(_clock)
     folders = _folders(party, wanted)
@@ -101,6 +101,9 @@ def _folders(party: Party, wanted: Wanted) -> dict[str, Folder]:
     names = {tokens[name]: name for name, answer in written.items() if not answer["problem"]}
     wait = 0.0 if wanted.local_checkpoints else _SHARING_SECONDS
     seen = party.ask("seen_tokens", folder=folder, tokens=list(names), wait=wait)
+    left, before = 1, 0
+    while left and left != before:  # a folder of one host may lie in one that another made
+        before, left = left, sum(answer["left"] for answer in party.ask("tidy").values())
     return {
         name: Folder(
             answer["problem"],

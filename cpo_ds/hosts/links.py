@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpo_ds.hosts.bandwidth import bus_bandwidth
-from cpo_ds.hosts.findings import Finding, Row
+from cpo_ds.hosts.bandwidth import bus_bandwidth, groups_of
+from cpo_ds.hosts.findings import Finding, Row, names
 from cpo_ds.hosts.hostfile import Host
 from cpo_ds.hosts.sessions import Party, PerHost
 from cpo_ds.hosts.survey import Survey
 
 _UNEVEN = 2.0  # a link that is so many times slower than the fastest is named as a fault
+_DECORATION = r"^\[rank\d+\]: (\w+Error: )?|\[\S+\.cc:\d+\] "
 _NOT_SAID = ("frame #", "[W", "[E", "terminate called")
 
 
@@ -44,9 +47,14 @@ def measure(party: Party, survey: Survey, size_mib: int, limit: int) -> tuple[Ro
         limit=limit,
     )
     results = parse(answers, hosts, size)
-    lost = {name: f"{error.what}" for name, error in party.lost.items()}
-    problems = lost | {name: said for name, answer in answers.items() if (said := _problem(answer))}
-    return row(results, problems, limit), results
+    missing = [
+        _place(kind, [hosts[i].name for i in members])
+        for kind, members, _ in groups_of([host.slots for host in hosts])
+        if (kind, tuple(hosts[i].name for i in members)) not in {(r.kind, r.hosts) for r in results}
+    ]
+    said = {name: error.what for name, error in party.lost.items()}
+    said |= {name: text for name, answer in answers.items() if (text := _last_words(answer))}
+    return row(results, missing, said, limit), results
 
 
 def _environments(hosts: Sequence[Host], survey: Survey) -> dict[str, list[dict[str, str]]]:
@@ -83,22 +91,23 @@ def parse(answers: dict[str, dict[str, Any]], hosts: Sequence[Host], size: int) 
     return results
 
 
-def _problem(answer: dict[str, Any]) -> str:
-    """What the first rank that failed said last, or nothing."""
-    failed = [i for i, code in enumerate(answer["codes"]) if code != 0]
+def _last_words(answer: dict[str, Any]) -> str:
+    """What the first rank that failed said last; nothing where none failed of itself."""
+    ended_here = (None, 0, -signal.SIGKILL, -signal.SIGALRM)
+    failed = [i for i, code in enumerate(answer["codes"]) if code not in ended_here]
     lines = [
         line.strip()
         for i in failed
         for line in answer["outputs"][i].splitlines()
         if line.strip() and not line.startswith(('{"kind"', *_NOT_SAID))
     ]
-    if not failed:
-        return ""
-    return lines[-1][:200] if lines else "it was not done in time"
+    return re.sub(_DECORATION, "", lines[-1])[:200] if lines else ""
 
 
-def row(results: Sequence[Result], problems: dict[str, str], limit: int) -> Row:
-    """The figures, with the slowest link named."""
+def row(
+    results: Sequence[Result], missing: Sequence[str], said: Mapping[str, str], limit: int
+) -> Row:
+    """The figures, with the slowest link named; `said` by hosts whose ranks failed."""
     parts = []
     findings = []
     for kind, title in (("within", "within hosts"), ("link", "between hosts")):
@@ -112,35 +121,43 @@ def row(results: Sequence[Result], problems: dict[str, str], limit: int) -> Row:
     whole = next((r for r in results if r.kind == "all"), None)
     if whole is not None:
         parts.append(f"over all ranks {_figure(whole)}")
-    for host, said in list(problems.items())[:1]:
+    if missing or said:
+        failed = "; ".join(f"{host}: {text}" for host, text in list(said.items())[:1])
+        reason = f" ({failed})" if failed else f" within {limit} s"
         findings.append(
             Finding(
-                (host,),
-                f"an all-reduce was not done within {limit} s: {said}",
-                "put NCCL_DEBUG=INFO or TORCH_DISTRIBUTED_DEBUG=DETAIL into .deepspeed_env and run "
-                "this again; a slow network wants a smaller --size",
+                (),
+                f"all-reduces were not done{reason}: {names(missing)}",
+                "see what ranks say with NCCL_DEBUG=INFO or TORCH_DISTRIBUTED_DEBUG=DETAIL in "
+                ".deepspeed_env; a slow network wants a smaller --size, or a longer --limit",
             )
         )
     return Row("bandwidth", "; ".join(parts) or "not measured", tuple(findings))
 
 
 def _figure(result: Result) -> str:
+    if result.bandwidth < 0.1:
+        return f"{1024 * result.bandwidth:.3g} MiB/s"
     return f"{result.bandwidth:.3g} GiB/s"
 
 
 def _range(slowest: Result, fastest: Result) -> str:
+    place = " to ".join(slowest.hosts)
     if slowest is fastest:
-        return f"{_figure(slowest)} ({_place(slowest)})"
-    return f"{_figure(slowest)} ({_place(slowest)}, the slowest) to {_figure(fastest)}"
+        return f"{_figure(slowest)} ({place})"
+    return f"{_figure(slowest)} ({place}, the slowest) to {_figure(fastest)}"
 
 
-def _place(result: Result) -> str:
-    return " to ".join(result.hosts)
+def _place(kind: str, hosts: Sequence[str]) -> str:
+    return {"within": f"within {hosts[0]}", "link": " to ".join(hosts), "all": "over all ranks"}[
+        kind
+    ]
 
 
 def _uneven(kind: str, slowest: Result, fastest: Result) -> Finding:
     times = fastest.bandwidth / slowest.bandwidth
-    what = f"{'the link' if kind == 'link' else 'within the host'} has {_figure(slowest)}, "
-    what += f"{times:.1f} times less than {_place(fastest)} with {_figure(fastest)}"
+    what = f"{'the link between them' if kind == 'link' else 'its all-reduce'} has "
+    what += f"{_figure(slowest)}, {times:.3g} times less than {' to '.join(fastest.hosts)} with "
+    what += _figure(fastest)
     fix = "all ranks wait for it: see its cable, switch port and driver, or what else runs there"
     return Finding(slowest.hosts, what, fix, False)

@@ -53,10 +53,17 @@ def _read_requests(requests: queue.Queue[str]) -> None:
     for process in _running:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
-    for path in reversed(_made):
+    tidy()
+    os._exit(0)
+
+
+def tidy() -> dict[str, Any]:
+    """Removes what was made here; how much is left, as others still have something in it."""
+    for path in reversed(_made[:]):
         with contextlib.suppress(OSError):
             path.unlink() if path.is_file() else path.rmdir()
-    os._exit(0)
+            _made.remove(path)
+    return {"left": len(_made)}
 
 
 def clock() -> dict[str, Any]:
@@ -83,32 +90,25 @@ def _gpus() -> list[list[str]]:
     return [[value.strip() for value in line.split(",")] for line in text.splitlines() if line]
 
 
-def facts(
-    packages: list[str],
-    programs: list[str],
-    package: str,
-    paths: list[str],
-    files: list[str],
-    trees: list[str],
-    names: list[str],
-) -> dict[str, Any]:
+def facts(package: str, **names: list[str]) -> dict[str, Any]:
     """What is installed, the checkout, files, memory, network addresses."""
+    versions = {name: _version(name) for name in names["packages"]}
     return {
-        "versions": {name: version for name in packages if (version := _version(name))},
-        "programs": [name for name in programs if shutil.which(name)],
+        "versions": {name: version for name, version in versions.items() if version},
+        "programs": [name for name in names["programs"] if shutil.which(name)],
         "sources": {
             path.relative_to(package).as_posix(): _digest(path)
             for path in sorted(Path(package).rglob("*.py"))
         },
         "commit": _commit(Path(package).parent),
-        "there": [path for path in paths if os.path.exists(path)],
-        "files": {name: _digest(Path(name)) for name in files},
-        "trees": {name: _tree(Path(name)) for name in trees},
+        "there": [path for path in names["paths"] if os.path.exists(path)],
+        "files": {name: _digest(Path(name)) for name in names["files"]},
+        "trees": {name: _tree(Path(name)) for name in names["trees"]},
         "memory": _available_memory(),
         "shm": _free("/dev/shm"),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "addresses": _output("hostname", "-I").split(),
-        "resolved": _resolve(names),
+        "resolved": _resolve(names["hosts"]),
     }
 
 
@@ -175,7 +175,7 @@ def _resolve(names: list[str]) -> dict[str, list[str]]:
 
 
 def write_token(folder: str, token: str) -> dict[str, Any]:
-    """Makes a folder where it is missing, and leaves a file in it until the session ends."""
+    """Makes a folder where it is missing, and leaves a file in it, until `tidy`."""
     path = Path(folder)
     try:
         for missing in reversed([p for p in [path, *path.parents] if not p.exists()]):

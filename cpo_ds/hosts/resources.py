@@ -22,7 +22,7 @@ def slots(survey: Survey) -> Row:
             continue
         count = len(some.gpus) if any_gpu else some.cores
         device = some.gpus[0].name if some.gpus else ("GPUs" if any_gpu else "CPU cores, no GPU")
-        seen[host.name] = f"{host.slots} slots for {count} {device}"
+        seen[host.name] = f"{host.slots} slot{'s' if host.slots > 1 else ''} for {count} {device}"
         where = f"{survey.wanted.hostfile}:{host.line}"
         found = _slots_finding(host.name, host.slots, count, any_gpu, where)
         findings += [found] if found else []
