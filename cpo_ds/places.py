@@ -110,10 +110,10 @@ def tasks_per_node(text: str) -> list[int]:
 
 def first_node(text: str) -> str:
     """The first name of Slurm's list of nodes: `gpu[03-05,9],b1` -> gpu03."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", text)
+    found = re.match(r"(?:[^\[\],]|\[[^\[\]]+\])+(?=,|$)", text)
     if found is None:
         raise ValueError(f"SLURM_STEP_NODELIST is {text!r}")
-    return found[1] + (found[2] or "") + (found[3] or "")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", found[0])
 
 
 def interface_towards(master_address: str) -> str | None:
@@ -148,7 +148,7 @@ def interface_towards(master_address: str) -> str | None:
         name
         for name, address in addresses
         if not _is_loopback(address) and not address.startswith("fe80")
-        if up[name].isup and not name.startswith(virtual)
+        if up[name.partition(":")[0]].isup and not name.startswith(virtual)
     ]
     return next(iter(reachable), None)
 
