@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -18,9 +19,10 @@ import simulated_hosts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_hosts import SimulatedHosts
+from test_structure import imported_names
 
 from cpo_ds import cli
-from cpo_ds.hosts import doctor, links, sessions
+from cpo_ds.hosts import doctor, links, remote, sessions
 from cpo_ds.hosts.bandwidth import bus_bandwidth, groups_of
 from cpo_ds.hosts.findings import Finding, Row, by_value, together
 from cpo_ds.hosts.hostfile import Host, fold, hostfile_text, parse_hostfile
@@ -71,6 +73,7 @@ def test_a_bad_hostfile_is_refused_by_line(text: str, said: str) -> None:
         (["--hostfile", "{tmp}/bad"], "{tmp}/bad:1: 'a': no slots"),
         (["--hostfile", "{tmp}/good", "--write", "x"], "--write goes with --reachable-only"),
         (["--hostfile", "{tmp}/good", "--size", "0"], "--size has to be more than 0"),
+        (["--hostfile", "{tmp}/good", "--ssh-port", "70000"], "--ssh-port has to be between"),
         (["--hostfile", "{tmp}/good", "--confg", "x"], "unknown argument --confg"),
         (["--hostfile", "{tmp}/good", "--config", "{tmp}/none"], "{tmp}/none"),
     ],
@@ -536,6 +539,13 @@ def test_a_host_without_the_environment_is_named(hosts: SimulatedHosts, tmp_path
     assert done.code == 2 and f"host-b: there is no working {sys.executable}" in done.output
     assert quick.code == 2 and "no host of" in quick.output and "Traceback" not in quick.output
     assert not (tmp_path / "none").exists()
+
+
+def test_any_python_of_the_last_years_can_be_asked() -> None:
+    text = Path(remote.__file__).read_text(encoding="utf-8")
+    ast.parse(text, feature_version=(3, 8))
+    imported = {n for n in imported_names(text) if n.split(".")[0] not in sys.stdlib_module_names}
+    assert imported == set()
 
 
 def test_the_script_says_what_it_needs() -> None:

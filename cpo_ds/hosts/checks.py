@@ -119,8 +119,10 @@ def checkout(survey: Survey) -> Row:
         if theirs:
             what = f"other code than on {fold(groups[tuple(sorted(common.items()))])}: "
             what += names(files)
-        commit = next((survey.ready[n].commit for n in survey.ready if n not in hosts), "")
-        update = f"git checkout {commit[:12]}" if commit else "copy the checkout again"
+        same = next((f.commit for n, f in survey.ready.items() if n not in hosts), "")
+        update = f"git checkout {same[:12]}" if same else "copy the checkout again"
+        if same and theirs and survey.ready[hosts[0]].commit == same:
+            update = "the commit is the same: see what git status says there"
         findings.append(Finding(hosts, what, f"bring it to the same state ({update})"))
     commits = {name: f.commit[:12] or "no commit" for name, f in survey.ready.items()}
     return Row("checkout", f"{together(commits)}, {len(common)} files" if commits else "",

@@ -89,11 +89,12 @@ def _bandwidth(
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    for name in ("size", "limit", "need_disk", "need_memory"):
-        if getattr(arguments, name) < 0 or (
-            name in ("size", "limit") and not arguments.__dict__[name]
-        ):
-            raise UserError(f"--{name.replace('_', '-')} has to be more than 0.")
+    for name in ("size", "limit"):
+        if getattr(arguments, name) <= 0:
+            raise UserError(f"--{name} has to be more than 0.")
+    for name in ("master_port", "ssh_port"):
+        if not 0 < (getattr(arguments, name) or 1) < 2**16:
+            raise UserError(f"--{name.replace('_', '-')} has to be between 1 and 65535.")
     if arguments.write and not arguments.reachable_only:
         raise UserError("--write goes with --reachable-only: give both.")
     if arguments.reachable_only and arguments.recipe:

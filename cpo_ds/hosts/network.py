@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cpo_ds.hosts.findings import Finding, Row, by_value
+from cpo_ds.hosts.findings import Finding, Row, by_value, names
 from cpo_ds.hosts.hostfile import fold
 from cpo_ds.hosts.survey import Facts, Survey
 
@@ -24,7 +24,7 @@ def folder(survey: Survey) -> Row:
         text = f"{wanted.output}, on a disk of each host (use_node_local_storage)"
         return Row("folder", text, tuple(findings))
     if not is_shared and len(writable) > 1:
-        parts = "; ".join(
+        parts = names(
             f"{fold(hosts)} see{'s' if len(hosts) == 1 else ''} the files of {fold(sorted(sees))}"
             for sees, hosts in groups.items()
         )
@@ -96,13 +96,13 @@ def _has_interface(own: tuple[str, ...], named: list[str], by_prefix: bool) -> b
 def resolution(survey: Survey) -> Row:
     """Names of hosts mean the same everywhere. Over pdsh, only this host's ssh needs them."""
     wanted, ready = survey.wanted, survey.ready
-    names = [host.rpartition("@")[2] for host in survey.facts]
+    known = [host.rpartition("@")[2] for host in survey.facts]
     of_first = survey.facts.get(survey.hosts[0].name)
     by_mpi = wanted.launcher == "openmpi" and "MASTER_ADDR" not in wanted.environment
-    if by_mpi and of_first is not None and of_first.hostname not in names:
-        names.append(of_first.hostname)
+    if by_mpi and of_first is not None and of_first.hostname not in known:
+        known.append(of_first.hostname)
     findings = []
-    for name in names:
+    for name in known:
         others = {h: f for h, f in ready.items() if name not in (h.rpartition("@")[2], f.hostname)}
         needed = by_mpi and of_first is not None and name == of_first.hostname
         findings += _name_findings(name, others, needed)

@@ -21,13 +21,15 @@ def slots(survey: Survey) -> Row:
         if some is None:
             continue
         count = len(some.gpus) if any_gpu else some.cores
-        device = some.gpus[0].name if some.gpus else ("GPUs" if any_gpu else "CPU cores, no GPU")
-        seen[host.name] = f"{host.slots} slot{'s' if host.slots > 1 else ''} for {count} {device}"
+        kind = some.gpus[0].name if some.gpus else "GPUs" if any_gpu else "CPU cores"
+        plural = "s" if host.slots > 1 else ""
+        seen[host.name] = f"{host.slots} slot{plural} for {count} {kind}"
         where = f"{survey.wanted.hostfile}:{host.line}"
         found = _slots_finding(host.name, host.slots, count, any_gpu, where)
         findings += [found] if found else []
     findings += _gpu_findings(survey.facts)
-    return Row("slots", together(seen) if seen else "", tuple(findings))
+    no_gpu = "" if any_gpu else " (no GPU)"
+    return Row("slots", f"{together(seen)}{no_gpu}", tuple(findings))
 
 
 def _slots_finding(name: str, wanted: int, count: int, any_gpu: bool, where: str) -> Finding | None:
