@@ -145,7 +145,7 @@ class Session:
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
         try:
-            self._process.wait(2)
+            self._process.wait(2 if self._logged_in else 0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
