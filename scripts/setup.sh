@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Makes .venv, the virtual environment for training, tests and the demo, or updates it; with --comet
 # .venv-comet, where COMET scores: it needs older versions of libraries that training uses.
-# Returns at once when nothing has changed. Usage: bash scripts/setup.sh [--comet]
+# Returns at once when nothing has changed. Usage: bash scripts/setup.sh [--comet | --test-hosts]
+# --test-hosts installs what tests of several hosts need besides, where this is root of a machine or
+# container without systemd: elsewhere a package that brings sshd would also start it.
 # PYTHON=python3.11 bash scripts/setup.sh picks the interpreter of a new environment.
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 comet=false
+test_hosts=false
 name=.venv
 newest_python=13
 no_python=3 # exit code
@@ -14,6 +17,9 @@ if [ "${1:-}" = --comet ]; then
   comet=true
   name=.venv-comet
   newest_python=12 # COMET asks for numpy 1
+  shift
+elif [ "${1:-}" = --test-hosts ]; then
+  test_hosts=true
   shift
 fi
 venv="$PWD/$name"
@@ -76,6 +82,23 @@ apt_install() {
       apt-get install -y -q --no-install-recommends "$@"
 }
 
+# Where it does nothing the tests say what they miss and are skipped.
+install_test_hosts() {
+  local program package missing=()
+  while read -r program package; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=("$package")
+  done <<'END'
+ip iproute2
+sshd openssh-server
+ssh openssh-client
+pdsh pdsh
+mpirun openmpi-bin
+END
+  if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then
+    apt_install "${missing[@]}" || echo "They could not be installed; see $name/setup.log"
+  fi
+}
+
 make_venv() {
   local base
   rm -rf "$venv"
@@ -131,12 +154,16 @@ install() {
 
 main() {
   if [ $# -gt 0 ]; then
-    echo "$1: scripts/setup.sh takes no arguments but --comet." >&2
+    echo "$1: scripts/setup.sh takes no arguments but --comet or --test-hosts." >&2
     exit 2
   fi
   if command -v flock >/dev/null; then
     exec 9<scripts/setup.sh
     flock 9 # one set-up at a time
+  fi
+  if $test_hosts; then
+    install_test_hosts
+    return
   fi
   # Programs in a virtual environment name its folder: one that was moved or copied is of no use.
   if ! "$python" -c '' 2>/dev/null || ! grep -qF "$python" "$venv/bin/pip" 2>/dev/null; then

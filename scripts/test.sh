@@ -5,6 +5,7 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
 bash scripts/setup.sh --comet || [ $? -eq 3 ] # without a Python for COMET its tests are skipped
+bash scripts/setup.sh --test-hosts
 
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # same sums on every machine
