@@ -156,13 +156,13 @@ def _check_zero(section: dict[str, Any], path: Path) -> None:
             )
     if zero.stage == 1 and zero.overlap_comm:
         raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
-    for key in (HPZ, QWZ):
-        if section.get(key, 1) not in (0, 1, False) and zero.stage != 3:
+    hierarchical = section.get(HPZ, 1) not in (0, 1)
+    for key, is_set in ((HPZ, hierarchical), (QWZ, zero.zero_quantized_weights)):
+        if is_set and zero.stage != 3:
             raise UserError(
                 f"{path} sets {key} at stage {int(zero.stage)}, where DeepSpeed ignores it; set "
                 "stage to 3, or remove it."
             )
-    hierarchical = section.get(HPZ, 1) not in (0, 1)
     if hierarchical and getattr(zero.offload_param, "device", "none") != "none":
         raise UserError(
             f"{path} sets {HPZ} and offload_param: the second copy would be in host memory too, "
