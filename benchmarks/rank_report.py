@@ -111,7 +111,7 @@ def losses_text(lines: list[Line]) -> str:
     count = sum(len(runs) for runs in same_pairs(lines))
     wrong = different_losses(lines)
     return (
-        f"{count} runs share their pairs with another run of another number of ranks or ZeRO "
+        f"{count} rows above share their pairs with another row, of other ranks or another ZeRO "
         f"stage. Their losses differ by {most:.1e} at most (relative, any step); allowed are "
         f"{TOLERANCE[lines[0]['dtype']]:.0e}, or the command fails."
         + "".join(f" **{text.capitalize()}.**" for text in wrong)
@@ -160,4 +160,5 @@ computing": the share of the timed steps in which the thread that trains had no 
 the ranks: it waited for a collective and whoever was late for it, or for a core that another rank
 or program had. It is an upper bound of communication's share, and is not known on a GPU. Peak:
 resident in a process, or allocated on a GPU; of the rank that needed most, libraries included.
-States: weights, gradients and optimizer."""
+States: weights, gradients and optimizer. A run of both scalings, on the same pairs and ranks, was
+made once and stands in both tables."""

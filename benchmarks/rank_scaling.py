@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import torch
 from fresh import Results, at_least_one, results_file, run_and_render, set_threads
 from jobs import Job
 from processes import judge
-from rank_report import different_losses
+from rank_report import SCALINGS, different_losses
 from render import read_lines
 from synthetic import Lengths, rows_of_numbers, save_random_model
 from workload import write_rows
@@ -67,16 +68,15 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     cores = len(os.sched_getaffinity(0))
     results = Results(arguments.out, about | {"cores": cores})
     for repeat in range(arguments.repeats):
-        for scaling in ("strong", "weak"):
-            for ranks in arguments.ranks:
-                for name in arguments.deepspeed:
-                    pairs = arguments.pairs
-                    if scaling == "weak":
-                        pairs = arguments.pairs_per_rank * ranks
-                    job = make_job(arguments, folder, name, pairs, repeat)
-                    measured = run_on_ranks(job, ranks, folder, arguments.timeout)
-                    line = job.settings() | {"scaling": scaling, "ranks": ranks} | measured
-                    print(summary(results.add(line)), flush=True)
+        done: dict[Any, dict[str, Any]] = {}  # the two scalings meet in one run
+        for scaling, ranks, name in product(SCALINGS, arguments.ranks, arguments.deepspeed):
+            weak = arguments.pairs_per_rank * ranks
+            pairs = weak if scaling == "weak" else arguments.pairs
+            job = make_job(arguments, folder, name, pairs, repeat)
+            if (what := (pairs, ranks, name)) not in done:
+                done[what] = run_on_ranks(job, ranks, folder, arguments.timeout)
+            line = job.settings() | {"scaling": scaling, "ranks": ranks} | done[what]
+            print(summary(results.add(line)), flush=True)
     return results
 
 
