@@ -77,7 +77,11 @@ for ((i = 0; i < $#; i++)); do
   esac
 done
 used_hostfile=$hostfile
-if [ -n "$hostfile" ]; then
+if [ -n "$hostfile_at" ]; then
+  if ! [ -f "$hostfile" ]; then # DeepSpeed would run on this host alone
+    echo "supervise.sh: there is no hostfile ${hostfile:-(a name is missing)}." >&2
+    exit 2
+  fi
   own_bin="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin"
   if ! cpo_ds=$(command -v cpo-ds || command -v "$own_bin/cpo-ds"); then
     echo "supervise.sh: there is no cpo-ds, which looks for the hosts of $hostfile that are left" \

@@ -144,6 +144,7 @@ def test_pdsh_supervised_run_is_stopped_and_survives_its_host(
     assert done.code == 0, done.output
     assert "left out: host-b" in done.output and "restart 1 of 3" in done.output
     assert "on 1 rank(s)" in done.output
+    assert "host-a: step 8/8" in done.output  # there, not where the script runs
     assert_ends_like(output, whole)
 
 

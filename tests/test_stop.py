@@ -130,7 +130,19 @@ def test_restarts_are_bounded() -> None:
     assert "2 restart(s) did not help" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("--restarts",), ("--restarts", "x"), ("--wait", "1")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--restarts",),
+        ("--restarts", "x"),
+        ("--wait", "1"),
+        ("--min-hosts", "two"),
+        ("echo", "--hostfile", "nowhere"),
+        ("echo", "--hostfile=nowhere"),
+        ("echo", "-H"),
+    ],
+)
 def test_wrong_use_of_the_script(arguments: tuple[str, ...]) -> None:
     done = supervise(*arguments)
     assert done.returncode == 2 and done.stderr.startswith("supervise.sh: ")
