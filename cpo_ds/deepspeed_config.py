@@ -151,8 +151,8 @@ def _check_zero(section: dict[str, Any], path: Path) -> None:
         device = getattr(getattr(zero, offload), "device", None)
         if device == "nvme":
             raise UserError(
-                f"{path}: zero_optimization.{offload}.device is nvme, of which no verified "
-                "checkpoints can be saved; use cpu."
+                f"{path}: zero_optimization.{offload}.device is nvme, from which runs do not "
+                "resume as they should (docs/configurations.md); use cpu."
             )
     if zero.stage == 1 and zero.overlap_comm:
         raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
