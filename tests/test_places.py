@@ -216,7 +216,7 @@ def test_environment_file_is_taken_as_it_is(variables: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("line", ["", "# comment", "# A=1", "export A=1", "A", "=1", "1A=2"])
 def test_lines_that_the_launcher_fails_on_are_named(line: str) -> None:
-    with pytest.raises(ValueError, match="line 2 is .* instead of NAME=VALUE"):
+    with pytest.raises(ValueError, match=r"line 2 is .* instead of NAME=VALUE"):
         read_environment_file(f"A=1\n{line}\nB=2\n")
 
 
