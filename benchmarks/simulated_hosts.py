@@ -121,6 +121,8 @@ class SimulatedHosts:
             space.end()
         for process in [*self._started, *([self._delay_line] if self._delay_line else [])]:
             process.wait()  # has ended with its host
+            if process.stdout is not None:
+                process.stdout.close()
 
     def start(
         self, host_index: int, command: Sequence[object], **environment: str
