@@ -35,6 +35,8 @@ from cpo_ds.schema import EXIT_RANK_LOST, NonFiniteError, Stopped, UserError
 BEAT_SECONDS = 1.0
 # Without a beat for so long a rank of another host counts as lost; one of this host is looked up.
 SILENT_SECONDS = 40.0
+# The same once a connection to another rank broke.
+_SILENT_AFTER_BREAK_SECONDS = 8.0
 # Before a process is ended for what happened elsewhere: it may be about to end by itself, and
 # stacks have to be written down.
 _GRACE_SECONDS = 5.0
@@ -70,6 +72,7 @@ class Watch:
         self._stacks = self._open_stacks(ranks.rank) if self._limit else sys.stderr
         self._progress: Callable[[], int] = lambda: 0
         self._armed_at = 0
+        self._silence_limit = SILENT_SECONDS
         self._over = threading.Event()
         started = psutil.Process().create_time()
         here = RankProcess(ranks.rank, socket.gethostname(), os.getpid(), started)
@@ -88,7 +91,9 @@ class Watch:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
             self._remove_empty_stacks()
-        elif not is_loss_of_others(error):
+        elif is_loss_of_others(error):
+            self._silence_limit = min(_SILENT_AFTER_BREAK_SECONDS, SILENT_SECONDS)
+        else:
             self._report(error)
 
     def follow(self, progress: Callable[[], int]) -> None:
@@ -167,7 +172,7 @@ class Watch:
     def _is_lost(self, place: RankProcess, silent_seconds: float) -> bool:
         if place.host == self._places[self._ranks.rank].host:
             return not is_running(place)
-        return silent_seconds > SILENT_SECONDS
+        return silent_seconds > self._silence_limit
 
     def _open_stacks(self, rank: int) -> Any:
         try:
