@@ -111,9 +111,11 @@ def init_ranks() -> Ranks:
         interface = interface_towards(os.environ["MASTER_ADDR"])
         if interface is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
+    backend = "nccl" if on_gpu else "gloo"
     try:
+        _join_after_restart(backend, rank, world_size, device if on_gpu else None)
         deepspeed.init_distributed(
-            dist_backend="nccl" if on_gpu else "gloo",
+            dist_backend=backend,
             verbose=False,
             rank=rank,
             world_size=world_size,
@@ -123,13 +125,27 @@ def init_ranks() -> Ranks:
             raise
         raise UserError(
             f"port {os.environ['MASTER_PORT']} of this host is taken, by another run perhaps; give "
-            "the launcher another --master_port."
+            f"the launcher another --master_port (mpirun, srun: MASTER_PORT in {ENVIRONMENT_FILE})."
         ) from None
     # The others may wait long for rank 0, which verifies and converts checkpoints.
     control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     hosts: list[Any] = [None] * world_size
     dist.all_gather_object(hosts, socket.gethostname(), group=control)
     return Ranks(rank, world_size, local_rank, device, control, tuple(hosts))
+
+
+def _join_after_restart(backend: str, rank: int, world_size: int, gpu: torch.device | None) -> None:
+    """Joins the other ranks where torchrun started all of them again.
+
+    Its store outlives the ranks and still has the addresses of those before, on which these would
+    wait for ever: theirs go under another name.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts == 0:
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(f"restart_{restarts}", dist.TCPStore(address, port))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=gpu)
 
 
 def _join_place() -> Place:
