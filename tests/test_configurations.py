@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from gathers import main_counting_gathers
 from hypothesis import given
 from hypothesis import strategies as st
 from launch import REPOSITORY, main_on_ranks, on_ranks
+from quantized_weights import num_blocks, through_int8
 from runs import LORA, lines, small_recipe
 
 from cpo_ds.deepspeed_config import of_the_file, read_deepspeed_config, with_universal_loading
@@ -82,6 +84,18 @@ def test_weights_that_int8_gathers_would_get_wrong(part: int, ranks: int, more: 
     else:
         with pytest.raises(UserError, match="lm_head"):
             check_int8_parts(sizes, ranks)
+
+
+@given(part=st.integers(2, 20_000), ranks=st.sampled_from([1, 2, 8]))
+def test_simulated_int8_is_as_near_as_its_blocks_allow(part: int, ranks: int) -> None:
+    blocks = num_blocks(8 * part)
+    assert 8 * part % blocks == 0 and 8 * part / blocks < 16_000
+    weight = torch.randn(8 * part * ranks, generator=torch.Generator().manual_seed(part)).half()
+    found = through_int8(weight, ranks).view(ranks * blocks, -1).float()
+    exact = weight.view(ranks * blocks, -1).float()
+    step = exact.abs().amax(dim=1, keepdim=True) / 128
+    assert ((found - exact).abs() <= 1.1 * step).all()  # one step where 128 becomes 127
+    assert not torch.equal(found, exact)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
