@@ -32,7 +32,7 @@ def render(lines: list[Line], stem: Path) -> None:
     settings = {
         "weights": f"{first['weights']}, {first['num_weights']:,}, all of them trained, float32",
         "step": f"{first['pairs_per_step']} pairs of 48 tokens",
-        "losses": f"equal to {loss_difference(lines):.1e} (relative) in all runs",
+        "losses": f"equal to {loss_difference(lines):.1e} (relative) in all runs on the same pairs",
         "repeats": f"{repeats(lines)} launches of each configuration, "
         f"{len(first['step_seconds'])} steps for each link, and one before them to warm up",
     }
@@ -120,10 +120,13 @@ def collectives_table(lines: list[Line]) -> str:
 
 
 def loss_difference(lines: list[Line]) -> float:
-    """The largest relative difference of a step's loss between runs."""
-    shortest = min(len(line["losses"]) for line in lines)
-    losses = np.array([line["losses"][:shortest] for line in lines])
-    return float((losses.max(0) / losses.min(0) - 1).max())
+    """The largest relative difference of a step's loss between runs on the same pairs."""
+    largest = 0.0
+    for micro_batches in {line["micro_batches"] for line in lines}:
+        alike = [line["losses"] for line in lines if line["micro_batches"] == micro_batches]
+        losses = np.array([some[: min(map(len, alike))] for some in alike])
+        largest = max(largest, float((losses.max(0) / losses.min(0) - 1).max()))
+    return largest
 
 
 def draw(lines: list[Line], path: Path, title: str) -> None:
