@@ -25,6 +25,7 @@ from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy, load_reference
 from cpo_ds.recipe import parse_config
+from cpo_ds.places import Place
 from cpo_ds.schema import PairLogps, PreferenceRow, UserError
 
 ROWS = [  # prompts end in a space, so that no token merges over the boundary, where TRL cuts others
@@ -274,5 +275,7 @@ def test_a_second_model_in_hierarchical_partitions_is_refused(tmp_path: Path) ->
     file = tmp_path / "hpz.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}))
     config = our_config(Path("x"), {"name": "dpo"})
+    config = config.model_copy(update={"deepspeed": str(file)})
+    two_hosts = Place("deepspeed", world_size=4, local_world_size=2)
     with pytest.raises(UserError, match=r"set loss\.reference to precomputed"):
-        read_deepspeed_config(config.model_copy(update={"deepspeed": str(file)}))
+        read_deepspeed_config(config, planned=two_hosts)
