@@ -24,8 +24,8 @@ from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy, load_reference
-from cpo_ds.recipe import parse_config
 from cpo_ds.places import Place
+from cpo_ds.recipe import parse_config
 from cpo_ds.schema import PairLogps, PreferenceRow, UserError
 
 ROWS = [  # prompts end in a space, so that no token merges over the boundary, where TRL cuts others
