@@ -4,7 +4,7 @@
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash scripts/test.sh -m gpu
+bash scripts/test.sh -m gpu -n 0
 export PATH="$PWD/.venv/bin:$PATH"
 beside_dpo() { python benchmarks/memory_vs_dpo.py --dtype bfloat16 --methods all --steps 8 "$@"; }
 
@@ -14,4 +14,5 @@ python benchmarks/head_memory.py --dtype bfloat16
 python benchmarks/ablations.py --shape tinyllama-1.1b --dtype bfloat16 --pairs-per-step 32
 python benchmarks/scaling.py --shape tinyllama-1.1b --dtype bfloat16
 python benchmarks/planner_check.py
+python benchmarks/rank_scaling.py --dtype bfloat16 # over all GPUs of this host
 python benchmarks/scoring.py --hidden-size 1024 --layers 24 # test.sh has made .venv-comet
