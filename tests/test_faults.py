@@ -25,9 +25,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_recipe(tmp_path_factory.mktemp("faults"), train={"max_steps": 400, "epochs": 40})
 
 
-def test_a_killed_rank_is_named_by_the_others(recipe: Path) -> None:
-    """Rank 0, the hard case: with it goes the store that the ranks beat in."""
-    rank, output = 0, recipe.parent / "killed"
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_by_the_others(rank: int, recipe: Path) -> None:
+    """Rank 0 is the hard case: with it goes the store that the ranks beat in."""
+    output = recipe.parent / f"killed-{rank}"
     run = start(deepspeed_command("--config", recipe, "--output_dir", output, ranks=3))
     wait_for_step(run, output, 3)
     ranks, killed_at = rank_processes(run), time.monotonic()
