@@ -131,7 +131,7 @@ def find_resume(
         f"{path} was saved by {manifest.ranks} rank(s), here are {ranks.world_size}: converting it "
         f"to DeepSpeed's universal format ({manifest.size / 2**30:.1f} GiB)"
     )
-    in_folders = ranks.on_each_host if is_local else ranks.on_first
+    in_folders = ranks.per_folder(is_local=is_local)
     universal, seconds = in_folders(lambda: convert(path, manifest, folder))
     say(f"{universal} " + ("is there already" if seconds is None else f"took {seconds:.0f} s"))
     return Resume(manifest, path, universal)

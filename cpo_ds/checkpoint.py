@@ -128,10 +128,9 @@ def _verify(path: Path, ranks: Ranks, is_local: bool) -> tuple[Manifest | None, 
 
     On a disk of its own each host needs the files of its ranks, or all for another number of ranks.
     """
-    in_folders = ranks.on_each_host if is_local else ranks.on_first
-    manifest, problem = in_folders(lambda: _read(path))
+    manifest, problem = ranks.per_folder(is_local=is_local)(lambda: _read(path))
     problems = [some for some in ranks.gather(problem) if some]
-    if problems:
+    if problems or manifest is None:
         return None, problems
     names = sorted(manifest.files)
     readers = ranks.on_this_host if is_local else list(range(ranks.world_size))
@@ -142,7 +141,7 @@ def _verify(path: Path, ranks: Ranks, is_local: bool) -> tuple[Manifest | None, 
     return manifest, [problem for some in found for problem in some]
 
 
-def _read(path: Path) -> tuple[Any, str]:
+def _read(path: Path) -> tuple[Manifest | None, str]:
     try:
         return read_manifest(path), ""
     except DamagedCheckpoint as error:

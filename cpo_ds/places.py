@@ -153,6 +153,17 @@ def interface_towards(master_address: str) -> str | None:
     return next(iter(reachable), None)
 
 
+def choose_interface() -> None:
+    """Has Gloo take the interface towards rank 0's host, unless one is set.
+
+    By itself it takes that of the host's own name, which often is the loopback one.
+    """
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        interface = interface_towards(os.environ["MASTER_ADDR"])
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+
+
 def _is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 

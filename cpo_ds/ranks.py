@@ -13,7 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from cpo_ds.places import ENVIRONMENT_FILE, Place, interface_towards, place
+from cpo_ds.places import ENVIRONMENT_FILE, Place, choose_interface, place
 from cpo_ds.schema import UserError
 
 Result = TypeVar("Result")
@@ -72,6 +72,10 @@ class Ranks:
             raise UserError(error)
         return outcomes[first][0]  # type: ignore[return-value]
 
+    def per_folder(self, *, is_local: bool) -> Callable[[Callable[[], Result]], Result]:
+        """`on_each_host` where each host has its own folder, `on_first` where all share one."""
+        return self.on_each_host if is_local else self.on_first
+
     def everywhere(self, function: Callable[[], Result]) -> Result:
         """Calls a function on every rank; where one fails, all raise the first one's error."""
         result, error = _outcome(function)
@@ -106,11 +110,8 @@ def init_ranks() -> Ranks:
         # This op is compiled at its first use, and a build that is killed leaves a lock behind on
         # which every later run waits for ever. Plain gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if world_size > local_world and "GLOO_SOCKET_IFNAME" not in os.environ:
-        # Gloo takes the interface of the host's own name, which often is the loopback one.
-        interface = interface_towards(os.environ["MASTER_ADDR"])
-        if interface is not None:
-            os.environ["GLOO_SOCKET_IFNAME"] = interface
+    if world_size > local_world:
+        choose_interface()
     backend = "nccl" if on_gpu else "gloo"
     try:
         _join_after_restart(backend, rank, world_size, device if on_gpu else None)

@@ -46,7 +46,7 @@ class Saver:
         self._folder = Path(config.output_dir) / "checkpoints"
         # One folder that all hosts share, or one on a disk of each host.
         self._is_local = bool(about.hosts)
-        self._in_folders = ranks.on_each_host if self._is_local else ranks.on_first
+        self._in_folders = ranks.per_folder(is_local=self._is_local)
         self._writer = CheckpointWriter(
             in_background=config.checkpoint.in_background,
             left_out=_frozen_names(engine) if config.trains_adapter else frozenset(),

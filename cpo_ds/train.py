@@ -135,7 +135,7 @@ def run_recipe(config: Config) -> None:
     folder = Path(config.output_dir)
     ranks.everywhere(lambda: make_output_folder(folder))
     lock: list[Any] = []  # kept open as long as this runs
-    in_folders = ranks.on_each_host if keeps_local_checkpoints(settings) else ranks.on_first
+    in_folders = ranks.per_folder(is_local=keeps_local_checkpoints(settings))
     in_folders(lambda: lock.append(hold_folder(folder)))
     log = RankLog(ranks.rank, folder)
     log.open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,3 +25,15 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHos
         pytest.skip(reason)
     with simulated_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
         yield hosts
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> list[dict[str, Any]]:
+    """What an undisturbed run of a module's `recipe`, on two ranks of one host, writes down."""
+    from launch import main_on_ranks
+    from runs import lines
+
+    output = recipe.parent / "whole"
+    for done in main_on_ranks("--config", recipe, "--output_dir", output, ranks=2):
+        assert done.code == 0, done.output
+    return lines(output)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from launch import ENVIRONMENT, REPOSITORY, TRAIN, finish, main_on_ranks, start
+from launch import ENVIRONMENT, REPOSITORY, TRAIN, finish, start
 from runs import lines, rank_processes, small_recipe, wait_for_step
 from simulated_hosts import SimulatedHosts
 from slurm_cluster import SlurmCluster, reason_against, slurm_cluster
@@ -24,15 +24,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_recipe(tmp_path_factory.mktemp("launchers"), checkpoint={"every_steps": 2})
-
-
-@pytest.fixture(scope="module")
-def whole(recipe: Path) -> list[dict[str, Any]]:
-    """What an undisturbed run on two ranks of one host writes down."""
-    output = recipe.parent / "whole"
-    for done in main_on_ranks("--config", recipe, "--output_dir", output, ranks=2):
-        assert done.code == 0, done.output
-    return lines(output)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from launch import ENVIRONMENT, REPOSITORY, TRAIN, finish, main_on_ranks
+from launch import ENVIRONMENT, REPOSITORY, TRAIN, finish
 from runs import lines, small_recipe, wait_for_step
 from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
 
@@ -34,15 +34,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("multinode")
     train = {"epochs": 2, "max_steps": 16, "eval_every_steps": 8}
     return small_recipe(folder, checkpoint={"every_steps": 1}, train=train)
-
-
-@pytest.fixture(scope="module")
-def whole(recipe: Path) -> list[dict[str, Any]]:
-    """What an undisturbed run on two ranks of one host writes down."""
-    output = recipe.parent / "whole"
-    for done in main_on_ranks("--config", recipe, "--output_dir", output, ranks=2):
-        assert done.code == 0, done.output
-    return lines(output)
 
 
 def start(

@@ -25,14 +25,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_recipe(tmp_path_factory.mktemp("stop"), lora=LORA, checkpoint={"every_steps": 100})
 
 
-@pytest.fixture(scope="module")
-def whole(recipe: Path) -> list[dict[str, Any]]:
-    output = recipe.parent / "whole"
-    for done in main_on_ranks("--config", recipe, "--output_dir", output, ranks=2):
-        assert done.code == 0, done.output
-    return lines(output)
-
-
 def test_stopped_again_and_again(recipe: Path, whole: list[dict[str, Any]]) -> None:
     """By SIGTERM to one rank, by a time limit, then to the end."""
     output = recipe.parent / "stopped"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from cpo_ds.places import interface_towards
+from cpo_ds.places import choose_interface
 
 _REPEATS = 5
 _SECONDS_EACH = 4.0  # no further repeat after so long
@@ -67,10 +67,8 @@ def main(slots: list[int], size: int, seconds: int) -> None:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    if len(slots) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        interface = interface_towards(os.environ["MASTER_ADDR"])
-        if interface is not None:
-            os.environ["GLOO_SOCKET_IFNAME"] = interface
+    if len(slots) > 1:
+        choose_interface()
     timeout = timedelta(seconds=seconds)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
