@@ -22,12 +22,7 @@ from cpo_ds.config import Config
 from cpo_ds.data.plan import check_budget
 from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import pairs_fingerprint, tokenize_rows
-from cpo_ds.deepspeed_config import (
-    keeps_local_checkpoints,
-    of_the_file,
-    with_universal_loading,
-    zero_stage,
-)
+from cpo_ds.deepspeed_config import of_the_file, with_universal_loading, zero_stage
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
 from cpo_ds.model.hub import adapter_fingerprint
@@ -42,6 +37,7 @@ from cpo_ds.model.load import (
 from cpo_ds.monitor import Monitor, cut_back_metrics
 from cpo_ds.precompute import with_reference_logps
 from cpo_ds.ranks import Ranks
+from cpo_ds.recipe import keeps_local_checkpoints
 from cpo_ds.saver import Saver
 from cpo_ds.schema import PreferenceRow, TokenizedPair
 from cpo_ds.trainer import Run, planned_steps
@@ -203,7 +199,7 @@ def start_engine(config: Config, settings: dict[str, Any], ranks: Ranks) -> tupl
     }
     if stage == 3:
         where["gather"] = gather_parameters
-    with sharded_loading(settings):
+    with sharded_loading(settings, ranks):
         policy, attention = load_policy(config, **where)
         reference = None
         if config.loss.takes_reference_from("model"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from cpo_ds.config import Config
 from cpo_ds.partitioning import HPZ, QWZ, group_size, why_no_quantizer
 from cpo_ds.places import Place, place
+from cpo_ds.recipe import read_deepspeed_file
 from cpo_ds.schema import UserError
 
 # What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
@@ -58,13 +58,7 @@ def read_deepspeed_config(config: Config, planned: Place | None = None) -> dict[
 
     With `planned` for ranks that are not here, so that this machine need not have their devices.
     """
-    path = find_file(config.deepspeed)
-    if path is None:
-        raise UserError(f"deepspeed: there is no file {config.deepspeed}; see ds_configs/.")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    path, settings = read_deepspeed_file(config)
     _check_settings(settings, path)
     here = planned or place()
     zero = settings["zero_optimization"]
@@ -106,9 +100,9 @@ def _check_devices(config: Config, zero: dict[str, Any], path: Path) -> None:
         )
 
 
-def _check_settings(settings: Any, path: Path) -> None:
+def _check_settings(settings: dict[str, Any], path: Path) -> None:
     """Refuses what DeepSpeed would ignore, or would only refuse after the model is loaded."""
-    for key in settings if isinstance(settings, dict) else ():
+    for key in settings:
         if key in _FILLED_IN:
             raise UserError(
                 f"{path} sets {key}, which the recipe decides ({_FILLED_IN[key]}); remove it."
@@ -123,8 +117,8 @@ def _check_settings(settings: Any, path: Path) -> None:
             closest = difflib.get_close_matches(key, _TAKEN, n=1)
             meant = f" (did you mean {closest[0]}?)" if closest else ""
             raise UserError(f"{path}: unknown key {key}{meant}; known are {', '.join(_TAKEN)}.")
-    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization"), dict):
-        raise UserError(f"{path} must be a JSON object with zero_optimization; see ds_configs/.")
+    if not isinstance(settings.get("zero_optimization"), dict):
+        raise UserError(f"{path}: zero_optimization must be a JSON object; see ds_configs/.")
     _check_zero(settings["zero_optimization"], path)
     checkpoint = settings.get("checkpoint", {"use_node_local_storage": False})
     if not isinstance(checkpoint, dict) or list(checkpoint) != ["use_node_local_storage"]:
@@ -182,17 +176,6 @@ def with_universal_loading(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"checkpoint": settings.get("checkpoint", {}) | {_LOAD_UNIVERSAL: True}}
 
 
-def find_file(name: str) -> Path | None:
-    """A file by its path, else by its path from the folder that holds the package."""
-    candidates = [Path(name), Path(__file__).resolve().parent.parent / name]
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def zero_stage(settings: dict[str, Any]) -> int:
     """The ZeRO stage of a DeepSpeed configuration."""
     return int(settings.get("zero_optimization", {}).get("stage", 0))
-
-
-def keeps_local_checkpoints(settings: dict[str, Any]) -> bool:
-    """Whether each host keeps its part of a checkpoint on a disk of its own."""
-    return bool(settings.get("checkpoint", {}).get("use_node_local_storage", False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cpo_ds.config import Config, OptimConfig
 from cpo_ds.deepspeed_config import zero_stage
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.partitioning import HPZ, QWZ, check_int8_parts, group_warning
+from cpo_ds.ranks import Ranks
 from cpo_ds.schema import PackedBatch, PairLogps
 
 
@@ -31,7 +31,7 @@ class Update:
 
 
 @contextmanager
-def sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
+def sharded_loading(settings: dict[str, Any], ranks: Ranks) -> Iterator[None]:
     """Inside it, transformers splits each parameter over the ranks as it loads it (ZeRO-3 only).
 
     Raises `UserError` on all ranks where their groups of hierarchical partitioning do not match.
@@ -39,7 +39,7 @@ def sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    _check_groups(settings["zero_optimization"])
+    _check_groups(settings["zero_optimization"], ranks)
     # transformers looks at a weak reference to this object while it loads.
     keep = HfDeepSpeedConfig(settings) if zero_stage(settings) == 3 else None
     try:
@@ -49,15 +49,12 @@ def sharded_loading(settings: dict[str, Any]) -> Iterator[None]:
             unset_hf_deepspeed_config()
 
 
-def _check_groups(zero: dict[str, Any]) -> None:
+def _check_groups(zero: dict[str, Any], ranks: Ranks) -> None:
     """Compares what the ranks made of `auto`; rank 0 says where groups are no hosts."""
     if HPZ not in zero:
         return
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, (zero[HPZ], socket.gethostname()))
-    sizes, hosts = zip(*found, strict=True)
-    warning = group_warning(sizes, hosts)
-    if warning and torch.distributed.get_rank() == 0:
+    warning = group_warning(ranks.gather(zero[HPZ]), ranks.hosts)
+    if warning and ranks.rank == 0:
         print(f"warning: {warning}.", flush=True)
 
 

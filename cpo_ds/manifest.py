@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from cpo_ds.files import sync
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -261,12 +262,3 @@ def remove_unfinished(folder: Path) -> None:
     """Removes what was never published, or is published no more."""
     for path in folder.glob("tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from cpo_ds.config import LossConfig
 from cpo_ds.devices import find_device
 from cpo_ds.events import EventFile
+from cpo_ds.files import replacing
 from cpo_ds.losses import PairTerms, nll_denominator, nll_weight
-from cpo_ds.manifest import sync
 from cpo_ds.schema import PairLogps, StepTotals, UserError
 
 # Columns of the sums that travel from micro-batches to the log in one tensor.
@@ -247,13 +247,10 @@ def cut_back_metrics(folder: Path, step: int) -> None:
             continue  # the last line of a run that was killed while it wrote
     if kept == lines:
         return
-    partial = metrics.with_suffix(".tmp")
     try:
-        partial.write_bytes(b"".join(kept))
-        sync(partial)
-        partial.replace(metrics)
+        with replacing(metrics) as unfinished:
+            unfinished.write_bytes(b"".join(kept))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{metrics} cannot be cut back to step {step}, from where the run goes on: "
             f"{error.strerror}; make room and run the same command again."

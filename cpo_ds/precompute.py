@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import tokenize
 import zipfile
@@ -18,6 +17,7 @@ from cpo_ds.data.pack import pack_micro_batch
 from cpo_ds.data.plan import plan_step
 from cpo_ds.data.tokenize import pairs_fingerprint
 from cpo_ds.engine import Engine
+from cpo_ds.files import replacing
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import model_shape
 from cpo_ds.ranks import Ranks
@@ -102,13 +102,9 @@ def _read(path: Path, count: int, say: Say) -> np.ndarray | None:
 
 def _write(path: Path, logps: np.ndarray, say: Say) -> None:
     """Appears whole or not at all; a full disk costs a later run the pass, and this one nothing."""
-    partial = path.with_suffix(".tmp.npz")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, logps=logps)
-        partial.replace(path)
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, logps=logps)
         say(f"log-probs of the reference: computed, and kept in {path}")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         say(f"warning: the reference's log-probs cannot be kept in {path}: {error.strerror}.")

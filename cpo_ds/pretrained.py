@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from cpo_ds.config import Config
 from cpo_ds.engine import Engine, gather_parameters
+from cpo_ds.files import sync
 from cpo_ds.manifest import (
     Manifest,
     checkpoint_name,
     publish_folder,
     replaced_name,
-    sync,
     unfinished_name,
 )
 from cpo_ds.model.adapter import merge_adapter

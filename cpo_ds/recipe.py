@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -53,6 +54,31 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         named = f"{field}: " if field and field.split(".")[0] + "." not in message else ""
         given = "" if first["type"] == "value_error" else f" (it is {first['input']!r})"
         raise UserError(f"{where}: {named}{message}{given}.") from None
+
+
+def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
+    """The DeepSpeed file that a recipe names, from here or from the folder that holds the package.
+
+    Raises `UserError` where it is not there or not JSON; `deepspeed_config` checks what is in it.
+    """
+    named = Path(config.deepspeed)
+    here = [named, Path(__file__).resolve().parent.parent / named]
+    path = next((path for path in here if path.is_file()), None)
+    if path is None:
+        raise UserError(f"deepspeed: there is no file {named}; see ds_configs/.")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} must be a JSON object; see ds_configs/.")
+    return path, settings
+
+
+def keeps_local_checkpoints(settings: dict[str, Any]) -> bool:
+    """Whether each host keeps its part of a checkpoint on a disk of its own."""
+    checkpoint = settings.get("checkpoint")
+    return isinstance(checkpoint, dict) and checkpoint.get("use_node_local_storage") is True
 
 
 def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:

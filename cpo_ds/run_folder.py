@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from cpo_ds.config import Config
+from cpo_ds.files import replacing
 from cpo_ds.schema import UserError
 
 # Processes of a run that was just killed may take a moment to be gone.
@@ -81,10 +82,9 @@ def write_config(config: Config, folder: Path, world_size: int) -> None:
     about = {"versions": versions, "python": sys.version.split()[0], "ranks": world_size}
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     text += "".join(f"# {line}\n" for line in yaml.safe_dump(about, sort_keys=False).splitlines())
-    unfinished = folder / "config.yaml.tmp"
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / "config.yaml")
+        with replacing(folder / "config.yaml") as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder}/config.yaml cannot be written: {error.strerror}; make room, or choose "

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from cpo_ds.config import Config  # noqa: E402
 from cpo_ds.places import place, take_environment_file  # noqa: E402
-from cpo_ds.recipe import load_config  # noqa: E402
+from cpo_ds.recipe import keeps_local_checkpoints, load_config  # noqa: E402
 from cpo_ds.schema import (  # noqa: E402
     EXIT_NON_FINITE,
     EXIT_RANK_LOST,
@@ -118,7 +118,7 @@ def run_recipe(config: Config) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cpo_ds.deepspeed_config import keeps_local_checkpoints, read_deepspeed_config
+    from cpo_ds.deepspeed_config import read_deepspeed_config
     from cpo_ds.logs import RankLog
     from cpo_ds.ranks import init_ranks
     from cpo_ds.run_folder import hold_folder, make_output_folder

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cpo_ds import manifest
+from cpo_ds.files import sync
 from cpo_ds.manifest import (
     MANIFEST,
     DamagedCheckpoint,
@@ -219,7 +220,7 @@ def save(folder: Path, step: int, keep_last: int = 2, content: str = "shard") ->
     unfinished.mkdir(parents=True)
     for file in ("a.pt", "b.pt"):
         (unfinished / file).write_text(f"{content} {step}")
-        manifest.sync(unfinished / file)
+        sync(unfinished / file)
     files = {file.name: read_entry(file) for file in unfinished.iterdir()}
     write_manifest(unfinished, Manifest(step, 2, 3, files=files))
     publish(unfinished, folder / name)
@@ -361,7 +362,7 @@ def test_negative_control_another_order_of_a_save_is_found(
     def careless(folder: Path) -> None:
         (folder / "step-00000006").mkdir()
         (folder / "latest").write_text("step-00000006")
-        manifest.sync(folder / "latest")
+        sync(folder / "latest")
         write_manifest(folder / "step-00000006", Manifest(6, 1, 0))
 
     save(tmp_path, 4)

@@ -14,7 +14,17 @@ PACKAGE = ROOT / "cpo_ds"
 
 # A module imports only from modules above it: earlier in its layer, or in an earlier layer.
 LAYERS = {
-    "base": ["schema", "config", "recipe", "devices", "places", "logs", "processes", "metrics"],
+    "base": [
+        "schema",
+        "files",
+        "config",
+        "recipe",
+        "devices",
+        "places",
+        "logs",
+        "processes",
+        "metrics",
+    ],
     "data": [
         "data.prompts",
         "data.sources",

@@ -265,7 +265,7 @@ def load_sharded(recipes: dict[str, dict[str, Any]], folder: str) -> None:
     for name, values in recipes.items():
         config = parse_config(values, "test")
         settings = read_deepspeed_config(config)
-        with MemoryWatch() as memory, engine.sharded_loading(settings):
+        with MemoryWatch() as memory, engine.sharded_loading(settings, ranks):
             policy, _ = load_policy(config, device=ranks.device, gather=engine.gather_parameters)
         named = list(policy.named_parameters())
         base = [parameter for name, parameter in named if "lora_" not in name]
@@ -285,7 +285,7 @@ def print_fingerprints(recipes: dict[str, dict[str, Any]]) -> None:
     ranks = init_ranks()
     for name, values in recipes.items():
         config = parse_config(values, "test")
-        with engine.sharded_loading(read_deepspeed_config(config)):
+        with engine.sharded_loading(read_deepspeed_config(config), ranks):
             policy, _ = load_policy(config, device=ranks.device, gather=engine.gather_parameters)
         print(f"fingerprint {name} {policy.fingerprint}", flush=True)
     torch.distributed.destroy_process_group()

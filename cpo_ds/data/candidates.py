@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.data.sources import RawRow, read_raw
+from cpo_ds.files import writing
 from cpo_ds.schema import UserError
 
 REFERENCE = "reference"  # the name under which a reference counts as a candidate
@@ -92,29 +91,6 @@ def left_out(skipped: Counter[str]) -> list[str]:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a jsonl file, whole or not at all. Raises `UserError` where it cannot be written."""
-    with replacing(path) as unfinished:
+    with writing(path) as unfinished:
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         unfinished.write_text("".join(lines), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; on leaving the block, what is there takes the name `path`.
-
-    Raises `UserError` where it cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}; make room, mend the "
-            "permissions, or choose another place."
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()

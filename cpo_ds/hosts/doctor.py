@@ -127,24 +127,15 @@ def _wanted(arguments: argparse.Namespace, environment: dict[str, str]) -> Wante
 
 
 def _with_recipe(wanted: Wanted, argv: list[str]) -> Wanted:
-    from cpo_ds.recipe import load_config
+    from cpo_ds.recipe import keeps_local_checkpoints, load_config, read_deepspeed_file
 
     config, options = load_config(argv)
-    deepspeed = Path(config.deepspeed)
-    if not deepspeed.is_file():  # it may be meant from the checkout, as training has it
-        deepspeed = wanted.package.parent / config.deepspeed
-    try:
-        settings = json.loads(deepspeed.read_text(encoding="utf-8"))
-        is_local = bool(settings.get("checkpoint", {}).get("use_node_local_storage", False))
-    except (OSError, ValueError, AttributeError):
-        raise UserError(
-            f"deepspeed: {config.deepspeed} is no DeepSpeed file; see ds_configs/."
-        ) from None
+    deepspeed, settings = read_deepspeed_file(config)
     model, data = config.model, config.data
     return dataclasses.replace(
         wanted,
         output=Path(config.output_dir).absolute(),
-        local_checkpoints=is_local,
+        local_checkpoints=keeps_local_checkpoints(settings),
         files=(Path(options.config).absolute(), deepspeed.absolute()),
         models=_paths(model.name_or_path, model.adapter),
         data=_paths(data.path, data.eval_path),

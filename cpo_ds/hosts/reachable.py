@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.files import writing
 from cpo_ds.hosts.hostfile import Host, fold, hostfile_text
 from cpo_ds.hosts.sessions import Ssh, sessions
 from cpo_ds.schema import UserError
@@ -32,7 +32,8 @@ def run(ssh: Ssh, hosts: Sequence[Host], write: Path | None) -> int:
         raise UserError(f"no host of {ssh.hostfile} can take part.")
     print(f"{len(left)} of {len(hosts)} hosts can take part: {fold(host.name for host in left)}")
     if write is not None:
-        _write(write, hostfile_text(left))
+        with writing(write) as unfinished:
+            unfinished.write_text(hostfile_text(left), encoding="utf-8")
     return 0
 
 
@@ -60,14 +61,3 @@ def those_left(counts: Mapping[Host, int | str]) -> tuple[list[Host], list[str]]
         else:
             left.append(host)
     return left, reasons
-
-
-def _write(path: Path, text: str) -> None:
-    """At once: what reads it meanwhile sees the old file or the new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None

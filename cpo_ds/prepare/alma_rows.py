@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from cpo_ds.data.candidates import REFERENCE, replacing, write_rows
+from cpo_ds.data.candidates import REFERENCE, write_rows
 from cpo_ds.data.prompts import parse_direction
+from cpo_ds.files import writing
 from cpo_ds.prepare.choose import Pair, scorer_name
 from cpo_ds.scoring.metrics import short_name
 
@@ -100,7 +101,7 @@ def write_alma_rows(folder: Path, pairs: Iterable[Pair]) -> None:
     for name, some in sorted(rows.items()):
         write_rows(folder / f"{name}.jsonl", some)
     features = {name: rows[name][0]["translation"] for name in sorted(rows)}
-    with replacing(folder / "README.md") as unfinished:
+    with writing(folder / "README.md") as unfinished:
         unfinished.write_text(_card(features), encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from cpo_ds.files import cannot_be_written
 from cpo_ds.schema import UserError
 
 
@@ -48,9 +49,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         unfinished.rename(place)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}; make room, mend the "
-            "permissions, or choose another place."
-        ) from None
+        raise cannot_be_written(folder, error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

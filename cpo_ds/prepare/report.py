@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cpo_ds.data.candidates import replacing
+from cpo_ds.files import writing
 from cpo_ds.prepare.analyses.agreement_section import agreement
 from cpo_ds.prepare.analyses.bias_section import bias
 from cpo_ds.prepare.analyses.choices_section import where_choices_come_from
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--output {output} is not free; name a file to write the page to.")
     sections = analyse(str(path), arguments.metrics)
     page = render(f"Scores and choices in {path.name}", sections).encode()
-    with replacing(output) as unfinished:
+    with writing(output) as unfinished:
         unfinished.write_bytes(page)
     for section in sections:
         print(section.title)

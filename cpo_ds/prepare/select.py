@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cpo_ds.data.candidates import left_out, read_candidates, replacing, write_rows
+from cpo_ds.data.candidates import left_out, read_candidates, write_rows
 from cpo_ds.data.prompts import alma_prompt, parse_direction
+from cpo_ds.files import writing
 from cpo_ds.prepare.alma_rows import write_alma_rows
 from cpo_ds.prepare.choose import Pair
 from cpo_ds.prepare.folder import check_replaceable, replacing_folder
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     with replacing_folder(arguments.output) as folder:
         write_rows(folder / PAIRS, [pair_row(p, options.prompt_style) for p in selection.pairs])
         write_alma_rows(folder / ALMA_ROWS, selection.pairs)
-        with replacing(folder / SUMMARY) as unfinished:
+        with writing(folder / SUMMARY) as unfinished:
             text = json.dumps(summary, ensure_ascii=False, indent=2)
             unfinished.write_text(text + "\n", encoding="utf-8")
     print("\n".join([*_lines(summary), *left_out(skipped)]))

@@ -82,8 +82,7 @@ def _score_comet(
     from cpo_ds.scoring.checkpoint import find_checkpoint
     from cpo_ds.scoring.comet_scorer import CometScorer
 
-    # The first rank of a host downloads for all of them.
-    ranks.everywhere(lambda: find_checkpoint(metric) if ranks.local_rank == 0 else None)
+    ranks.on_each_host(lambda: find_checkpoint(metric))  # which downloads it for all ranks there
     checkpoint = ranks.everywhere(lambda: find_checkpoint(metric))
     say(f"{metric.name}: loading {checkpoint.path}")
     scorer = ranks.everywhere(

@@ -1,0 +1,60 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpo_ds.files import replacing, writing
+from cpo_ds.schema import UserError
+
+
+def test_a_new_file_takes_the_place_of_the_old_one_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    for text in ("first", "second"):
+        before = path.read_text() if path.exists() else None
+        with replacing(path) as unfinished:
+            unfinished.write_text(text)
+            assert (path.read_text() if path.exists() else None) == before
+        assert path.read_text() == text
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as unfinished:
+        unfinished.write_text("half of the n")
+        1 / 0  # noqa: B018
+    assert os.listdir(tmp_path) == ["file"] and path.read_text() == "old"
+
+
+def test_what_a_kill_left_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    script = """if True:
+        import os, pathlib, sys
+        from cpo_ds.files import replacing
+        with replacing(pathlib.Path(sys.argv[1])) as unfinished:
+            unfinished.write_text("longer than what comes later")
+            os.kill(os.getpid(), 9)"""
+    assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == -9
+    assert not path.exists() and len(os.listdir(tmp_path)) == 1
+    with replacing(path) as unfinished:
+        unfinished.write_text("whole")
+    assert os.listdir(tmp_path) == ["file"] and path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("place", ["file/inside", "folder"])
+def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    """Below a file; in place of a folder that is not empty."""
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    path = tmp_path / place
+    problem = f"{path} cannot be written: .*; make room"
+    with pytest.raises(UserError, match=problem), writing(path) as unfinished:
+        unfinished.write_text("text")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
