@@ -199,10 +199,6 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> Job:
     steps = (arguments.warmup_steps, arguments.steps)
     workload = make_workload(arguments, model, arguments.pairs_per_step, steps, None)
     return Job(
-        method="cpo",
-        training="",
-        repeat=0,
-        sequence_length=None,
         model=model,
         rows=write_rows(workload.rows, folder / "rows.json"),
         dtype=arguments.dtype,
@@ -212,12 +208,7 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> Job:
         timed_steps=arguments.steps,
         tokens_per_rank=2 * arguments.pairs_per_step * workload.max_tokens,
         max_tokens=workload.max_tokens,
-        learning_rate=1e-5,
-        lora_rank=16,
-        lora_targets=["down_proj"],
-        gradient_checkpointing=False,
         deepspeed=arguments.deepspeed,
-        memory_limit_gib=None,
         seed=arguments.seed,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cpo_ds.schema import UserError
@@ -31,14 +31,14 @@ TRAININGS = ("full", "lora")
 BETA, WEIGHT_DECAY, MAX_GRAD_NORM = 0.1, 0.01, 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What to run; the same for all methods but for the first three fields."""
 
-    method: str
-    training: str
-    repeat: int
-    sequence_length: int | None  # of prompt + completion, where all pairs are of one length
+    method: str = "cpo"
+    training: str = "full"
+    repeat: int = 0
+    sequence_length: int | None = None  # of prompt + completion, where all pairs are of one length
     model: str  # a folder
     rows: str  # JSON file with the pairs of all steps
     dtype: str
@@ -48,12 +48,12 @@ class Job:
     timed_steps: int
     tokens_per_rank: int
     max_tokens: int  # no prompt + completion is longer
-    learning_rate: float
-    lora_rank: int
-    lora_targets: list[str]
-    gradient_checkpointing: bool
+    learning_rate: float = 1e-5
+    lora_rank: int = 16
+    lora_targets: list[str] = field(default_factory=lambda: ["down_proj"])
+    gradient_checkpointing: bool = False
     deepspeed: str
-    memory_limit_gib: float | None
+    memory_limit_gib: float | None = None
     seed: int
 
     @property

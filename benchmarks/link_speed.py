@@ -172,10 +172,6 @@ def make_job(arguments: argparse.Namespace, case: Case, work: Path, steps: int) 
     vocabulary = SHAPES[arguments.shape]["vocab_size"]
     rows = rows_of_numbers([PAIR] * (steps * pairs_per_step), vocabulary, arguments.seed)
     return Job(
-        method="cpo",
-        training="full",
-        repeat=0,
-        sequence_length=None,
         model=str(work.parent / "model"),
         rows=write_rows(rows, work / "rows.json"),
         dtype="float32",
@@ -185,12 +181,7 @@ def make_job(arguments: argparse.Namespace, case: Case, work: Path, steps: int) 
         timed_steps=steps - 1,
         tokens_per_rank=per_batch * PAIR.unique,
         max_tokens=PAIR.prompt + PAIR.chosen,
-        learning_rate=1e-5,
-        lora_rank=16,
-        lora_targets=["down_proj"],
-        gradient_checkpointing=False,
         deepspeed=str(work / "deepspeed.json"),
-        memory_limit_gib=None,
         seed=arguments.seed,
     )
 

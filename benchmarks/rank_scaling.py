@@ -88,10 +88,7 @@ def make_job(
     vocabulary = SHAPES[arguments.shape]["vocab_size"]
     rows = rows_of_numbers([PAIR] * (steps * pairs), vocabulary, arguments.seed)
     return Job(
-        method="cpo",
-        training="full",
         repeat=repeat,
-        sequence_length=None,
         model=str(folder / "model"),
         rows=write_rows(rows, folder / "rows.json"),
         dtype=arguments.dtype,
@@ -101,12 +98,7 @@ def make_job(
         timed_steps=arguments.steps,
         tokens_per_rank=arguments.pairs_per_rank * PAIR.unique,
         max_tokens=PAIR.prompt + PAIR.chosen,
-        learning_rate=1e-5,
-        lora_rank=16,
-        lora_targets=["down_proj"],
-        gradient_checkpointing=False,
         deepspeed=deepspeed,
-        memory_limit_gib=None,
         seed=arguments.seed,
     )
 

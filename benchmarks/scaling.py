@@ -113,10 +113,7 @@ def make_job(arguments: argparse.Namespace, point: Point, model: str, rows: Path
     steps = arguments.warmup_steps + arguments.steps
     count = steps * arguments.pairs_per_step
     return Job(
-        method="",
         training=arguments.training,
-        repeat=0,
-        sequence_length=None,
         model=model,
         rows=write_rows(rows_of_numbers([lengths] * count, point.vocabulary, arguments.seed), rows),
         dtype=arguments.dtype,
@@ -126,12 +123,7 @@ def make_job(arguments: argparse.Namespace, point: Point, model: str, rows: Path
         timed_steps=arguments.steps,
         tokens_per_rank=point.micro_batch_pairs * point.tokens_per_pair,
         max_tokens=point.prompt_tokens + point.completion_tokens,
-        learning_rate=1e-5,
-        lora_rank=16,
-        lora_targets=["down_proj"],
-        gradient_checkpointing=False,
         deepspeed=arguments.deepspeed,
-        memory_limit_gib=None,
         seed=arguments.seed,
     )
 

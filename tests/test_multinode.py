@@ -25,7 +25,8 @@ pytestmark = pytest.mark.multinode
 # What the tests of one host set too, here as a user says it to all hosts.
 CARRIED = {k: v for k, v in ENVIRONMENT.items() if k not in ("PATH", "CUDA_VISIBLE_DEVICES")}
 AS_ROOT = "--launcher_args=--allow-run-as-root"  # what mpirun asks for
-SUPERVISE = ["bash", "scripts/supervise.sh", "--pause", "0"]
+LAUNCHERS = {"pdsh": ("--launcher", "pdsh"), "openmpi": ("--launcher", "openmpi", AS_ROOT)}
+SUPERVISE = ("bash", "scripts/supervise.sh", "--pause", "0")
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +38,33 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    hosts: SimulatedHosts, recipe: Path, output: Path, *options: object
+    hosts: SimulatedHosts,
+    recipe: Path,
+    output: Path,
+    *options: str,
+    slots: tuple[int, ...] = (1, 1),
+    start_on: int = 0,
+    supervise: tuple[str, ...] = (),
 ) -> subprocess.Popen[str]:
-    """Starts a supervised run on the first two hosts, from the third: a login node, say."""
+    """Starts a run on the first hosts, one for each of `slots`."""
     carried = recipe.parent / "environment"
     values = CARRIED | {"TEAM": "blue"}
     carried.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q"]
-    launcher += ["--hostfile", str(hosts.write_hostfile([1, 1]))]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "-q", *options]
+    launcher += ["--hostfile", str(hosts.write_hostfile(slots))]
     script = [TRAIN, "--config", recipe, "--output_dir", output]
-    command = [*SUPERVISE, *launcher, *options, *script]
-    return hosts.start(2, command, DS_ENV_FILE=str(carried), **CARRIED)
+    command = [*supervise, *launcher, *script]
+    return hosts.start(start_on, command, DS_ENV_FILE=str(carried), **CARRIED)
 
 
 def ranks_on(hosts: SimulatedHosts, host_index: int) -> list[psutil.Process]:
     names = {"RANK", "OMPI_COMM_WORLD_RANK"}
     return [p for p in hosts.processes(host_index) if names & p.environ().keys()]
+
+
+def skip_without(launcher: str) -> None:
+    if launcher == "openmpi" and shutil.which("mpirun") is None:
+        pytest.skip("needs Debian's openmpi-bin")
 
 
 def assert_begins_like(output: Path, whole: list[dict[str, Any]], steps: int) -> None:
@@ -80,17 +92,48 @@ def flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_hosts_train_as_one_and_one_goes_on_alone(
+    two_hosts: SimulatedHosts, recipe: Path, whole: list[dict[str, Any]], launcher: str
+) -> None:
+    """Undisturbed; then with the ranks of one host killed, and on the other host to the end."""
+    skip_without(launcher)
+    options = LAUNCHERS[launcher]
+    undisturbed = recipe.parent / f"undisturbed-{launcher}"
+    done = finish(start(two_hosts, recipe, undisturbed, *options))
+    assert done.code == 0, done.output
+    assert lines(undisturbed) == whole
+
+    output = recipe.parent / f"killed-{launcher}"
+    run = start(two_hosts, recipe, output, *options)
+    wait_for_step(run, output, 4)
+    [rank] = ranks_on(two_hosts, 1)
+    rank.kill()
+    done = finish(run)
+    assert done.code not in (0, 2, 3, 4), done.output
+    assert not ranks_on(two_hosts, 0) + ranks_on(two_hosts, 1)
+    assert_begins_like(output, whole, steps=4)
+
+    done = finish(start(two_hosts, recipe, output, *options, slots=(1,)))
+    assert done.code == 0, done.output
+    assert "resumed from" in done.output and "on 1 rank(s)" in done.output
+    assert_ends_like(output, whole)
+
+
+@pytest.mark.timeout(600)
 def test_a_run_goes_on_over_another_launcher_and_on_fewer_hosts(
     tmp_path: Path, recipe: Path, whole: list[dict[str, Any]]
 ) -> None:
     """OpenMPI until SIGTERM to the script saves on both hosts; pdsh until one host loses power;
     to the end on the other."""
-    reason = reason_against() or (shutil.which("mpirun") is None and "needs Debian's openmpi-bin")
-    if reason:
+    if (reason := reason_against()) is not None:
         pytest.skip(reason)
+    skip_without("openmpi")
     output = recipe.parent / "run"
+    # Started on the third host, on which no rank runs: a login node, say.
+    supervised: dict[str, Any] = {"start_on": 2, "supervise": SUPERVISE}
     with simulated_hosts(tmp_path, 3) as hosts:
-        run = start(hosts, recipe, output, "--launcher", "openmpi", AS_ROOT)
+        run = start(hosts, recipe, output, *LAUNCHERS["openmpi"], **supervised)
         wait_for_step(run, output, 1)
         [rank] = ranks_on(hosts, 1)
         assert rank.environ()["TEAM"] == "blue"
@@ -102,7 +145,7 @@ def test_a_run_goes_on_over_another_launcher_and_on_fewer_hosts(
         assert not ranks_on(hosts, 0) + ranks_on(hosts, 1)
         assert_begins_like(output, whole, steps=1)
 
-        run = start(hosts, recipe, output)
+        run = start(hosts, recipe, output, **supervised)
         wait_for_step(run, output, stopped_at + 2)
         [rank] = ranks_on(hosts, 1)
         assert rank.environ()["TEAM"] == "blue"
