@@ -142,7 +142,7 @@ def test_noise_only_takes_away(
     changed = noised(text, noise, random.Random(seed), unspaced=unspaced)
     assert changed == noised(text, noise, random.Random(seed), unspaced=unspaced)
     assert not Counter(changed) - Counter(text)
-    if deletion == 0:
+    if deletion == 0 and text.strip():  # of white space alone nothing is left
         assert Counter(changed) == Counter(text)
 
 
