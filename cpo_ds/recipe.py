@@ -59,7 +59,8 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
 def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
     """The DeepSpeed file that a recipe names, from here or from the folder that holds the package.
 
-    Raises `UserError` where it is not there or not JSON; `deepspeed_config` checks what is in it.
+    Raises `UserError` where it is not there, not to be read or not JSON; `deepspeed_config` checks
+    what is in it.
     """
     named = Path(config.deepspeed)
     here = [named, Path(__file__).resolve().parent.parent / named]
@@ -70,6 +71,8 @@ def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} must be a JSON object; see ds_configs/.")
     return path, settings

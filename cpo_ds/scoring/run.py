@@ -82,8 +82,8 @@ def _score_comet(
     from cpo_ds.scoring.checkpoint import find_checkpoint
     from cpo_ds.scoring.comet_scorer import CometScorer
 
-    ranks.on_each_host(lambda: find_checkpoint(metric))  # which downloads it for all ranks there
-    checkpoint = ranks.everywhere(lambda: find_checkpoint(metric))
+    # The first rank of a host finds it, or downloads it, for all of them.
+    checkpoint = ranks.on_each_host(lambda: find_checkpoint(metric))
     say(f"{metric.name}: loading {checkpoint.path}")
     scorer = ranks.everywhere(
         lambda: CometScorer(checkpoint, ranks, scoring.dtype, shard=scoring.shard)
