@@ -37,6 +37,7 @@ LAYERS = {
     ],
     "model": [
         "model.attention",
+        "model.attention_choice",
         "model.logprobs",
         "model.hub",
         "model.fingerprint",

@@ -1,15 +1,14 @@
 """Shared-prefix attention: both branches of a pair see its prefix and themselves, never each other.
 
 The backends below have one signature and give the same numbers; each is registered with
-transformers' attention registry as `cpo_ds_<name>`, so no model code is patched. The layout of a
-micro-batch travels to them as the keyword argument `shared_prefix` of the model's forward call.
+transformers' attention registry (see `registered_name`), so no model code is patched. The layout of
+a micro-batch travels to them as the keyword argument `shared_prefix` of the model's forward call.
 
 Shape suffixes: T unique tokens, H query heads, K key-value heads, D head size, L tokens of a pair.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from cpo_ds.schema import UserError, to_device
+from cpo_ds.schema import to_device
 
 Segments = tuple[tuple[int, int, int], ...]
 Backend = Callable[..., torch.Tensor]
@@ -212,57 +211,15 @@ BACKENDS: dict[str, Backend] = {
     "torch_varlen": torch_varlen,
     "flash_attn": flash_attn,
 }
-_CAPS_SCORES = ("reference", "flash_attn")
-_NEEDS_CUDA = ("torch_varlen", "flash_attn")
-
-
-def choose_backend(
-    requested: str, *, device_type: str, dtype: torch.dtype, softcap: float | None
-) -> tuple[str, str]:
-    """Picks the attention backend; returns its name and the reason, for the log.
-
-    `softcap` is the model's soft-capping of attention scores, if it has any. Raises `UserError`
-    where the requested backend cannot serve the model or the device exactly.
-    """
-    half_on_gpu = device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    has_flash = importlib.util.find_spec("flash_attn") is not None
-    if requested != "auto":
-        _check_backend(requested, half_on_gpu, has_flash, softcap)
-        return requested, "as configured"
-    if half_on_gpu and has_flash:
-        return "flash_attn", "fastest for half precision on this GPU"
-    if softcap is not None:
-        return "reference", "the model caps attention scores, which of the rest only it can do"
-    if half_on_gpu:
-        return "torch_varlen", "half precision on a GPU; flash-attn is not installed"
-    name = str(dtype).removeprefix("torch.")
-    return (
-        "sdpa",
-        f"the flash kernels need bfloat16 or float16 on a GPU (this is {name} on {device_type})",
-    )
-
-
-def _check_backend(name: str, half_on_gpu: bool, has_flash: bool, softcap: float | None) -> None:
-    if name == "flash_attn" and not has_flash:
-        raise UserError(
-            "model.attention is flash_attn, but flash-attn is not installed; "
-            "pip install 'cpo-ds[flash]', or set model.attention: auto."
-        )
-    if name in _NEEDS_CUDA and not half_on_gpu:
-        raise UserError(
-            f"model.attention: {name} needs a CUDA GPU and model.dtype bfloat16 or float16; "
-            "set model.attention: auto."
-        )
-    if softcap is not None and name not in _CAPS_SCORES:
-        raise UserError(
-            f"the model caps attention scores (at {softcap}), which model.attention: {name} cannot "
-            f"do; use one of {', '.join(_CAPS_SCORES)}, or auto."
-        )
 
 
 def registered_name(backend: str) -> str:
-    """Name of a backend in transformers' attention registry."""
-    return f"cpo_ds_{backend}"
+    """Name of a backend in transformers' attention registry.
+
+    A number says nothing to transformers, which looks for words in these names: it takes one with
+    "flash" for a kernel of its hub to be fetched, and one with "sdpa" for its own.
+    """
+    return f"cpo_ds_backend_{list(BACKENDS).index(backend)}"
 
 
 def _registered(attend: Backend) -> Callable[..., tuple[torch.Tensor, None]]:

@@ -17,7 +17,8 @@ from torch import nn
 
 from cpo_ds.config import Config, ModelConfig
 from cpo_ds.model.adapter import GatherParameters, gather_nothing, merge_adapter, with_adapter
-from cpo_ds.model.attention import choose_backend, registered_name
+from cpo_ds.model.attention import registered_name
+from cpo_ds.model.attention_choice import choose_backend
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import not_there
 from cpo_ds.model.logprobs import HeadTransform
@@ -91,7 +92,7 @@ def load_policy(
     model_config = load_model_config(model.name_or_path)
     backend, reason = choose_backend(
         model.attention,
-        device_type=device.type,
+        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
         dtype=getattr(torch, model.dtype),
         softcap=getattr(model_config, "attn_logit_softcapping", None),
     )
