@@ -62,6 +62,12 @@ def read_deepspeed_config(config: Config, planned: Place | None = None) -> dict[
     _check_settings(settings, path)
     here = planned or place()
     zero = settings["zero_optimization"]
+    if config.model.dtype == "float16" and not zero.get("stage"):
+        raise UserError(
+            f"model.dtype is float16 and {path} sets ZeRO stage 0, at which DeepSpeed divides "
+            "gradients by a loss scale that it never multiplied the loss by; take bfloat16 or "
+            "float32, or a file of stage 1, 2 or 3."
+        )
     if HPZ in zero:
         settings["zero_optimization"] = zero = zero | {HPZ: group_size(zero[HPZ], here, path)}
     if planned is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -12,13 +12,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cpo_ds.config import Config
-from cpo_ds.schema import UserError
+from cpo_ds.schema import UserError, did_you_mean
+from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 
 
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     """Reads `--config FILE` and overrides; returns the configuration and the other arguments.
 
-    The namespace has `verbose` (bool). Raises `UserError` for a missing file, an unknown key or a
+    The namespace has `verbose` (bool) and `config`, the recipe's file. Raises `UserError` for a missing file, an unknown key or a
     bad value, naming the place and the closest known key.
     """
     parser = _parser()
@@ -27,14 +28,16 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         known = [o for action in parser._actions for o in action.option_strings]
         raise UserError(
             f"unknown argument {unknown[0]} on the command line"
-            + _closest(unknown[0].split("=")[0], known)
+            + did_you_mean(unknown[0].split("=")[0], known)
             + "; --help lists every option."
         )
     if arguments.config is None:
         raise UserError("no recipe given: add --config FILE, for example recipes/demo.yaml.")
+    arguments.config = str(RECIPES.find(arguments.config))
     values = _read_yaml(Path(arguments.config))
     _check_keys(values, Config, arguments.config)
     overrides = {k: v for k, v in vars(arguments).items() if k in SETTINGS and v is not None}
+    _check_contradiction(overrides)
     for dotted, text in overrides.items():
         _override(values, dotted, text)
     where = f"{arguments.config}{' and the command line' if overrides else ''}"
@@ -57,12 +60,15 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
 
 
 def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
-    """The DeepSpeed file that a recipe names, from here or from the folder that holds the package.
+    """The DeepSpeed file that a recipe names: a shipped one, or one's own.
 
-    Raises `UserError` where it is not there, not to be read or not JSON; `deepspeed_config` checks
-    what is in it.
+    A path counts from here or from the folder that holds the package. Raises `UserError` where it
+    is not there, not to be read or not JSON; `deepspeed_config` checks what is in it.
     """
-    named = Path(config.deepspeed)
+    try:
+        named = DEEPSPEED_FILES.find(config.deepspeed)
+    except UserError as error:
+        raise UserError(f"deepspeed: {error}") from None
     here = [named, Path(__file__).resolve().parent.parent / named]
     path = next((path for path in here if path.is_file()), None)
     if path is None:
@@ -118,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Under several ranks: deepspeed --num_accelerators N cpo_ds/train.py --config ...",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="recipe, a YAML file")
+    parser.add_argument(
+        "--config", metavar="FILE", help="recipe: a YAML file, or a shipped one's name"
+    )
     parser.add_argument("--verbose", action="store_true", help="show all library messages")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     for dotted, field in SETTINGS.items():
@@ -175,7 +183,7 @@ def _check_keys(
         if key not in section.model_fields:
             raise UserError(
                 f"{where}: unknown key {path}{key}"
-                + _closest(str(key), list(section.model_fields))
+                + did_you_mean(str(key), list(section.model_fields))
                 + "; docs/configuration.md and --help list every key."
             )
         nested = _section_of(section.model_fields[key].annotation)
@@ -183,9 +191,15 @@ def _check_keys(
             _check_keys(value, nested, where, f"{path}{key}.")
 
 
-def _closest(name: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+def _check_contradiction(overrides: Collection[str]) -> None:
+    """Raises `UserError` if a section is given as a whole and a field of it too, in any order."""
+    for section in overrides:
+        field = next((name for name in overrides if name.startswith(f"{section}.")), None)
+        if field is not None:
+            raise UserError(
+                f"on the command line: --{section} says what the whole section is, and --{field} "
+                "what a field of it is; leave one of them out."
+            )
 
 
 def _override(values: dict[str, Any], dotted: str, text: str) -> None:

@@ -154,6 +154,18 @@ def test_lora_none_switches_a_recipes_lora_off(tmp_path: Path) -> None:
     assert default is not None and default.target_modules == ["down_proj"]
 
 
+@pytest.mark.parametrize("whole", ["none", "null", "{rank: 8}"])
+@pytest.mark.parametrize("field", [["--lora.dropout=0"], ["--lora.rank", "4"]])
+@pytest.mark.parametrize("section_first", [True, False])
+def test_a_section_and_a_field_of_it_on_the_command_line_contradict(
+    tmp_path: Path, whole: str, field: list[str], section_first: bool
+) -> None:
+    section = [f"--lora={whole}"]
+    argv = [*section, *field] if section_first else [*field, *section]
+    with pytest.raises(UserError, match=r"--lora says .*--lora\.(dropout|rank) .* leave one"):
+        load(tmp_path, *argv, values=MINIMAL | {"lora": {"rank": 2}})
+
+
 def test_the_word_none_is_a_value_where_the_setting_has_it(tmp_path: Path) -> None:
     values = MINIMAL | {"batch": {"share_prefix": "none"}}
     assert load(tmp_path, values=values).batch.share_prefix == "none"

@@ -98,6 +98,17 @@ def test_simulated_int8_is_as_near_as_its_blocks_allow(part: int, ranks: int) ->
     assert not torch.equal(found, exact)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_float16_is_refused_at_stage_0_alone(file: Path) -> None:
+    """There DeepSpeed divides by a loss scale that it never multiplied by."""
+    model = {"name_or_path": "m", "dtype": "float16"}
+    if file.stem == "zero0":
+        with pytest.raises(UserError, match=r"float16 and .*zero0\.json sets ZeRO stage 0"):
+            read(file, cluster(1, 1), model=model)
+    else:
+        assert read(file, cluster(1, 1), model=model)["fp16"] == {"enabled": True}
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "not divided": ({"zero_hpz_partition_size": 3}, "3, which does not divide the 4 rank"),
     "stage 2": ({"stage": 2, "zero_hpz_partition_size": 2}, "at stage 2, where DeepSpeed ignores"),

@@ -268,3 +268,11 @@ def test_the_scaling_page_is_what_its_script_writes():
     from scaling_page import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_table_offers_only_what_training_takes(dtype, capsys):
+    options = ["--config", str(ROOT / "recipes" / "alma-7b-r-lora.yaml"), "--model.dtype", dtype]
+    assert main(["plan", *options, "--shape", "tinyllama-1.1b", "--device", "H100"]) == 0
+    table = capsys.readouterr().out.partition("ds_configs/ ")[2]
+    assert ("zero0" in table) == (dtype == "bfloat16") and "zero2" in table

@@ -1,6 +1,7 @@
 """The shape of the code: which way imports point, who may know what, how long things may get."""
 
 import ast
+import inspect
 import re
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.nn.attention.varlen as torch_varlen
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cpo_ds"
@@ -18,6 +21,7 @@ LAYERS = {
         "schema",
         "files",
         "config",
+        "shipped",
         "recipe",
         "devices",
         "places",
@@ -250,6 +254,15 @@ def test_every_module_imports_without_optional_packages():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_oldest_torch_allowed_is_one_that_works():
+    """Before 2.12 `varlen_attn` has no `enable_gqa`."""
+    (torch,) = re.findall(r'"(torch[<>=!~][^"]*)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    allowed = Requirement(torch).specifier
+    assert "2.11.0" not in allowed and "2.12.0" in allowed
+    varlen_attn = inspect.signature(torch_varlen.varlen_attn)
+    assert "enable_gqa" in varlen_attn.parameters
 
 
 def test_no_text_names_a_folder_of_one_machine():

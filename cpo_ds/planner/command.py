@@ -118,7 +118,10 @@ def make_plan(
     for training, variant in (("full", full_variant(config)), ("LoRA", lora_variant(config))):
         for name in TABLE_FILES:
             file = config.model_copy(update={"deepspeed": f"ds_configs/{name}.json"})
-            settings = read_zero(file, gpus, nodes)
+            try:
+                settings = read_zero(file, gpus, nodes)
+            except UserError:  # no alternative, since training refuses it (float16 at stage 0)
+                continue
             table.append(Cell(name, training, memory_of(variant, settings)))
     plan = Plan(
         config, shape or config.model.name_or_path, zero, weights, ranks, memory, time, device,
