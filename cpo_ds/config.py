@@ -256,7 +256,9 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
-    deepspeed: str = Field("ds_configs/zero3.json", description="DeepSpeed configuration, JSON")
+    deepspeed: str = Field(
+        "zero3", description="DeepSpeed configuration: a shipped one's name, or a JSON file"
+    )
     output_dir: str = Field("runs/default", description="folder of everything the run writes")
 
     @model_validator(mode="after")

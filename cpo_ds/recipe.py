@@ -19,8 +19,8 @@ from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     """Reads `--config FILE` and overrides; returns the configuration and the other arguments.
 
-    The namespace has `verbose` (bool) and `config`, the recipe's file. Raises `UserError` for a missing file, an unknown key or a
-    bad value, naming the place and the closest known key.
+    The namespace has `verbose` (bool) and `config`, the recipe's file. Raises `UserError` for a
+    missing file, an unknown key or a bad value, naming the place and the closest known key.
     """
     parser = _parser()
     arguments, unknown = parser.parse_known_args([_normalize(a) for a in argv])

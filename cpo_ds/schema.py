@@ -5,6 +5,7 @@ Shapes in comments: T unique tokens of a micro-batch, S scored targets, P pairs.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,12 @@ def one_line(error: Exception | str, limit: int = 300) -> str:
     """A library's message in one line, cut where it goes on and on."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """For a message: the known name that is closest to an unknown one, where one is close."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def test_defaults_are_the_alma_r_recipe(tmp_path: Path) -> None:
     assert (config.batch.pairs, config.optim.learning_rate) == (128, 1e-4)
     assert (config.optim.schedule, config.optim.warmup_ratio) == ("inverse_sqrt", 0.01)
     assert (config.data.max_prompt_tokens, config.data.max_tokens) == (256, 512)
-    assert config.deepspeed == "ds_configs/zero3.json" and not config.trains_adapter
+    assert config.deepspeed == "zero3" and not config.trains_adapter
 
 
 def test_settings_are_frozen(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_the_configuration_page_is_what_the_settings_say() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid(recipe: Path) -> None:
     config, _ = load_config(["--config", str(recipe)])
-    assert (ROOT / config.deepspeed).is_file()
+    assert (ROOT / "ds_configs" / f"{config.deepspeed}.json").is_file()
     assert config.output_dir.startswith("runs/")
 
 
