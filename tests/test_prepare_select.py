@@ -306,7 +306,7 @@ def test_without_py3langid_it_says_what_to_install(
         ({}, ["--metrics", "xcomt"], "'xcomt' (did you mean xcomet?); set"),
         ({}, ["--metrics", "kiwi+kiwi-xxl"], "names kiwi twice"),
         ({"scores": {}}, [], "no row of --input has scores; make some with `cpo-ds prepare score`"),
-        ({"scores": {"chrf": {"a": 1}}}, [], "by 'kiwi'; set --metrics to one of those there are"),
+        ({"scores": {"chrf": {"a": 1}}}, ["--metrics", "kiwi"], "by 'kiwi'; set --metrics to one"),
         ({"scores": [1]}, [], "line 2: field scores is not an object of objects"),
         ({"scores": {"kiwi": 1}}, [], "line 2: field scores is not an object of objects"),
         ({"scores": {"kiwi": {"a": float("nan")}}}, [], "2: field scores.kiwi.a is not a finite"),

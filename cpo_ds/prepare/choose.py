@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
-from cpo_ds.data.formats import MEAN_SPELLINGS, compares_with_reference
+from cpo_ds.data.formats import compares_with_reference
 from cpo_ds.schema import UserError
 from cpo_ds.scoring.metrics import short_name
 
 BEST_EACH = "best-each"  # the other pairing is best-worst
 EQUAL = "equal scores"  # why there is no pair
-DEFAULT_METRICS = "kiwi+xcomet"
 
 
 @dataclass(frozen=True)
@@ -78,43 +76,6 @@ def scorer_name(metrics: Sequence[str]) -> str:
     return "kiwi_xcomet" if sorted(names) == ["kiwi", "xcomet"] else "_".join(names)
 
 
-def find_metrics(wanted: str, rows: Iterable[CandidateRow]) -> tuple[str, ...]:
-    """The names under which the metrics of `wanted`, like `kiwi+xcomet`, are in the rows' scores.
-
-    KIWI-XXL and XCOMET-XXL are found under any of their usual names. Empty where every row has a
-    person's preference and none has scores. Raises `UserError` for a metric that no row has.
-    """
-    rows = list(rows)
-    there = list(dict.fromkeys(metric for row in rows for metric in _scores_of(row)))
-    if not there and all(human_preference(row) for row in rows):
-        return ()
-    if wanted in MEAN_SPELLINGS and wanted not in there:
-        wanted = DEFAULT_METRICS
-    parts = [wanted] if wanted in there else [part.strip() for part in wanted.split("+")]
-    metrics = tuple(_find(part, there) for part in parts)
-    names = [short_name(metric) for metric in metrics]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--metrics {wanted} names {name} twice; name each metric once.")
-    return metrics
-
-
-def _find(part: str, there: Sequence[str]) -> str:
-    if part in there:
-        return part
-    same = [metric for metric in there if short_name(metric) == short_name(part)]
-    if same:
-        return same[0]
-    if not there:
-        raise UserError("no row of --input has scores; make some with `cpo-ds prepare score`.")
-    closest = difflib.get_close_matches(part, there, n=1)
-    hint = f" (did you mean {closest[0]}?)" if closest else ""
-    raise UserError(
-        f"no row has a score by {part!r}{hint}; set --metrics to one of those there are, or "
-        f"several joined by +: {', '.join(there)}."
-    )
-
-
 def rate(row: CandidateRow, metrics: Sequence[str]) -> Rated:
     """Means over the metrics. Raises `UserError`, naming the line, for what is not a number."""
     names = list(row.translations)
@@ -123,7 +84,7 @@ def rate(row: CandidateRow, metrics: Sequence[str]) -> Rated:
     leaves_out &= row.reference is not None
     if leaves_out:
         names.remove(REFERENCE)
-    all_scores = _scores_of(row)
+    all_scores = scores_of(row)
     scores: dict[str, dict[str, float]] = {}
     for metric in metrics:
         values = all_scores.get(metric, {})
@@ -137,8 +98,8 @@ def rate(row: CandidateRow, metrics: Sequence[str]) -> Rated:
     return Rated(row, scores, means, len(names) - len(means), leaves_out)
 
 
-def _scores_of(row: CandidateRow) -> dict[str, dict[str, Any]]:
-    """`{metric: {name: score}}`, nulls left out: parquet gives every row all names there are."""
+def scores_of(row: CandidateRow) -> dict[str, dict[str, Any]]:
+    """`{metric: {name: score}}` of a row, without nulls: parquet gives every row all names."""
     scores = row.values.get("scores") or {}
     if not isinstance(scores, dict) or not all(
         values is None or isinstance(values, dict) for values in scores.values()

@@ -116,7 +116,8 @@ def _add_select(steps: Any) -> None:
     add = step.add_argument
     add("--input", required=True, type=Path, help="rows with scores, jsonl")
     add("--output", required=True, type=Path, metavar="FOLDER", help="new, or of an earlier select")
-    add("--metrics", default="kiwi+xcomet", help="to average (kiwi+xcomet, the XXL models)")
+    add("--metrics", metavar="kiwi+xcomet",
+        help="to average (kiwi+xcomet, the XXL models; else those that all rows have)")  # fmt: skip
     add("--pairs", choices=("best-worst", "best-each"), default="best-worst",
         help="the best against the worst, or against each other one (best-worst)")  # fmt: skip
     add("--min-margin", type=float, default=0.0, metavar="SCORE",

@@ -100,7 +100,7 @@ def pair_row(pair: Pair, prompt_style: str) -> dict[str, Any]:
 
 def _lines(summary: Mapping[str, Any]) -> list[str]:
     """The summary to print."""
-    by = " + ".join(summary["metrics"]) or "no metric"
+    by, because = " + ".join(summary["metrics"]) or "no metric", summary["metrics_because"]
     total = sum(summary["pairs"].values())
     counts = {
         "preferred by a person": summary["human_preferences"],
@@ -110,6 +110,8 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
     }
     return [
         f"read {summary['rows']} rows, selected {total} pairs by {by}",
+        *([f"  metrics taken: {by}, as {because}"] if because else []),
+        *(f"  metric left out, {name}: {why}" for name, why in summary["metrics_left_out"].items()),
         *(f"  {direction}: {count}" for direction, count in summary["pairs"].items()),
         *(f"  {side}: {_shares(summary[side], total)}" for side in ("chosen", "rejected")),
         *(f"  {what}: {count}" for what, count in counts.items() if count),

@@ -14,11 +14,11 @@ from cpo_ds.prepare.choose import (
     Pair,
     Rated,
     choose,
-    find_metrics,
     human_preference,
     rate,
     scorer_name,
 )
+from cpo_ds.prepare.taken import Taken, take_metrics
 from cpo_ds.schema import UserError
 
 
@@ -27,7 +27,7 @@ class Options:
     """What is selected and how; None where a filter is off."""
 
     pairs: str
-    metrics: str
+    metrics: str | None  # None: those that the rows suggest
     min_margin: float
     directions: tuple[str, ...] | None
     check_language: float | None
@@ -43,7 +43,7 @@ class Selection:
     """
 
     rated: list[Rated]
-    metrics: tuple[str, ...]
+    taken: Taken  # the metrics that choose
     pairs: list[Pair]
     dropped: Counter[str]
 
@@ -59,8 +59,8 @@ def select(rows: Sequence[CandidateRow], options: Options) -> Selection:
             )
     wanted = [row for row in rows if row.language_pair in (options.directions or there)]
     dropped = Counter({"direction not selected": len(rows) - len(wanted)})
-    metrics = find_metrics(options.metrics, wanted)
-    rated = [rate(row, metrics) for row in wanted]
+    taken = take_metrics(options.metrics, wanted)
+    rated = [rate(row, taken.metrics) for row in wanted]
     keep = _filters(options, wanted)
     pairs = []
     for row in rated:
@@ -74,7 +74,7 @@ def select(rows: Sequence[CandidateRow], options: Options) -> Selection:
                 dropped[reason] += 1
             else:
                 pairs.append(pair)
-    return Selection(rated, metrics, pairs, +dropped)  # + leaves zeros out
+    return Selection(rated, taken, pairs, +dropped)  # + leaves zeros out
 
 
 def _filters(options: Options, rows: Sequence[CandidateRow]) -> list[filters.Filter]:
@@ -95,11 +95,14 @@ def summarize(selection: Selection) -> dict[str, Any]:
     for pair in selection.pairs:
         for side, name in (("chosen", pair.chosen_system), ("rejected", pair.rejected_system)):
             sides[side].setdefault(pair.direction, Counter())[name] += 1
+    metrics = selection.taken.metrics
     by_scores = [rated for rated in selection.rated if not human_preference(rated.row)]
     return {
-        "metrics": list(selection.metrics),
-        "scorer": scorer_name(selection.metrics),
-        "scorers": {metric: _scorers(metric, selection.rated) for metric in selection.metrics},
+        "metrics": list(metrics),
+        "metrics_because": selection.taken.because,
+        "metrics_left_out": dict(selection.taken.left_out),
+        "scorer": scorer_name(metrics),
+        "scorers": {metric: _scorers(metric, selection.rated) for metric in metrics},
         "pairs": dict(sorted(Counter(pair.direction for pair in selection.pairs).items())),
         "human_preferences": sum(pair.is_human for pair in selection.pairs),
         "dropped": dict(selection.dropped.most_common()),

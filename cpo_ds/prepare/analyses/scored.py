@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow, read_candidates
-from cpo_ds.data.formats import LEXICAL, compares_with_reference
+from cpo_ds.data.formats import compares_with_reference
 from cpo_ds.prepare.choose import rate
+from cpo_ds.prepare.taken import is_lexical
 from cpo_ds.schema import UserError
 
 
@@ -130,19 +131,19 @@ def _scored_row(row: CandidateRow, names: list[str], skipped: Counter[str]) -> S
 
 def _metric(name: str, rows: tuple[ScoredRow, ...]) -> Metric:
     records: Counter[str] = Counter()
-    uses_reference = is_lexical = False
+    uses_reference = likeness = False
     for row in rows:
         if name in row.scores:
             scorers = row.row.values.get("scorers")
             record = scorers.get(name) if isinstance(scorers, dict) else None
             record = record if isinstance(record, dict) else {}
             records[json.dumps(record, sort_keys=True, ensure_ascii=False) if record else ""] += 1
-            is_lexical |= record.get("model", name) in LEXICAL
+            likeness |= is_lexical(scorers, name)
             uses_reference |= compares_with_reference(scorers, name)
     return Metric(
         name=name,
         uses_reference=uses_reference,
-        is_lexical=is_lexical,
+        is_lexical=likeness,
         scorers=tuple(sorted(records.items())),
         num_scores=sum(len(row.scores.get(name, {})) for row in rows),
         num_missing=sum(row.num_missing[name] for row in rows),
