@@ -39,6 +39,7 @@ class Export:
     """What an export holds besides its weights.
 
     `model` gives names, shapes and settings: a PEFT model makes an adapter, any other a full model.
+    `base` is the model that an adapter belongs to, named so that it is found from any folder.
     """
 
     model: Any
@@ -85,7 +86,16 @@ def make_export(
     as_adapter = isinstance(model, peft.PeftModel)
     facts = card_facts(config, manifest.step, as_adapter=as_adapter, dtype=dtype)
     card = model_card(config, manifest, facts)
-    return Export(model, tokenizer, config.model.name_or_path, dtype, card)
+    return Export(model, tokenizer, _named_anywhere(config.model.name_or_path), dtype, card)
+
+
+def _named_anywhere(name_or_path: str) -> str:
+    """The whole path of a local folder; any other name, one on the hub, as it is."""
+    path = Path(name_or_path)
+    if not path.is_dir():
+        return name_or_path
+    path = path.absolute()
+    return str(path.resolve() if ".." in path.parts else path)
 
 
 def exports_adapter(config: Config) -> bool:
