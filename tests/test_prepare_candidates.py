@@ -27,7 +27,7 @@ from cpo_ds.data.prompts import alma_prompt, few_shot_prompt, gpt4_messages
 from cpo_ds.prepare.translation.cleaning import FIRST_LINE, LABEL, PROMPT, REASONING, SPACES, clean
 from cpo_ds.prepare.translation.generate import Generation, Item, plan_batches, tokenize_prompts
 from cpo_ds.prepare.translation.job import Kept, Translation
-from cpo_ds.prepare.translation.local_model import folder_fingerprint
+from cpo_ds.prepare.translation.local_model import LocalModel, folder_fingerprint, padding_id
 from cpo_ds.prepare.translation.prompting import prompt_maker
 from cpo_ds.progress import Progress, duration
 from cpo_ds.schema import UserError
@@ -492,6 +492,7 @@ def test_a_model_is_known_by_what_is_in_its_folder(tmp_path: Path, model: Path) 
         ("adapter", "there is no LoRA adapter"),
         ("name", "line 1: there is a candidate of x already"),
         ("context", "the model's context of 512 tokens is too short"),
+        ("tokens", "300 embeddings; take the tokenizer that belongs to the model"),
     ],
 )
 def test_what_a_model_lacks_is_said(tmp_path: Path, model: Path, change: str, said: str) -> None:
@@ -510,6 +511,8 @@ def test_what_a_model_lacks_is_said(tmp_path: Path, model: Path, change: str, sa
         options = ["--adapter", str(tmp_path / "nowhere")]
     elif change == "name":
         options = ["--name", "x"]
+    elif change == "tokens":
+        copy = save_tiny_model(tmp_path / "small", vocab_size=300)
     else:
         options = ["--max-new-tokens", "512"]
     output = tmp_path / "out.jsonl"
@@ -517,3 +520,122 @@ def test_what_a_model_lacks_is_said(tmp_path: Path, model: Path, change: str, sa
     (run,) = launch.on_ranks(run_on_rank, [*arguments, *GREEDY, *options])
     assert run.code == 2 and "Traceback" not in run.output, run.output
     assert said in run.output.splitlines()[-1] and not output.exists()
+    assert not kept_keys(output)  # nothing was translated
+
+
+# Padding.
+
+
+@pytest.fixture(scope="module")
+def ending_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that ends some answers by itself, so that a batch fills them up."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("ending") / "tiny")
+    causal_lm = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        causal_lm.get_output_embeddings().weight[2] *= 2.5  # the end, likelier
+    causal_lm.save_pretrained(folder)
+    return folder
+
+
+def with_padding(model: Path, folder: Path, change: str) -> Path:
+    """The model with an id for padding, or for the end, that has no embedding."""
+    shutil.copytree(model, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    beyond = len(tokenizer)
+    settings: dict[str, Any] = {}
+    if change == "tokenizer":
+        assert tokenizer.add_special_tokens({"pad_token": "<PAD>"}) == 1
+        assert tokenizer.pad_token_id == beyond
+    elif change == "end":
+        tokenizer.pad_token = None
+        settings = {"eos_token_id": [beyond + 3, 2], "pad_token_id": None}
+    else:
+        settings = {"pad_token_id": beyond + 1 if change == "beyond" else int(change)}
+        tokenizer.pad_token = None if change == "-1" else "<pad>"
+    tokenizer.save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((folder / name).read_text()) | settings
+        (folder / name).write_text(json.dumps(values))
+    return folder
+
+
+def answers(model: Path, beams: int, adapter: Path | None = None) -> list[Translation]:
+    """Of one batch, whose prompts differ in length."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    prompts = tokenize_prompts([alma_prompt(text, "en", "de") for text in SENTENCES], tokenizer)
+    assert len({len(prompt) for prompt in prompts}) > 3
+    place = ("float32", tokenizer, torch.device("cpu"))
+    local = LocalModel(str(model), str(adapter) if adapter else None, *place)
+    return local.translate(prompts, 0, num_beams=beams, do_sample=False, max_new_tokens=12)
+
+
+def test_what_pads_has_an_embedding() -> None:
+    assert padding_id((3, 2), 4) == 3
+    assert padding_id((4, None, 2), 4) == padding_id((-1, 2, 3), 4) == 2
+    assert padding_id((None, 4, 5), 4) == padding_id((), 4) == 0
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("change", ["tokenizer", "beyond", "-1", "-1000", "end"])
+def test_padding_without_an_embedding_changes_no_translation(
+    tmp_path: Path, ending_model: Path, change: str, beams: int
+) -> None:
+    expected = answers(ending_model, beams)
+    assert len({answer.is_whole for answer in expected}) == 2  # some end, some do not
+    assert answers(with_padding(ending_model, tmp_path / "m", change), beams) == expected
+
+
+def test_an_end_without_an_embedding_is_no_padding(tmp_path: Path, model: Path) -> None:
+    """Where a tokenizer has nothing else to pad with; no answer ever ends by it."""
+    folders = [shutil.copytree(model, tmp_path / name) for name in ("padded", "bare")]
+    for folder in folders:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens({"eos_token": "<END>"})
+        if folder.name == "bare":
+            tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder)
+        for name in ("config.json", "generation_config.json"):
+            values = json.loads((folder / name).read_text()) | {"eos_token_id": None}
+            (folder / name).write_text(json.dumps(values))
+    assert answers(folders[0], 1) == answers(folders[1], 1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"trainable_token_indices": [5, 6]},
+    ],
+    ids=str,
+)
+def test_padding_without_an_embedding_with_an_adapter(
+    tmp_path: Path, ending_model: Path, settings: dict[str, Any]
+) -> None:
+    adapter = save_tiny_adapter(ending_model, tmp_path / "lora", **settings)
+    changed = with_padding(ending_model, tmp_path / "m", "tokenizer")
+    assert answers(changed, 1, adapter) == answers(ending_model, 1, adapter)
+
+
+def test_padding_is_kept_where_the_embeddings_were_resized_for_it(
+    tmp_path: Path, ending_model: Path
+) -> None:
+    changed = with_padding(ending_model, tmp_path / "m", "tokenizer")
+    causal_lm = transformers.AutoModelForCausalLM.from_pretrained(changed)
+    causal_lm.resize_token_embeddings(causal_lm.config.vocab_size + 1, mean_resizing=False)
+    with torch.no_grad():
+        causal_lm.get_output_embeddings().weight[-1] = 0  # never said
+    causal_lm.save_pretrained(changed)
+    assert answers(changed, 1) == answers(ending_model, 1)
+
+
+def test_the_command_with_padding_beyond_the_embedding(
+    tmp_path: Path, model: Path, source: Path
+) -> None:
+    outputs = []
+    for folder in (model, with_padding(model, tmp_path / model.name, "tokenizer")):
+        outputs.append(tmp_path / f"{len(outputs)}.jsonl")
+        (run,) = translate(source, folder, outputs[-1], *GREEDY)
+        assert run.code == 0, run.output
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,15 @@ _BLOCK, _STRIDE = 2**12, 2**22  # bytes: of every 4 MiB of weights 4 KiB are rea
 def load_config(name_or_path: str) -> Any:
     """The model's configuration. Raises `UserError` where there is none."""
     try:
-        return transformers.AutoConfig.from_pretrained(name_or_path)
+        config = transformers.AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise not_there("model", name_or_path, error) from None
+    text = config.get_text_config()
+    padding, embeddings = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if padding is not None and embeddings is not None and not 0 <= padding < embeddings:
+        # torch makes no embeddings with such an id; `generate` is told what to pad with anyway.
+        text.pad_token_id = None
+    return config
 
 
 def identity(name_or_path: str, adapter: str | None) -> str:
@@ -64,6 +70,12 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def padding_id(preferred: Iterable[int | None], embeddings: int) -> int:
+    """The first of the ids that has an embedding, or else 0: any will do, as padding is masked."""
+    valid = (token for token in preferred if token is not None and 0 <= token < embeddings)
+    return next(valid, 0)
+
+
 class LocalModel:
     """A model, its adapter and its tokenizer. Raises `UserError` where they are not there."""
 
@@ -88,9 +100,8 @@ class LocalModel:
         ends = model.generation_config.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self._padding = tokenizer.pad_token_id
-        if self._padding is None:
-            self._padding = self._ends[0] if self._ends else 0
+        embeddings = len(self._model.get_input_embeddings().weight)
+        self._padding = padding_id((tokenizer.pad_token_id, *self._ends), embeddings)
 
     @torch.inference_mode()
     def translate(
