@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cpo_ds.config import CheckpointConfig, Config
 from cpo_ds.engine import Engine
@@ -219,7 +218,7 @@ def load(engine: Engine, ranks: Ranks, path: Path, *, adapter_only: bool, same_r
         torch.set_rng_state(random_states["cpu"])
         if "cuda" in random_states:
             torch.cuda.set_rng_state(random_states["cuda"], ranks.device)
-    dist.barrier(group=ranks.control)
+    ranks.wait_for_all()
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

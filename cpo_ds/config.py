@@ -213,7 +213,10 @@ class TrainConfig(_Section):
         None, gt=0, description="save and stop after this time, with exit code 4 (no limit)"
     )
     stall_minutes: float | None = Field(
-        30.0, gt=0, description="end a run, stacks written down, that does not get on for so long"
+        30.0,
+        gt=0,
+        description="end the run, all stacks written down, if no rank gets on for so long, from "
+        "its start on; bytes that are read or written count as getting on",
     )
 
 

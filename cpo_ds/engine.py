@@ -13,6 +13,7 @@ from torch import nn
 
 from cpo_ds.config import Config, OptimConfig
 from cpo_ds.deepspeed_config import zero_stage
+from cpo_ds.liveness import count_common_work
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.partitioning import HPZ, QWZ, check_int8_parts, group_warning
 from cpo_ds.ranks import Ranks
@@ -84,7 +85,6 @@ class Engine:
         self.stage = zero_stage(settings)
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
-        self.progress = 0  # grows with all that is done; a watch looks at it
         self.optimizer = optimizer = _optimizer(policy, config.optim)
         if self.stage == 0 and config.model.dtype == "float32":
             # DeepSpeed wraps nothing here, so its clipping is ours: it reports no norm.
@@ -112,7 +112,7 @@ class Engine:
 
         A collective under ZeRO-3: every rank must make as many.
         """
-        self.progress += 1
+        count_common_work()
         reference = self._reference_logps(batch)
         chosen, rejected = self.deepspeed(batch)
         counts = (batch.num_chosen_tokens, batch.num_rejected_tokens)
@@ -134,7 +134,7 @@ class Engine:
         The one place where scaling is undone: shares add up over micro-batches and ranks to the
         loss, but DeepSpeed takes the mean over ranks.
         """
-        self.progress += 1
+        count_common_work()
         finite = torch.isfinite(loss_share.detach())
         # A share that is not finite must not hide behind a finite gradient: it becomes NaN, which
         # DeepSpeed finds in the gradient's norm on all ranks before it touches the weights.
@@ -143,7 +143,7 @@ class Engine:
 
     def update(self, learning_rate: float) -> Update:
         """One optimizer step over what was accumulated; all ranks get the same answer."""
-        self.progress += 1
+        count_common_work()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         try:
@@ -178,7 +178,7 @@ class Engine:
         """Yields (name, whole tensor) of the language model, one at a time, on all ranks alike."""
         for name, parameter in self.policy.language_model.named_parameters():
             if parameter.requires_grad or not trained_only:
-                self.progress += 1
+                count_common_work()
                 with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                     yield name, parameter.detach()
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.files import sync
+from cpo_ds.liveness import count_work
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -129,6 +130,7 @@ def read_entry(path: Path) -> FileEntry:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)
+            count_work()
     return FileEntry(size, digest.hexdigest())
 
 

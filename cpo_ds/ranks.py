@@ -18,6 +18,9 @@ from cpo_ds.schema import UserError
 
 Result = TypeVar("Result")
 
+# How long ranks wait for each other beyond the stall limit: one verifies, converts or saves.
+_PATIENCE = timedelta(days=1)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -46,6 +49,10 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def wait_for_all(self) -> None:
+        """Waits until all ranks have come here."""
+        dist.barrier(group=self.control)
 
     def on_first(self, function: Callable[[], Result]) -> Result:
         """Calls a function on rank 0 alone; its result, or its error, reaches all ranks.
@@ -94,8 +101,12 @@ def _outcome(function: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, f"{error.filename or 'a file'}: {error.strerror or error}."
 
 
-def init_ranks() -> Ranks:
-    """Joins the other ranks; `UserError` where this host has too few devices for its ranks."""
+def init_ranks(stall_minutes: float | None = None) -> Ranks:
+    """Joins the other ranks; `UserError` where this host has too few devices for its ranks.
+
+    With `stall_minutes`, after which a watch ends the run if no rank gets on, no group of ranks
+    gives up before that.
+    """
     here = _join_place()
     rank, world_size, local_rank = here.rank, here.world_size, here.local_rank
     local_world = here.local_world_size
@@ -128,8 +139,8 @@ def init_ranks() -> Ranks:
             f"port {os.environ['MASTER_PORT']} of this host is taken, by another run perhaps; give "
             f"the launcher another --master_port (mpirun, srun: MASTER_PORT in {ENVIRONMENT_FILE})."
         ) from None
-    # The others may wait long for rank 0, which verifies and converts checkpoints.
-    control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    _wait_longer(_PATIENCE + timedelta(minutes=stall_minutes or 0))
+    control = dist.new_group(backend="gloo")
     hosts: list[Any] = [None] * world_size
     dist.all_gather_object(hosts, socket.gethostname(), group=control)
     return Ranks(rank, world_size, local_rank, device, control, tuple(hosts))
@@ -147,6 +158,19 @@ def _join_after_restart(backend: str, rank: int, world_size: int, gpu: torch.dev
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.PrefixStore(f"restart_{restarts}", dist.TCPStore(address, port))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=gpu)
+
+
+def _wait_longer(limit: timedelta) -> None:
+    """Has every group of ranks, also those that DeepSpeed makes later, wait so long for a rank.
+
+    torch's own limits, 10 minutes with NCCL, would end the ranks that wait for a hung one, or for
+    one that reads or writes, before the watch can say which it is. DeepSpeed passes no limit on to
+    the groups that it makes, so torch's defaults are set. For joining, the short limit has held.
+    """
+    c10d = dist.distributed_c10d
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = limit
+    c10d._get_default_store().set_timeout(limit)  # by which NCCL's communicators find each other
+    c10d._set_pg_timeout(limit)
 
 
 def _join_place() -> Place:

@@ -69,11 +69,6 @@ class Saver:
         """Whether this rank is still writing its part."""
         return self._writer.is_writing()
 
-    @property
-    def progress(self) -> int:
-        """Grows while this rank writes."""
-        return self._writer.writes
-
     def save(self, step: int) -> None:
         """Saves a checkpoint. A failure is said, and raised where the recipe wants to stop."""
         self.finish()

@@ -55,7 +55,6 @@ from cpo_ds.schema import (  # noqa: E402
 if TYPE_CHECKING:
     from cpo_ds.ranks import Ranks
     from cpo_ds.stopping import StopRequest
-    from cpo_ds.watch import Watch
 
 
 def main(argv: list[str]) -> int:
@@ -127,7 +126,7 @@ def run_recipe(config: Config) -> None:
 
     quiet = logging.getLogger("DeepSpeed").level == logging.ERROR
     settings = read_deepspeed_config(config)
-    ranks = init_ranks()
+    ranks = init_ranks(config.train.stall_minutes)
     stop = StopRequest(config.train.max_hours)
     stop.listen()
     if quiet:
@@ -139,16 +138,14 @@ def run_recipe(config: Config) -> None:
     in_folders(lambda: lock.append(hold_folder(folder)))
     log = RankLog(ranks.rank, folder)
     log.open()
-    with Watch(ranks, folder, config.train.stall_minutes, log.console) as watch:
-        _run_watched(config, settings, ranks, stop, watch)
-        torch.distributed.barrier(group=ranks.control)
+    with Watch(ranks, folder, config.train.stall_minutes, log.console):
+        _run_watched(config, settings, ranks, stop)
+        ranks.wait_for_all()
     log.close()
     torch.distributed.destroy_process_group()
 
 
-def _run_watched(
-    config: Config, settings: dict[str, Any], ranks: Ranks, stop: StopRequest, watch: Watch
-) -> None:
+def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: StopRequest) -> None:
     from cpo_ds.build import build_run, find_resume, prepare_pairs, run_identity
     from cpo_ds.run_folder import write_config
     from cpo_ds.trainer import planned_steps, train
@@ -173,7 +170,6 @@ def _run_watched(
     if resume:
         say(f"resumed from {resume.found} at step {run.first_step} of {run.total_steps}")
     run.stop = stop
-    watch.follow(lambda: run.engine.progress + run.saver.progress)
     try:
         train(run)
     except (Stopped, NonFiniteError):

@@ -6,11 +6,9 @@ import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
@@ -239,8 +237,7 @@ def _stop_unless_rescaled(
         for index, row in zip(indices, columns.tolist(), strict=True)
     ]
     guilty = [(i, row) for i, row in values if not np.isfinite(list(row.values())).all()]
-    everyone: list[Any] = [None] * run.ranks.world_size
-    dist.all_gather_object(everyone, (guilty, values))
+    everyone = run.ranks.gather((guilty, values))
     found = [item for some, _ in everyone for item in some]
     if run.engine.is_float16 and not found:
         return

@@ -7,6 +7,7 @@ checkpoints/universal-step-00000020/   made from step-00000020, removed with the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.liveness import ByteWatch, count_work
 from cpo_ds.manifest import (
     Manifest,
     inspect,
@@ -26,6 +28,8 @@ from cpo_ds.manifest import (
     write_manifest,
 )
 from cpo_ds.schema import UserError
+
+_LOOK_SECONDS = 1.0  # between looks at whether the converter works
 
 
 def needs_conversion(path: Path, manifest: Manifest, ranks: int, stage: int) -> bool:
@@ -98,21 +102,38 @@ def _run_converter(path: Path, unfinished: Path) -> None:
         "--inject_missing_state",  # stages 1 and 2; nothing of tensor parallelism is missing here
     ]  # fmt: skip
     own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run(
+    environment = own | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    code, output = _run_counting(command, environment)
+    (unfinished.parent / "latest_universal").unlink(missing_ok=True)  # the folder's name says it
+    if code:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        last = output.strip().splitlines()[-1:] or ["it printed nothing"]
+        raise UserError(
+            f"{path} could not be converted for another number of ranks: {last[0]} (DeepSpeed's "
+            f"converter; free disk: {shutil.disk_usage(path).free / 2**30:.1f} GiB). It resumes on "
+            "the number of ranks that it was saved by."
+        )
+
+
+def _run_counting(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Runs a command to its end; returns exit code and output. The bytes it moves count as work."""
+    process = subprocess.Popen(
         command,
-        env=own | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
-    (unfinished.parent / "latest_universal").unlink(missing_ok=True)  # the folder's name says it
-    if done.returncode:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        last = done.stdout.strip().splitlines()[-1:] or ["it printed nothing"]
-        raise UserError(
-            f"{path} could not be converted for another number of ranks: {last[0]} (DeepSpeed's "
-            f"converter; free disk: {shutil.disk_usage(path).free / 2**30:.1f} GiB). It resumes on "
-            "the number of ranks that it was saved by."
-        )
+    bytes_of_it = ByteWatch(process.pid)
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                output, _ = process.communicate(timeout=_LOOK_SECONDS)
+                return process.returncode, output
+            if bytes_of_it.has_moved(_LOOK_SECONDS):
+                count_work()
+    except BaseException:
+        process.kill()
+        raise

@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -24,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-import psutil
 import torch.distributed as dist
 
+from cpo_ds.liveness import Beat, ByteWatch, count_work, own_beat, ranks_behind, work_done
 from cpo_ds.logs import last_words, log_file
-from cpo_ds.processes import RankProcess, is_running, main_thread_at
+from cpo_ds.processes import RankProcess, is_running, own_process
 from cpo_ds.ranks import Ranks
 from cpo_ds.schema import EXIT_RANK_LOST, NonFiniteError, Stopped, UserError
 
@@ -59,6 +58,9 @@ class Verdict:
 class Watch:
     """Watches over all ranks inside a `with` block.
 
+    Some rank has to get on within the stall limit, from the start of the block on: `liveness` says
+    what counts as getting on.
+
     On leaving it in good order (also by an error that all ranks share) watching ends. After any
     other error it goes on, since that may be what the loss of another rank looks like from here.
     """
@@ -70,18 +72,17 @@ class Watch:
         self._limit = 60 * (stall_minutes or 0)  # seconds
         self._folder = folder / "stacks"
         self._stacks = self._open_stacks(ranks.rank) if self._limit else sys.stderr
-        self._progress: Callable[[], int] = lambda: 0
-        self._armed_at = 0
+        self._armed_at = -1  # the work done when the stacks were last put off
+        self._bytes = ByteWatch()
         self._silence_limit = SILENT_SECONDS
         self._over = threading.Event()
-        started = psutil.Process().create_time()
-        here = RankProcess(ranks.rank, socket.gethostname(), os.getpid(), started)
-        self._places = ranks.gather(here)
+        self._places = ranks.gather(own_process(ranks.rank))
         self._store = _open_store(ranks)
         self._asking = ThreadPoolExecutor(max_workers=1)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Watch:
+        self._arm_stacks()
         self._thread.start()
         return self
 
@@ -96,16 +97,14 @@ class Watch:
         else:
             self._report(error)
 
-    def follow(self, progress: Callable[[], int]) -> None:
-        """From now on `progress` has to grow on some rank within the stall limit."""
-        self._progress = progress
-
     def _run(self) -> None:
         """Beats, looks at the others, and ends the process where one is lost or none gets on."""
-        seen: dict[int, str] = {}
+        seen: dict[int, Beat] = {}
         heard = dict.fromkeys(range(self._ranks.world_size), time.monotonic())
         moved_at = time.monotonic()
         while not self._over.wait(BEAT_SECONDS):
+            if self._bytes.has_moved(BEAT_SECONDS):
+                count_work()
             self._arm_stacks()
             try:
                 beats, verdict = self._ask_store(self._exchange)
@@ -119,14 +118,14 @@ class Watch:
             for rank, beat in beats.items():
                 if seen.get(rank) != beat:
                     heard[rank] = now
-                if _progress_of(seen.get(rank)) != _progress_of(beat):
+                if rank not in seen or seen[rank].work != beat.work:
                     moved_at = now
             seen = beats
             lost = [p for p in self._places if self._is_lost(p, now - heard[p.rank])]
             message = None
             if lost:
                 message = _lost(lost)
-            elif self._limit and self._armed_at and now - moved_at > self._limit + _GRACE_SECONDS:
+            elif self._limit and now - moved_at > self._limit + _GRACE_SECONDS:
                 message = self._stall_message(beats, heard)
             if message:
                 ranks = [place.rank for place in lost]
@@ -134,13 +133,13 @@ class Watch:
                     self._ask_store(partial(self._decide, Verdict(message, ranks)))
 
     def _arm_stacks(self) -> None:
-        """Has the stacks written once no progress was made here for the limit.
+        """Has the stacks written once no work was done here for the limit.
 
         That is done by a thread that needs no lock of Python's, should this one be stuck too.
         """
-        progress = self._progress()
-        if self._limit and progress != self._armed_at:
-            self._armed_at = progress
+        work = work_done()
+        if self._limit and work != self._armed_at:
+            self._armed_at = work
             faulthandler.dump_traceback_later(self._limit, file=self._stacks, exit=False)
 
     def _ask_store(self, question: Callable[[], Result]) -> Result:
@@ -151,13 +150,12 @@ class Watch:
             raise SystemExit from None
         return asked.result(SILENT_SECONDS)
 
-    def _exchange(self) -> tuple[dict[int, str], Verdict | None]:
+    def _exchange(self) -> tuple[dict[int, Beat], Verdict | None]:
         """Leaves this rank's beat in the store; the latest of all ranks, and the verdict if any."""
-        beat = json.dumps([time.time(), self._progress(), main_thread_at()])
-        self._store.set(f"beat/{self._ranks.rank}", beat)
+        self._store.set(f"beat/{self._ranks.rank}", json.dumps(asdict(own_beat())))
         keys = [f"beat/{rank}" for rank in range(self._ranks.world_size)]
         beats = {
-            rank: self._store.get(key).decode()
+            rank: Beat(**json.loads(self._store.get(key)))
             for rank, key in enumerate(keys)
             if self._store.check([key])
         }
@@ -188,10 +186,9 @@ class Watch:
                 file.unlink()
                 file.parent.rmdir()  # by the last rank: it fails where files are left
 
-    def _stall_message(self, beats: dict[int, str], heard: dict[int, float]) -> str:
-        fewest = min(map(_progress_of, beats.values()))
-        behind = [str(rank) for rank, beat in beats.items() if _progress_of(beat) == fewest]
-        which = f", rank {', '.join(behind)} being behind" if len(behind) < len(beats) else ""
+    def _stall_message(self, beats: dict[int, Beat], heard: dict[int, float]) -> str:
+        behind = [str(rank) for rank in ranks_behind(beats)]
+        which = f", rank {', '.join(behind)} being behind" if behind else ""
         places = "; ".join(self._place_and_state(p, beats, heard) for p in self._places)
         return (
             f"no rank got on for {self._limit / 60:g} minutes (train.stall_minutes){which}: "
@@ -200,9 +197,9 @@ class Watch:
         )
 
     def _place_and_state(
-        self, place: RankProcess, beats: dict[int, str], heard: dict[int, float]
+        self, place: RankProcess, beats: dict[int, Beat], heard: dict[int, float]
     ) -> str:
-        where = json.loads(beats[place.rank])[2] if place.rank in beats else "an unknown place"
+        where = beats[place.rank].place if place.rank in beats else "an unknown place"
         silent = time.monotonic() - heard[place.rank]
         sign = f", without a sign of life for {silent:.0f} s" if silent > 5 * BEAT_SECONDS else ""
         return f"{place} at {where}{sign}"
@@ -288,7 +285,3 @@ def _open_store(ranks: Ranks) -> Any:
     store = connect(0) if ranks.rank == 0 else None
     port = ranks.on_first(lambda: store.port)  # type: ignore[union-attr]
     return store or connect(port)
-
-
-def _progress_of(beat: str | None) -> int:
-    return -1 if beat is None else json.loads(beat)[1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,6 +16,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from torch.utils import _pytree
 
+from cpo_ds.liveness import count_work
 from cpo_ds.manifest import FileEntry
 
 
@@ -35,7 +35,6 @@ class CheckpointWriter(CheckpointEngine):
         self._writes: list[Future[None]] = []
         self._files: dict[str, FileEntry] = {}
         self._error: str | None = None
-        self.writes = 0  # grows while files are written; a watch looks at it
 
     def save(self, state_dict: Any, path: str) -> None:
         """Writes a file; in background mode only its copy to host memory is made before return."""
@@ -73,7 +72,7 @@ class CheckpointWriter(CheckpointEngine):
         counted = None
         try:
             with path.open("wb") as file:
-                counted = _HashingFile(file, self._count)
+                counted = _HashingFile(file)
                 torch.save(state, cast(IO[bytes], counted))
                 file.flush()
                 os.fsync(file.fileno())
@@ -84,9 +83,6 @@ class CheckpointWriter(CheckpointEngine):
             if counted is None or counted.error is None:
                 raise
             self._keep(counted.error, path)
-
-    def _count(self) -> None:
-        self.writes += 1
 
     def _keep(self, error: OSError, path: Path) -> None:
         if self._error is None:
@@ -107,8 +103,8 @@ class CheckpointWriter(CheckpointEngine):
 class _HashingFile:
     """A file that torch writes to, front to back, and whose checksum is taken on the way."""
 
-    def __init__(self, file: Any, count: Callable[[], None]) -> None:
-        self._file, self._count = file, count
+    def __init__(self, file: Any) -> None:
+        self._file = file
         self.digest = hashlib.sha256()
         self.size = 0
         self.error: OSError | None = None
@@ -121,7 +117,7 @@ class _HashingFile:
             raise
         self.digest.update(data)
         self.size += written
-        self._count()
+        count_work()
         return written
 
     def flush(self) -> None:

@@ -57,6 +57,65 @@ def test_a_hung_rank_is_found_and_all_stacks_are_written(recipe: Path) -> None:
     assert "plan_or_hang" in (output / "stacks" / "rank_1.txt").read_text()
 
 
+# What hangs before the first step, on which rank, and what is said of where it is.
+EARLY = {
+    "reading": ("cpo_ds.build.read_rows", 0, "build.py:"),
+    "loading": ("cpo_ds.build.load_policy", 1, "build.py:"),
+    "the engine": ("cpo_ds.build.Engine", 0, "build.py:"),
+    "verifying": ("cpo_ds.checkpoint.damage", 1, "checkpoint.py:"),
+}
+
+
+@pytest.mark.parametrize("phase", EARLY)
+def test_a_rank_that_hangs_before_the_first_step_is_named(phase: str, tmp_path: Path) -> None:
+    where, rank, place = EARLY[phase]
+    recipe, output = small_recipe(tmp_path, stage=2, train={"max_steps": 1}), tmp_path / "out"
+    options = ["--config", str(recipe), "--output_dir", str(output)]
+    if phase == "verifying":
+        for done in main_on_ranks(*options, ranks=2):
+            assert done.code == 0, done.output
+        options += ["--train.max_steps=2"]
+    options += ["--train.stall_minutes=0.05"]
+    done = on_ranks(workers.hang_before_training, [where, rank, *options], ranks=2, timeout=60)
+    assert 5 in {finished.code for finished in done}, done
+    said = [t for one in done for t in one.output.splitlines() if "cpo_ds: stopped" in t]
+    assert len(said) == 1 and "no rank got on for 0.05 minutes" in said[0], done
+    assert f", rank {rank} being behind: " in said[0]
+    assert re.search(rf"rank {rank} on host {HOST} \(process \d+\) at {place}\d+ in ", said[0])
+    stacks = (output / "stacks" / f"rank_{rank}.txt").read_text()
+    assert "call_or_hang" in stacks
+
+
+def test_a_start_and_an_export_longer_than_the_limit_are_no_hang(tmp_path: Path) -> None:
+    """Rows are read and bytes move all the time."""
+    recipe = small_recipe(tmp_path, train={"max_steps": 1})
+    options = ["--config", str(recipe), "--output_dir", str(tmp_path / "out")]
+    options += ["--train.stall_minutes=0.05"]
+    for done in on_ranks(workers.start_and_export_slowly, [8.0, *options], ranks=2):
+        assert done.code == 0, done.output
+    assert (tmp_path / "out" / "export" / "model.safetensors").exists()
+
+
+def test_no_group_of_ranks_gives_up_before_the_watch_does(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, train={"max_steps": 1, "stall_minutes": 3000})
+    options = [str(tmp_path / "limits"), "--config", str(recipe)]
+    options += ["--output_dir", str(tmp_path / "out")]
+    for done in on_ranks(workers.write_limits, options, ranks=2):
+        assert done.code == 0, done.output
+    for rank in (0, 1):
+        limits = json.loads((tmp_path / f"limits-{rank}.json").read_text())
+        # all ranks, the program's own group and DeepSpeed's; those to come; the store
+        assert len(limits) >= 6 and min(limits) > 3000, limits
+
+
+def test_a_clock_that_is_set_ends_no_run(recipe: Path) -> None:
+    output = recipe.parent / "clock"
+    options = ["--config", str(recipe), "--output_dir", str(output), "--train.max_steps=4"]
+    for done in on_ranks(workers.train_while_the_clock_is_set, [2, *options], ranks=2):
+        assert done.code == 0, done.output
+    assert lines(output)[-1]["step"] == 4
+
+
 def test_a_stopped_process_is_named(recipe: Path) -> None:
     """It runs nothing, so it beats no more; the rank that keeps the store is the hard case."""
     output = recipe.parent / "suspended"

@@ -27,6 +27,7 @@ LAYERS = {
         "places",
         "logs",
         "processes",
+        "liveness",
         "metrics",
     ],
     "data": [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import resource
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,16 +17,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import torch
 import transformers
 from deepspeed.utils import safe_get_full_grad
 from transformers.initialization import no_init_weights
 
 import cpo_ds.build
-from cpo_ds import engine, run_folder, saver, trainer, watch
+from cpo_ds import engine, pretrained, run_folder, saver, trainer, watch
 from cpo_ds.build import build_run, prepare_pairs
 from cpo_ds.checkpoint import find_checkpoint
 from cpo_ds.config import CheckpointConfig
+from cpo_ds.data import rows
 from cpo_ds.data.pack import pack
 from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.export import export
@@ -166,6 +170,83 @@ def hang(step: int, *arguments: str) -> int:
         mock.patch.object(trainer, "plan", plan_or_hang),
         mock.patch.object(watch, "_GRACE_SECONDS", 2.0),
     ):
+        return main(list(arguments))
+
+
+def hang_before_training(where: str, rank: int, *arguments: str) -> int:
+    """Trains, but a rank never comes back from a function that is called before the first step."""
+    module, _, name = where.rpartition(".")
+    original = getattr(importlib.import_module(module), name)
+
+    def call_or_hang(*inputs: Any, **options: Any) -> Any:
+        while os.environ["RANK"] == str(rank):
+            time.sleep(1)
+        return original(*inputs, **options)
+
+    with mock.patch(where, call_or_hang), mock.patch.object(watch, "_GRACE_SECONDS", 2.0):
+        return main(list(arguments))
+
+
+def start_and_export_slowly(seconds: float, *arguments: str) -> int:
+    """Trains, but reading rows and writing the export take so long each, moving all the time."""
+    make_row, save_file = rows._make_row, pretrained.save_file
+    pauses = 20
+    slow_rows = iter(range(pauses))
+
+    def make_row_slowly(*inputs: Any) -> Any:
+        if next(slow_rows, None) is not None:
+            time.sleep(seconds / pauses)
+        return make_row(*inputs)
+
+    def save_file_slowly(tensors: Named, path: Path, **options: Any) -> None:
+        with tempfile.TemporaryFile() as file:
+            for _ in range(pauses):
+                time.sleep(seconds / pauses)
+                file.write(bytes(2**20))
+                file.flush()
+        save_file(tensors, path, **options)
+
+    with (
+        mock.patch.object(rows, "_make_row", make_row_slowly),
+        mock.patch.object(pretrained, "save_file", save_file_slowly),
+        mock.patch.object(watch, "_GRACE_SECONDS", 2.0),
+    ):
+        return main(list(arguments))
+
+
+def train_while_the_clock_is_set(step: int, *arguments: str) -> int:
+    """Trains, but from a step on the system says that it was started three seconds later."""
+    plan, boot_time = trainer.plan, psutil._pslinux.boot_time
+
+    def plan_and_set(run: trainer.Run, now: int) -> Any:
+        if now == step:
+            psutil._pslinux.boot_time = lambda: boot_time() + 3
+            time.sleep(5 * watch.BEAT_SECONDS)
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_and_set),
+        mock.patch.object(psutil._pslinux, "boot_time", boot_time),
+        mock.patch.object(watch, "_GRACE_SECONDS", 1.0),
+    ):
+        return main(list(arguments))
+
+
+def write_limits(report: str, *arguments: str) -> int:
+    """Trains; each rank writes for how many minutes its groups of ranks wait for one of them."""
+    train = cpo_ds.trainer.train
+
+    def write_and_train(run: trainer.Run) -> None:
+        c10d = torch.distributed.distributed_c10d
+        groups = [group for group in c10d._world.pg_map if isinstance(group, c10d.ProcessGroup)]
+        limits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+        limits += [c10d._get_default_timeout("nccl"), c10d._get_default_timeout("gloo")]
+        limits.append(c10d._get_default_store().timeout)
+        minutes = [limit.total_seconds() / 60 for limit in limits]
+        Path(f"{report}-{run.ranks.rank}.json").write_text(json.dumps(minutes))
+        train(run)
+
+    with mock.patch.object(cpo_ds.trainer, "train", write_and_train):
         return main(list(arguments))
 
 

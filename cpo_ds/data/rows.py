@@ -15,6 +15,7 @@ from cpo_ds.config import DataConfig
 from cpo_ds.data.formats import Format, format_of
 from cpo_ds.data.prompts import Message, RenderChat, alma_prompt, parse_direction, source_of
 from cpo_ds.data.sources import RawRow, read_folder, read_raw
+from cpo_ds.liveness import count_work
 from cpo_ds.schema import PreferenceRow, UserError
 
 __all__ = ["Message", "RenderChat", "RowReport", "read_rows", "split_held_out"]
@@ -60,6 +61,7 @@ def read_rows(
     rows: list[PreferenceRow] = []
     report, offered = RowReport(), set[str]()
     for raw in raw_rows:
+        count_work()
         if raw is None:
             report.dropped["blank line"] += 1
             continue

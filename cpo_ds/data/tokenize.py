@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cpo_ds.liveness import count_work
 from cpo_ds.schema import PreferenceRow, TokenizedPair, UserError
 
 Sharing = Literal["common", "prompt", "none"]
@@ -127,6 +128,7 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
 def _sequences(rows: Sequence[PreferenceRow], tokenizer: Any, chunk: int = 4096) -> Any:
     """Yields (row, chosen, rejected, whether a boundary merged), tokenizing many rows at a time."""
     for begin in range(0, len(rows), chunk):
+        count_work()
         part = rows[begin : begin + chunk]
         prompts = _encode(tokenizer, [row.prompt for row in part])
         chosen = _encode(tokenizer, [row.prompt + row.chosen for row in part])

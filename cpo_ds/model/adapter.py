@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cpo_ds.config import Config, LoraConfig
+from cpo_ds.liveness import count_work
 from cpo_ds.model.hub import not_there
 from cpo_ds.schema import UserError, one_line
 
@@ -123,6 +124,7 @@ def merge_adapter(adapted: Any, gather: GatherParameters = gather_nothing) -> An
     """Adds a LoRA adapter to its base weights, one layer at a time; returns the plain model."""
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
+            count_work()
             weight = module.get_base_layer().weight
             with gather(module.parameters()):
                 weight += module.get_delta_weight("default").to(weight.dtype)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from cpo_ds.liveness import count_work
+
 _CHUNK = 2**18  # fits a processor's cache
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -47,6 +49,7 @@ def checksum(values: torch.Tensor, start: int) -> torch.Tensor:
     bits = values.view(_AS_INTEGERS[values.element_size()])
     places = torch.arange(1, min(_CHUNK, len(bits)) + 1, device=values.device)
     for offset in range(0, len(bits), _CHUNK):
+        count_work()
         chunk = bits[offset : offset + _CHUNK].to(torch.int64)
         plain = chunk.sum()
         sums[0] += plain

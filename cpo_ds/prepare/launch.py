@@ -90,5 +90,5 @@ def as_one_of_ranks() -> Iterator[Ranks]:
             time.sleep(10)
             raise UserError(f"(rank {ranks.rank}) {error}") from None
         raise
-    torch.distributed.barrier(group=ranks.control)
+    ranks.wait_for_all()
     torch.distributed.destroy_process_group()
