@@ -37,7 +37,7 @@ from cpo_ds.model.load import (
 from cpo_ds.monitor import Monitor, cut_back_metrics
 from cpo_ds.precompute import with_reference_logps
 from cpo_ds.ranks import Ranks
-from cpo_ds.recipe import keeps_local_checkpoints
+from cpo_ds.recipe import keeps_local_checkpoints, parse_config
 from cpo_ds.saver import Saver
 from cpo_ds.schema import PreferenceRow, TokenizedPair
 from cpo_ds.trainer import Run, planned_steps
@@ -131,6 +131,16 @@ def find_resume(
     universal, seconds = in_folders(lambda: convert(path, manifest, folder))
     say(f"{universal} " + ("is there already" if seconds is None else f"took {seconds:.0f} s"))
     return Resume(manifest, path, universal)
+
+
+def as_trained(config: Config, manifest: Manifest) -> Config:
+    """The configuration of a run whose steps are all trained, by the settings that trained them.
+
+    What says how to go on (devices, checkpoints, logs, folders) is as it is now.
+    """
+    before = parse_config(manifest.configuration, "the checkpoint's manifest")
+    kept = {name: getattr(before, name) for name in ("data", "optim", "train")}
+    return config.model_copy(update=kept)
 
 
 def build_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import socket
 import sys
@@ -21,6 +22,8 @@ from cpo_ds.schema import UserError
 
 # Processes of a run that was just killed may take a moment to be gone.
 _LOCK_SECONDS = 10.0
+FINISHED = "finished.json"
+_START_NAME = "PYTHON_CPO_DS_RUN"  # a variable that scripts/supervise.sh sets
 
 
 def make_output_folder(folder: Path) -> None:
@@ -90,3 +93,30 @@ def write_config(config: Config, folder: Path, world_size: int) -> None:
             f"{folder}/config.yaml cannot be written: {error.strerror}; make room, or choose "
             "another output_dir."
         ) from None
+
+
+def write_finished(folder: Path, step: int) -> None:
+    """Marks a run as finished, all it has to do done; `step` is its last one.
+
+    The mark names the start that found it so, if `scripts/supervise.sh` gave that a name.
+    """
+    text = json.dumps({"step": step, "start": os.environ.get(_START_NAME)})
+    with replacing(folder / FINISHED) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def finished_step(config: Config) -> int | None:
+    """The last step of a finished run, None if the run is not finished or its export is missing."""
+    folder = Path(config.output_dir)
+    if config.checkpoint.export and not (folder / "export").is_dir():
+        return None
+    try:
+        step = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):  # no mark, or not a whole one
+        return None
+    return step if isinstance(step, int) else None
+
+
+def clear_finished(folder: Path) -> None:
+    """Takes the mark away from a run that goes on."""
+    (folder / FINISHED).unlink(missing_ok=True)

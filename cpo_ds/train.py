@@ -146,8 +146,8 @@ def run_recipe(config: Config) -> None:
 
 
 def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: StopRequest) -> None:
-    from cpo_ds.build import build_run, find_resume, prepare_pairs, run_identity
-    from cpo_ds.run_folder import write_config
+    from cpo_ds.build import as_trained, build_run, find_resume, prepare_pairs, run_identity
+    from cpo_ds.run_folder import clear_finished, finished_step, write_config, write_finished
     from cpo_ds.trainer import planned_steps, train
 
     def say(text: str) -> None:
@@ -160,11 +160,24 @@ def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: S
     tokenizer, train_pairs, eval_pairs = pairs
     identity = ranks.on_first(lambda: run_identity(config, train_pairs))
     resume = find_resume(config, settings, ranks, identity, say)
-    if resume and resume.manifest.step > (steps := planned_steps(config, len(train_pairs))):
+    steps = planned_steps(config, len(train_pairs))
+    if resume and resume.manifest.step > steps:
         raise UserError(
             f"{resume.found} is of step {resume.manifest.step}, but train.epochs and train."
             f"max_steps make a run of {steps}; raise them, or name an earlier checkpoint.resume."
         )
+    if resume and resume.manifest.step == steps:
+        # Nothing is trained any more. What is left of an interrupted end is done by the settings
+        # that did train, and said of them.
+        if ranks.on_first(lambda: finished_step(config)) == steps:
+            say(
+                f"{folder} is finished, at step {steps} of {steps}. Nothing was trained again and "
+                "nothing rewritten; for a run with other settings choose another output_dir."
+            )
+            ranks.on_first(lambda: write_finished(folder, steps))
+            return
+        config = as_trained(config, resume.manifest)
+    ranks.on_first(lambda: clear_finished(folder))
     ranks.on_first(lambda: write_config(config, folder, ranks.world_size))
     run = build_run(config, settings, ranks, train_pairs, eval_pairs, identity, resume)
     if resume:
@@ -183,6 +196,7 @@ def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: S
         run.monitor.say(f"{what} written to {folder / 'export'}")
     run.saver.check_last(run.total_steps)
     ranks.on_first(run.monitor.close)
+    ranks.on_first(lambda: write_finished(folder, steps))
 
 
 def silence_after_import() -> None:

@@ -12,7 +12,9 @@
 # seconds.
 #
 # Ends with the command's exit code: 0 done; 2, 3 and 4 mean that starting it again would not help
-# or is not wanted (see README.md); any other after the last restart.
+# or is not wanted (see README.md); any other after the last restart. A launcher that is itself ended
+# by a signal may report 0: a run is done if it left finished.json in its output_dir, else this counts
+# as a fault (5). Ranks that such a launcher leaves behind are asked to save and end first.
 set -uo pipefail
 
 restarts=3
@@ -33,7 +35,7 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     -h | --help)
-      sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     -*)
@@ -60,10 +62,17 @@ mark=PYTHON_CPO_DS_RUN
 hostfile=
 hostfile_at=
 ssh_port=()
+is_run=false
+run_arguments=()
 words=("$@")
 for ((i = 0; i < $#; i++)); do
   case "${words[i]}" in
-    *.py) break ;; # what follows is for the script
+    *cpo_ds/train.py | train.py | cpo_ds.train) # what follows is for the run
+      run_arguments=("${words[@]:i+1}")
+      is_run=true
+      break
+      ;;
+    *.py) break ;;
     -H | --hostfile)
       hostfile=${words[i + 1]:-}
       hostfile_at=$i
@@ -77,12 +86,13 @@ for ((i = 0; i < $#; i++)); do
   esac
 done
 used_hostfile=$hostfile
+checkout=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+own_bin="$checkout/.venv/bin"
 if [ -n "$hostfile_at" ]; then
   if ! [ -f "$hostfile" ]; then # DeepSpeed would run on this host alone
     echo "supervise.sh: there is no hostfile ${hostfile:-(a name is missing)}." >&2
     exit 2
   fi
-  own_bin="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin"
   if ! cpo_ds=$(command -v cpo-ds || command -v "$own_bin/cpo-ds"); then
     echo "supervise.sh: there is no cpo-ds, which looks for the hosts of $hostfile that are left" \
       "after a fault; run: source .venv/bin/activate" >&2
@@ -111,27 +121,61 @@ start() {
   command_pid=$!
 }
 
-# For sh, on any host: asks the ranks of this run there; fails where there is none.
+# For sh, on any host: sends a signal to the ranks of this run there; fails if there is none.
 # shellcheck disable=SC2016
-ask_ranks='
-ranks=$(grep -lsz "^$1\$" /proc/[0-9]*/environ | xargs -r grep -lszE "^(OMPI_COMM_WORLD_)?RANK=" |
-  cut -d/ -f3)
-[ -n "$ranks" ] && { kill -USR1 $ranks; true; }
+signal_ranks='
+ranks=$(grep -lsz "^$1\$" /proc/[0-9]*/environ |
+  xargs -r grep -lszE "^(OMPI_COMM_WORLD_)?RANK=" | cut -d/ -f3)
+[ -n "$ranks" ] && { kill -s "$2" $ranks; true; }
 '
+# For sh, on any host: succeeds if a start of this name finished the run in a folder, or if one did
+# that was told no name (mpirun carries no variables to other hosts by itself).
+# shellcheck disable=SC2016
+is_finished='grep -qsE "\"start\": (\"$1\"|null)" "$2/finished.json"'
 
-# Asks the ranks on one host, which tell the others; where there is none, the launcher.
+# Runs a text for sh, with arguments, on this host and then on those of the hostfile, until it
+# succeeds on one. In a trap a plain `return` would give the code from before the trap.
+on_some_host() {
+  local text=$1 host
+  shift
+  sh -s "$@" <<<"$text" 2>/dev/null && return 0
+  [ -n "$hostfile" ] || return 1
+  for host in $(names_of_hosts "$used_hostfile"); do
+    ssh -o BatchMode=yes -o ConnectTimeout=10 "${ssh_port[@]}" "$host" \
+      "$(printf '%q ' sh -s "$@")" <<<"$text" 2>/dev/null && return 0
+  done
+  return 1
+}
+
+# Asks the ranks on one host, which tell the others; if there is none, the launcher.
 ask_to_stop() {
-  local host
   stop=$1
   [ -n "$command_pid" ] || return 0
-  sh -s "$mark=$run_name" <<<"$ask_ranks" 2>/dev/null && return
-  if [ -n "$hostfile" ]; then
-    for host in $(names_of_hosts "$used_hostfile"); do
-      ssh -o BatchMode=yes -o ConnectTimeout=10 "${ssh_port[@]}" "$host" \
-        sh -s "$mark=$run_name" <<<"$ask_ranks" 2>/dev/null && return
-    done
-  fi
-  kill -TERM "$command_pid" 2>/dev/null
+  on_some_host "$signal_ranks" "$mark=$run_name" USR1 || kill -TERM "$command_pid" 2>/dev/null
+}
+
+# Ends the ranks that a launcher left behind: they hold the run's folder.
+end_ranks_left() {
+  on_some_host "$signal_ranks" "$mark=$run_name" USR1 || return 0
+  echo "supervise.sh: the launcher was ended and its ranks were not; they are asked to save and end." >&2
+  local deadline=$((SECONDS + 60))
+  while [ "$SECONDS" -lt "$deadline" ]; do
+    sleep 1
+    on_some_host "$signal_ranks" "$mark=$run_name" 0 || return 0
+  done
+  while on_some_host "$signal_ranks" "$mark=$run_name" KILL; do
+    sleep 1
+  done
+}
+
+# Whether the command did what it was started for; of commands that are no run, 0 is all there is.
+did_finish() {
+  local python folder
+  $is_run && [[ " ${run_arguments[*]} " != *" --help "* ]] || return 0
+  python=$(command -v "$own_bin/python" || command -v python || command -v python3) || return
+  folder=$("$python" "$checkout/scripts/output_folder.py" "${run_arguments[@]}") || return
+  [[ "$folder" == /* ]] || folder=$PWD/$folder
+  on_some_host "$is_finished" "$run_name" "$folder"
 }
 
 # Puts the hostfile of those that can take part in the place of the one that was given. False where
@@ -181,6 +225,13 @@ for ((attempt = 0; ; )); do
     kill -0 "$command_pid" 2>/dev/null || break # a signal ends the waiting, not the command
   done
   command_pid=
+  if [ "$code" -eq 0 ] && ! did_finish; then
+    echo "supervise.sh: exit code 0, but the run is not finished: its launcher was ended." >&2
+    code=5
+    end_ranks_left
+  elif [ "$code" -gt 128 ] && [ "$code" -le 192 ]; then # by a signal
+    end_ranks_left
+  fi
   case $code in
     0 | 2 | 3 | 4) exit "$code" ;;
   esac

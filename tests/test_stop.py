@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -104,6 +106,53 @@ def test_supervised_run_is_restarted_and_stopped(recipe: Path, whole: list[Any])
     for done in main_on_ranks(*options, ranks=2):
         assert done.code == 0, done.output
     assert lines(output) == whole
+
+
+def launcher_of_ranks(run: subprocess.Popen[str]) -> psutil.Process:
+    """The process by which `deepspeed` starts the ranks; `deepspeed` says 0 if it is killed."""
+    found = []
+    for process in psutil.Process(run.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "deepspeed.launcher.launch" in process.cmdline():
+                found.append(process)
+    (launcher,) = found
+    return launcher
+
+
+@pytest.mark.parametrize("victim", ["deepspeed's launcher", "deepspeed"])
+def test_a_run_whose_launcher_is_killed_is_not_called_done(
+    victim: str, recipe: Path, whole: list[Any]
+) -> None:
+    """Its ranks live on without a launcher: they save and end, and the run goes on to its end."""
+    output = recipe.parent / victim.replace(" ", "-")
+    options = ("--config", recipe, "--output_dir", output, "--checkpoint.every_steps=1")
+    command = [*SUPERVISE, "--restarts", "1", "--pause", "0", *deepspeed_command(*options)]
+    run = start(command)
+    wait_until(run, lambda: (output / "checkpoints" / "step-00000002").exists())
+    first, launcher = rank_processes(run), launcher_of_ranks(run)
+    (launcher if "launcher" in victim else launcher.parent()).kill()
+    done = finish(run)
+    assert done.code == 0, done.output
+    if "launcher" in victim:
+        assert "exit code 0, but the run is not finished" in done.output
+    assert "restart 1 of 1" in done.output and "resumed from" in done.output
+    assert not any(process.is_running() for process in first.values())
+    assert lines(output) == whole
+
+
+@pytest.mark.parametrize("start", ["", "another-1-2"])
+def test_a_run_that_finished_before_is_not_called_done(start: str, tmp_path: Path) -> None:
+    """The mark has to be of this start."""
+    output, recipe = tmp_path / "out", small_recipe(tmp_path)
+    if start:
+        output.mkdir()
+        (output / "finished.json").write_text(json.dumps({"step": 8, "start": start}))
+    arguments = ("--config", str(recipe), f"--output_dir={output}")
+    command = ["true", "cpo_ds/train.py", *arguments]  # as if ended before there is any rank
+    done = supervise("--restarts", "1", "--pause", "0", *command)
+    assert done.returncode == 5 and "1 restart(s) did not help" in done.stderr
+    help_alone = supervise("--restarts", "0", "true", "cpo_ds/train.py", "--help")
+    assert help_alone.returncode == 0
 
 
 def supervise(*arguments: str) -> subprocess.CompletedProcess[str]:
