@@ -25,6 +25,7 @@ from cpo_ds.data.tokenize import pairs_fingerprint, tokenize_rows
 from cpo_ds.deepspeed_config import of_the_file, with_universal_loading, zero_stage
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
+from cpo_ds.model.doors import check_plain_lora
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import (
     check_token_ids,
@@ -49,6 +50,8 @@ def prepare_pairs(
 ) -> tuple[Any, list[TokenizedPair], list[TokenizedPair]]:
     """Reads, splits and tokenizes the data; returns tokenizer, training and held-out pairs."""
     model_config = load_model_config(config.model.name_or_path)
+    if config.model.adapter:
+        check_plain_lora(config.model.adapter)
     tokenizer = load_tokenizer(config.model.name_or_path)
     render_chat = chat_renderer(tokenizer)
     rows, row_report = read_rows(config.data, render_chat)

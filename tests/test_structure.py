@@ -45,6 +45,7 @@ LAYERS = {
         "model.attention_choice",
         "model.logprobs",
         "model.hub",
+        "model.doors",
         "model.fingerprint",
         "model.policy",
         "model.adapter",

@@ -16,6 +16,7 @@ from torch import nn
 
 from cpo_ds.config import Config, LoraConfig
 from cpo_ds.liveness import count_work
+from cpo_ds.model.doors import check_plain_lora
 from cpo_ds.model.hub import not_there
 from cpo_ds.schema import UserError, one_line
 
@@ -28,9 +29,13 @@ def gather_nothing(parameters: Iterable[nn.Parameter]) -> AbstractContextManager
 
 
 def with_adapter(causal_lm: Any, config: Config, merge: Callable[[Any], Any]) -> Any:
-    """Adds the starting adapter (to be trained on, or handed to `merge`) and a new one."""
+    """Adds the starting adapter (to be trained on, or handed to `merge`) and a new one.
+
+    Raises `UserError` for one that cannot be merged and exported exactly.
+    """
     if config.model.adapter:
-        adapted = _starting_adapter(causal_lm, config, config.model.adapter)
+        check_plain_lora(config.model.adapter)
+        adapted = starting_adapter(causal_lm, config, config.model.adapter)
         if config.continues_adapter:
             return adapted
         causal_lm = merge(adapted)
@@ -39,7 +44,11 @@ def with_adapter(causal_lm: Any, config: Config, merge: Callable[[Any], Any]) ->
     return _new_adapter(causal_lm, config.lora, config.train.seed)
 
 
-def _starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
+def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
+    """The model with an adapter of any kind that peft knows, by its name or folder, beside it.
+
+    Raises `UserError` if it is not there, is not whole or does not fit.
+    """
     try:
         settings = starting_settings(config, adapter)
         with warnings.catch_warnings(record=True) as said:

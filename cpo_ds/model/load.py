@@ -19,6 +19,7 @@ from cpo_ds.config import Config, ModelConfig
 from cpo_ds.model.adapter import GatherParameters, gather_nothing, merge_adapter, with_adapter
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.attention_choice import choose_backend
+from cpo_ds.model.doors import check_no_adapter, check_tied_head
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import not_there
 from cpo_ds.model.logprobs import HeadTransform
@@ -41,12 +42,23 @@ def load_tokenizer(name_or_path: str) -> Any:
         raise not_there("tokenizer", name_or_path, error) from None
 
 
-def load_model_config(name_or_path: str) -> Any:
-    """The model's transformers configuration. Raises `UserError` for one that cannot be served."""
+def read_model_config(name_or_path: str) -> Any:
+    """A model's transformers configuration. Raises `UserError` if there is none."""
+    check_no_adapter(name_or_path)
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise not_there("model", name_or_path, error) from None
+    text = config.get_text_config()
+    padding, embeddings = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if padding is not None and embeddings is not None and not -embeddings <= padding < embeddings:
+        text.pad_token_id = None  # torch makes no embeddings with such an id, and nothing needs it
+    return config
+
+
+def load_model_config(name_or_path: str) -> Any:
+    """The same of a model that is to be trained. Raises `UserError` if it cannot be served."""
+    config = read_model_config(name_or_path)
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
             f"model {name_or_path} is of type {config.model_type}, for which the packed "
@@ -164,6 +176,7 @@ def load_causal_lm(
                 f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}), which would start "
                 "at random; get the whole model, or mend its config.json."
             )
+    check_tied_head(model.name_or_path, model_config)
     return causal_lm
 
 

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 
 from cpo_ds.config import Config
 from cpo_ds.model.adapter import adapted, new_settings, starting_settings, with_adapter
+from cpo_ds.model.doors import check_plain_lora
 from cpo_ds.model.load import load_causal_lm, load_model_config
 
 
@@ -28,6 +29,7 @@ def outline(config: Config) -> Any:
         model.generation_config = _generation_config(config.model.name_or_path, model)
         if config.continues_adapter:
             assert config.model.adapter is not None
+            check_plain_lora(config.model.adapter)
             settings = starting_settings(config, config.model.adapter)
         elif config.lora is not None:
             settings = new_settings(config.lora)

@@ -116,8 +116,8 @@ def _translate(
     prompt_of: PromptOf,
     ranks: Ranks,
 ) -> None:
-    from cpo_ds.model.load import load_tokenizer
-    from cpo_ds.prepare.translation.local_model import LocalModel, identity, load_config
+    from cpo_ds.model.load import load_tokenizer, read_model_config
+    from cpo_ds.prepare.translation.local_model import LocalModel, identity
 
     kept = Kept(arguments.output, ranks.rank)
     jobs: list[Job] = []  # rank 0's alone, which reads, tells and writes
@@ -126,7 +126,7 @@ def _translate(
     def plan() -> list[list[Item]]:
         sources = read_untranslated(arguments, name)
         locks.append(hold_cache(cache_of(arguments.output)))
-        config = load_config(arguments.model)
+        config = read_model_config(arguments.model)
         about = json.dumps(asdict(generation))
         model = content_key(identity(arguments.model, arguments.adapter), about)
         job, items = _job(sources, name, prompt_of, tokenizer, config, generation, model)

@@ -8,33 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.utils import cached_file
 
 from cpo_ds.config import Config, DataConfig, ModelConfig
-from cpo_ds.model.adapter import with_adapter
+from cpo_ds.model.adapter import starting_adapter
 from cpo_ds.model.hub import adapter_fingerprint, not_there
-from cpo_ds.model.load import load_causal_lm
+from cpo_ds.model.load import load_causal_lm, read_model_config
 from cpo_ds.prepare.translation.job import Translation
 from cpo_ds.schema import UserError
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # the tokenizer's too
 _BLOCK, _STRIDE = 2**12, 2**22  # bytes: of every 4 MiB of weights 4 KiB are read
-
-
-def load_config(name_or_path: str) -> Any:
-    """The model's configuration. Raises `UserError` where there is none."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise not_there("model", name_or_path, error) from None
-    text = config.get_text_config()
-    padding, embeddings = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
-    if padding is not None and embeddings is not None and not 0 <= padding < embeddings:
-        # torch makes no embeddings with such an id; `generate` is told what to pad with anyway.
-        text.pad_token_id = None
-    return config
 
 
 def identity(name_or_path: str, adapter: str | None) -> str:
@@ -92,10 +77,11 @@ class LocalModel:
             adapter_mode="merge" if adapter else "continue",
         )  # fmt: skip
         attention: Any = None  # what transformers takes by itself
-        model = load_causal_lm(settings, load_config(name_or_path), attention, device, True)
+        model = load_causal_lm(settings, read_model_config(name_or_path), attention, device, True)
         config = Config(model=settings, data=DataConfig(format="sample"))
-        # The adapter stays beside the weights, as it was trained: merging would round them.
-        model = with_adapter(model, config, lambda adapted: adapted)
+        if adapter is not None:
+            # It stays beside the weights, as it was trained: merging would round them.
+            model = starting_adapter(model, config, adapter)
         self._model, self._tokenizer, self._device = model.eval(), tokenizer, device
         ends = model.generation_config.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends

@@ -1,0 +1,200 @@
+"""What is in a model's or adapter's files that loading would get wrong: refused, by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from cpo_ds.model.hub import not_there
+from cpo_ds.schema import UserError
+
+_TIED = ("lm_head.weight", "embed_tokens.weight")  # how the names of tied weights end
+_ROWS = 4096  # of a weight that are compared at a time
+
+# Settings of an adapter that leave it B·A, scaled, on the layers that they choose; or that matter
+# only when an adapter is made.
+_PLAIN_SETTINGS = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
+    "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "fan_in_fan_out", "runtime_config", "ensure_weight_tying", "init_lora_weights", "loftq_config",
+    "eva_config",
+}  # fmt: skip
+# Ways to begin that leave the base as it is; with others peft changes the base when it loads one.
+_PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
+_WHAT_IT_IS = {
+    "use_dora": "DoRA",
+    "lora_bias": "biases of its own",
+    "bias": "trained biases of the base",
+    "trainable_token_indices": "rows of the embedding trained for some tokens",
+    "modules_to_save": "whole layers of its own",
+    "target_parameters": "updates of parameters that are no layers",
+    "layer_replication": "layers used several times",
+}
+
+
+def check_no_adapter(name_or_path: str) -> None:
+    """Raises `UserError` if a model's folder, or its repository, holds an adapter too.
+
+    transformers would apply it to the weights without a word, also if they have it in them.
+    """
+    try:
+        found = find_adapter_config_file(name_or_path)
+    except (OSError, ValueError):  # loading the model says what is wrong with the name
+        return
+    if found is None:
+        return
+    if not (Path(found).parent / "config.json").is_file():
+        raise UserError(
+            f"{name_or_path} is an adapter ({found}), not a model; give it as model.adapter, and "
+            "its base as model.name_or_path."
+        )
+    raise UserError(
+        f"{name_or_path} holds an adapter beside its weights ({found}), which transformers would "
+        "apply to them, once more if it is merged into them already. Remove that file if the "
+        "weights are whole; else give the base alone, and the adapter as model.adapter."
+    )
+
+
+def check_tied_head(name_or_path: str, model_config: Any) -> None:
+    """Raises `UserError` if the head is tied to the embeddings and yet has weights of its own.
+
+    Some ways of loading would drop these and others keep them. Equal ones are no contradiction.
+    """
+    if not model_config.tie_word_embeddings:
+        return
+    file, index = _weight_files(name_or_path)
+    head, embeddings = (next((n for n in index if n.endswith(end)), None) for end in _TIED)
+    if head is None or embeddings is None:
+        return
+    rows, other_rows = (_rows_of(index[name], name) for name in (head, embeddings))
+    begin = 0
+    while len(part := rows(begin, begin + _ROWS)):
+        if not torch.equal(part, other_rows(begin, begin + _ROWS)):
+            raise UserError(
+                f"the model {name_or_path} contradicts itself: its config.json says "
+                f"tie_word_embeddings: true, but {file} has a {head} that is not {embeddings}. If "
+                f"the head is one of its own, set tie_word_embeddings to false; if not, remove "
+                f"{head} from the file."
+            )
+        begin += _ROWS
+
+
+def _weight_files(name_or_path: str) -> tuple[str, dict[str, Path]]:
+    """The file that leads to a model's weights, in transformers' order, and the file of each.
+
+    Of several files, those alone that hold weights which may be tied.
+    """
+
+    def find(name: str) -> Path | None:
+        options = {
+            "_raise_exceptions_for_missing_entries": False,
+            "_raise_exceptions_for_gated_repo": False,
+            "_raise_exceptions_for_connection_errors": False,
+        }
+        found = cached_file(name_or_path, name, **options)
+        return None if found is None else Path(found)
+
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if file := find(single):
+            return str(file), dict.fromkeys(_names_in(file), file)
+        if file := find(f"{single}.index.json"):
+            files = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+            wanted = {name: part for name, part in files.items() if name.endswith(_TIED)}
+            found = {name: find(part) for name, part in wanted.items()}
+            return str(file), {name: part for name, part in found.items() if part is not None}
+    return name_or_path, {}
+
+
+def _names_in(file: Path) -> list[str]:
+    if file.suffix == ".bin":
+        return list(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+    with safe_open(file, "pt") as weights:
+        return list(weights.keys())
+
+
+def _rows_of(file: Path, name: str) -> Callable[[int, int], torch.Tensor]:
+    """Reads rows of a stored matrix: (begin, end) -> tensor, empty behind the last row."""
+    if file.suffix == ".bin":
+        whole = torch.load(file, map_location="cpu", mmap=True, weights_only=True)[name]
+        return lambda begin, end: whole[begin:end]
+
+    def read(begin: int, end: int) -> torch.Tensor:
+        with safe_open(file, "pt") as weights:
+            part = weights.get_slice(name)
+            rows = part.get_shape()[0]
+            return part[begin : min(end, rows)] if begin < rows else torch.empty(0)
+
+    return read
+
+
+def check_plain_lora(adapter: str) -> None:
+    """Raises `UserError` unless an adapter is plain LoRA: B·A added to weights, and no more.
+
+    Merging and exporting know no other kind yet, and would leave out what else it holds.
+    """
+    settings = _settings_of(adapter)
+    kind = str(settings.get("peft_type", "")).upper()
+    if kind != "LORA":
+        raise UserError(_refusal(adapter, f"is of the kind {kind or 'that names none'}"))
+    defaults = peft.LoraConfig().to_dict()
+    for name, value in settings.items():
+        if name not in defaults and value:
+            raise UserError(
+                _refusal(adapter, f"sets {name}, which this peft ({peft.__version__}) ignores")
+            )
+        if name == "init_lora_weights" and value not in _PLAIN_BEGINNINGS:
+            raise UserError(
+                _refusal(adapter, f"sets {name} to {value!r}, with which peft changes the base")
+            )
+        if name in _PLAIN_SETTINGS or not value or value == defaults[name]:
+            continue
+        what = _WHAT_IT_IS.get(name, "another kind of update")
+        raise UserError(_refusal(adapter, f"sets {name} ({what})"))
+    others = [name for name in _weights_of(adapter) if not _is_of_lora(name)]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise UserError(_refusal(adapter, f"holds whole weights ({others[0]}{more})"))
+
+
+def _refusal(adapter: str, problem: str) -> str:
+    return (
+        f"the adapter {adapter} {problem}; only plain LoRA can be continued, merged or exported "
+        "here. Merge it into its base by peft (merge_and_unload, save_pretrained) and give that "
+        "model as model.name_or_path."
+    )
+
+
+def _is_of_lora(name: str) -> bool:
+    parts = name.split(".")
+    return any(f"lora_{part}" in parts for part in ("A", "B", "embedding_A", "embedding_B"))
+
+
+def _settings_of(adapter: str) -> dict[str, Any]:
+    """An adapter's settings as its file says them: peft leaves out what it does not know."""
+    try:
+        found = find_adapter_config_file(adapter)
+        if found is None:
+            raise OSError("it has no adapter_config.json")
+        settings = json.loads(Path(found).read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"{found} is no JSON object")
+        return settings
+    except (OSError, ValueError) as error:
+        raise not_there("LoRA adapter", adapter, error) from None
+
+
+def _weights_of(adapter: str) -> dict[str, torch.Tensor]:
+    try:
+        return load_peft_weights(adapter, device="cpu")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise not_there("LoRA adapter", adapter, error) from None

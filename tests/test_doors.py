@@ -1,0 +1,296 @@
+"""Models and adapters whose files would be loaded wrongly are refused; what is plain is served."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from export_runs import LORA
+from helpers import plain_logps, random_pairs, save_tiny_adapter, save_tiny_model
+from launch import main_on_ranks, write_recipe
+from safetensors.torch import load_file, save_file
+
+from cpo_ds.export import export
+from cpo_ds.model.doors import check_plain_lora, check_tied_head
+from cpo_ds.model.load import load_model_config, load_policy
+from cpo_ds.model.offline import outline
+from cpo_ds.recipe import parse_config
+from cpo_ds.schema import UserError
+
+CPU = torch.device("cpu")
+Change = Callable[[Path], object]
+
+
+def settings(model: Path, adapter: Path | None = None, **sections: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {"name_or_path": str(model), "dtype": "float32"}
+    if adapter:
+        values |= {"adapter": str(adapter), "adapter_mode": "merge"}
+    data = {"format": "sample", "directions": ["en-de"], "eval_fraction": 0.2}
+    logs = {"tensorboard": False}
+    few = {"pairs": 8, "tokens_per_rank": 2048}
+    return {"model": values, "data": data, "logging": logs, "batch": few} | sections
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+# --- adapters that are more than B·A
+
+
+def other_adapter(base: Path, folder: Path, kind: Any) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(model, kind)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and "embed" not in name:
+            torch.nn.init.normal_(parameter, 0, 0.05)
+    adapted.save_pretrained(folder)
+
+
+def of_lora(**options: Any) -> Callable[[Path, Path], object]:
+    return lambda base, folder: save_tiny_adapter(base, folder, **options)
+
+
+def of_kind(kind: Any) -> Callable[[Path, Path], object]:
+    return lambda base, folder: other_adapter(base, folder, kind)
+
+
+def with_embeddings(base: Path, folder: Path) -> None:
+    """As peft saves an adapter of a model whose vocabulary was enlarged."""
+    save_tiny_adapter(base, folder)
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    name = "base_model.model.model.embed_tokens.weight"
+    save_file(load_file(file) | {name: weights + 0.1}, file, metadata={"format": "pt"})
+
+
+def on_embeddings(base: Path, folder: Path) -> None:
+    """Without the embeddings themselves, which peft saves too unless it is told not to."""
+    save_tiny_adapter(base, folder, target_modules=["embed_tokens", "v_proj"])
+    file = folder / "adapter_model.safetensors"
+    weights = {name: w for name, w in load_file(file).items() if "lora_" in name}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def with_a_setting_of_another_day(base: Path, folder: Path) -> None:
+    save_tiny_adapter(base, folder)
+    change_json(folder / "adapter_config.json", use_better_lora=True)
+
+
+CAUSAL = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
+REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "DoRA": (of_lora(use_dora=True), "sets use_dora (DoRA)"),
+    "biases of its own": (of_lora(lora_bias=True), "sets lora_bias (biases"),
+    "biases of the base": (of_lora(bias="lora_only"), "sets bias (trained biases"),
+    "token rows": (of_lora(trainable_token_indices=[5, 7]), "sets trainable_token_indices (rows"),
+    "embeddings": (of_lora(modules_to_save=["embed_tokens"]), "sets modules_to_save (whole"),
+    "the head": (of_lora(modules_to_save=["lm_head"]), "sets modules_to_save (whole"),
+    "embeddings as peft adds them": (
+        with_embeddings,
+        "holds whole weights (base_model.model.model.embed",
+    ),
+    "on the embeddings, with these": (
+        of_lora(target_modules=["embed_tokens", "v_proj"]),
+        "holds whole weights (base_model.model.model.embed",
+    ),
+    "PiSSA": (of_lora(init_lora_weights="pissa"), "sets init_lora_weights to 'pissa'"),
+    "LoHa": (of_kind(peft.LoHaConfig(r=4, **CAUSAL)), "is of the kind LOHA"),
+    "IA3": (
+        of_kind(peft.IA3Config(feedforward_modules=["down_proj"], **CAUSAL)),
+        "is of the kind IA3",
+    ),
+    "prompt tuning": (
+        of_kind(peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
+        "is of the kind PROMPT_TUNING",
+    ),
+    "a setting of another peft": (with_a_setting_of_another_day, "sets use_better_lora, which"),
+}
+SERVED: dict[str, Callable[[Path, Path], object]] = {
+    "plain": of_lora(),
+    "rank-stabilized": of_lora(use_rslora=True),
+    "ranks and scales by layer": of_lora(
+        rank_pattern={"q_proj": 2}, alpha_pattern={"down_proj": 3}
+    ),
+    "on the embeddings": on_embeddings,
+    "begun as Gaussian": of_lora(init_lora_weights="gaussian"),
+    "on one layer": of_lora(layers_to_transform=[1]),
+}
+
+
+@pytest.mark.parametrize("mode", ["continue", "merge"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_adapter_that_is_more_is_refused(
+    base: Path, tmp_path: Path, case: str, mode: str
+) -> None:
+    make, said = REFUSED[case]
+    make(base, tmp_path / "adapter")
+    values = settings(base, tmp_path / "adapter")
+    values["model"]["adapter_mode"] = mode
+    config = parse_config(values, "test")
+    refusals = [lambda: load_policy(config, device=CPU)]
+    if mode == "continue":  # what an export, and the planner, builds
+        refusals.append(lambda: outline(config))
+    for refuse in refusals:
+        with pytest.raises(UserError, match=re.escape(f"adapter {tmp_path / 'adapter'} {said}")):
+            refuse()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SERVED)
+def test_plain_lora_is_merged_as_peft_does(base: Path, tmp_path: Path, case: str) -> None:
+    """The negative control of the above: what is served gives peft's own log-probs."""
+    SERVED[case](base, tmp_path / "adapter")
+    config = parse_config(settings(base, tmp_path / "adapter"), "test")
+    policy, _ = load_policy(config, device=CPU)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(base)
+    merged.load_state_dict(policy.language_model.state_dict())
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    found = torch.cat(plain_logps(merged.eval(), random_pairs(3)))
+    unadapted = torch.cat(plain_logps(plain.eval(), random_pairs(3)))
+    adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    expected = torch.cat(plain_logps(adapted, random_pairs(3)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, unadapted, rtol=1e-3)
+
+
+def test_a_run_with_such_an_adapter_ends_before_the_model_is_loaded(
+    base: Path, tmp_path: Path
+) -> None:
+    save_tiny_adapter(base, tmp_path / "adapter", use_dora=True)
+    recipe = write_recipe(tmp_path, settings(base, tmp_path / "adapter"))
+    done, _ = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "out", ranks=2)
+    assert done.code == 2 and "Traceback" not in done.output, done.output
+    assert "use_dora" in done.output and "attention:" not in done.output
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_export_with_such_an_adapter_is_refused(
+    export_runs: dict[str, dict[str, Any]], tmp_path: Path, merge: bool
+) -> None:
+    """As of a run that was trained when such adapters still came through."""
+    values = export_runs["adapter continued, ZeRO-3"]
+    adapter = Path(values["model"]["adapter"])
+    kept = shutil.copytree(adapter, tmp_path / "kept")
+    try:
+        change_json(adapter / "adapter_config.json", use_dora=True)
+        with pytest.raises(UserError, match="sets use_dora"):
+            export(Path(values["output_dir"]), output=tmp_path / "export", merge=merge)
+    finally:
+        shutil.copytree(kept, adapter, dirs_exist_ok=True)
+    assert not (tmp_path / "export").exists()
+
+
+# --- base folders
+
+
+def test_a_base_with_an_adapter_beside_it_is_refused(base: Path, tmp_path: Path) -> None:
+    """transformers applies it again to weights that it is merged into."""
+    folder = shutil.copytree(base, tmp_path / "model")
+    save_tiny_adapter(base, folder)
+    recipe = write_recipe(tmp_path, settings(folder, train={"max_steps": 1}))
+    (done,) = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "out")
+    assert done.code == 2, done.output
+    assert f"({folder}/adapter_config.json)" in done.output.replace("\n", " ")
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"is an adapter .*give it as model\.adapter"):
+        load_model_config(str(folder))
+
+
+def separate_head(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = embeddings.flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def same_head(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def several_files(folder: Path) -> None:
+    separate_head(folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {name: f"part-{'lm_head' in name}.safetensors" for name in weights}
+    for file in set(files.values()):
+        part = {name: weights[name] for name in weights if files[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickled(folder: Path) -> None:
+    separate_head(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_tied_head_with_weights_of_its_own_is_refused_at_every_stage(
+    tmp_path: Path, stage: int, ranks: int
+) -> None:
+    folder = save_tiny_model(tmp_path / "model", tie_word_embeddings=True)
+    separate_head(folder)
+    values = settings(folder, deepspeed=f"ds_configs/zero{stage}.json", train={"max_steps": 1})
+    recipe = write_recipe(tmp_path, values)
+    done, *_ = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "out", ranks=ranks)
+    assert done.code == 2, done.output
+    assert "tie_word_embeddings" in done.output and "lm_head.weight" in done.output
+
+
+@pytest.mark.parametrize("change", [separate_head, several_files, pickled])
+def test_wherever_the_two_lie(tmp_path: Path, change: Change) -> None:
+    folder = save_tiny_model(tmp_path, tie_word_embeddings=True)
+    change(folder)
+    with pytest.raises(UserError, match=r"tie_word_embeddings.*lm_head\.weight that is not model"):
+        check_tied_head(str(folder), load_model_config(str(folder)))
+    change_json(folder / "config.json", tie_word_embeddings=False)
+    check_tied_head(str(folder), load_model_config(str(folder)))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 4096])
+def test_a_tied_head_that_is_stored_twice_is_served(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cpo_ds.model.doors._ROWS", rows)
+    folder = save_tiny_model(tmp_path, tie_word_embeddings=True)
+    check_tied_head(str(folder), load_model_config(str(folder)))
+    same_head(folder)
+    policy, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
+    embeddings = policy.causal_lm.get_input_embeddings().weight
+    assert policy.head_weight is embeddings
+
+
+def test_padding_without_an_embedding_is_no_obstacle(tmp_path: Path) -> None:
+    """Nothing is padded in training, but torch refuses to make embeddings with such an id."""
+    folder = save_tiny_model(tmp_path)
+    expected, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
+    change_json(folder / "config.json", pad_token_id=99_999)
+    found, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
+    assert found.fingerprint == expected.fingerprint
+
+
+def test_lora_of_this_kind_is_what_runs_make(base: Path, tmp_path: Path) -> None:
+    """What a run exports can be started from."""
+    values = settings(base, train={"max_steps": 1}, lora=LORA, output_dir=str(tmp_path / "out"))
+    (done,) = main_on_ranks("--config", write_recipe(tmp_path, values))
+    assert done.code == 0, done.output
+    check_plain_lora(str(tmp_path / "out" / "export"))
