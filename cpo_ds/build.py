@@ -80,7 +80,7 @@ def prepare_pairs(
             )
             say(f"{name}: {len(tokenized)}", *report.lines())
             check_budget(tokenized, config.batch.tokens_per_rank)
-            check_token_ids(tokenized, model_config)
+            check_token_ids((pair.tokens for pair in tokenized), model_config)
         pairs.append(tokenized)
     return tokenizer, pairs[0], pairs[1]
 

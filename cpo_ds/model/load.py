@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -24,7 +25,7 @@ from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import not_there
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
-from cpo_ds.schema import TokenizedPair, UserError
+from cpo_ds.schema import UserError
 
 # Decoder-only models whose attention goes through transformers' registry and whose only other
 # mixing of tokens is by position: those for which the packed layout is exact, each one tested.
@@ -76,13 +77,14 @@ def model_shape(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_token_ids(pairs: Iterable[TokenizedPair], model_config: Any) -> None:
-    """Raises `UserError` where the tokenizer gives ids that the model has no embedding for."""
-    largest = max(int(pair.tokens.max()) for pair in pairs)
-    if largest >= model_config.vocab_size:
+def check_token_ids(sequences: Iterable[Sequence[int] | np.ndarray], model_config: Any) -> None:
+    """Raises `UserError` if sequences hold tokens that the model has no embedding for."""
+    embeddings = getattr(model_config.get_text_config(), "vocab_size", None)
+    largest = max((int(np.max(tokens)) for tokens in sequences if len(tokens)), default=0)
+    if embeddings is not None and largest >= embeddings:
         raise UserError(
-            f"the tokenizer gives token {largest}, but the model has {model_config.vocab_size} "
-            "embeddings; take the tokenizer that belongs to the model."
+            f"the tokenizer gives token {largest}, but the model has {embeddings} embeddings; take "
+            "the tokenizer that belongs to the model."
         )
 
 

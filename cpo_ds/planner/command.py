@@ -117,7 +117,7 @@ def make_plan(
     table = []
     for training, variant in (("full", full_variant(config)), ("LoRA", lora_variant(config))):
         for name in TABLE_FILES:
-            file = config.model_copy(update={"deepspeed": f"ds_configs/{name}.json"})
+            file = config.model_copy(update={"deepspeed": name})
             try:
                 settings = read_zero(file, gpus, nodes)
             except UserError:  # no alternative, since training refuses it (float16 at stage 0)
@@ -160,7 +160,7 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
     fitting = [c for c in plan.table if c.memory.fits]
     same = [c.zero for c in fitting if c.training == training]
     if same:
-        lines.append(f"deepspeed ds_configs/{same[0]}.json fits")
+        lines.append(f"deepspeed {same[0]} fits")
     for ranks in (plan.ranks * 2**power for power in range(1, 7)):
         if memory_of(config, plan.zero, ranks).fits:
             lines.append(f"{ranks} such GPUs fit")
@@ -185,5 +185,5 @@ def _leave_offload(plan: Plan) -> str:
     training = "LoRA" if plan.config.trains_adapter else "full"
     for cell in plan.table:
         if cell.zero == "zero3" and cell.training == training and cell.memory.fits:
-            return "nothing need be offloaded: ds_configs/zero3.json fits and is faster"
+            return "nothing need be offloaded: deepspeed zero3 fits and is faster"
     return ""

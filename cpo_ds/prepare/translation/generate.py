@@ -176,9 +176,11 @@ def _job(
     generation: Generation,
     model: str,
 ) -> tuple[Job, list[Item]]:
+    from cpo_ds.model.load import check_token_ids
+
     prompts = [prompt_of(row) for row in sources.rows]
     tokens = tokenize_prompts(prompts, tokenizer)
-    check_tokens(tokens, getattr(config.get_text_config(), "vocab_size", None))
+    check_token_ids(tokens, config)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     fits = [len(ids) + generation.max_new_tokens <= longest for ids in tokens]
     if not any(fits):
@@ -218,16 +220,6 @@ def tokenize_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int
     end = tokenizer.eos_token_id
     # Some tokenizers end every text; a prompt must go on.
     return [ids[:-1] if not is_chat and ids[-1] == end else ids for ids in tokens]
-
-
-def check_tokens(tokens: Sequence[Sequence[int]], embeddings: int | None) -> None:
-    """Raises `UserError` if prompts have tokens for which the model has no embedding."""
-    largest = max(max(ids, default=0) for ids in tokens)
-    if embeddings is not None and largest >= embeddings:
-        raise UserError(
-            f"the tokenizer gives token {largest}, but the model has {embeddings} embeddings; take "
-            "the tokenizer that belongs to the model."
-        )
 
 
 def _translate_share(
