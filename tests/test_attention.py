@@ -368,7 +368,7 @@ def test_auto_picks_the_fastest_exact_backend(
             torch.float16,
             True,
             None,
-            r"capability 8\.0 or higher \(.* has 7\.0",
+            r"capability 8\.0 or higher, .* has 7\.0",
         ),
         ("torch_varlen", TURING, torch.float16, True, None, "set model.attention: auto"),
     ],

@@ -44,13 +44,11 @@ def choose_backend(
 def _why_no_flash_kernels(capability: tuple[int, int] | None, dtype: torch.dtype) -> str | None:
     """What a flash kernel lacks on this device in this precision; None if it can run."""
     if capability is None or dtype not in (torch.bfloat16, torch.float16):
-        name, device = str(dtype).removeprefix("torch."), "CPU" if capability is None else "GPU"
-        return (
-            f"needs a CUDA GPU and model.dtype bfloat16 or float16 (this is {name} on a {device})"
-        )
+        here = f"{str(dtype).removeprefix('torch.')} on a {'GPU' if capability else 'CPU'}"
+        return f"needs a CUDA GPU and model.dtype bfloat16 or float16, and this is {here}"
     if capability < _FLASH_CAPABILITY:
         have, need = (".".join(map(str, numbers)) for numbers in (capability, _FLASH_CAPABILITY))
-        return f"needs a GPU of compute capability {need} or higher (this one has {have})"
+        return f"needs a GPU of compute capability {need} or higher, and this one has {have}"
     return None
 
 
