@@ -25,7 +25,7 @@ from cpo_ds.data.tokenize import pairs_fingerprint, tokenize_rows
 from cpo_ds.deepspeed_config import of_the_file, with_universal_loading, zero_stage
 from cpo_ds.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.manifest import Manifest
-from cpo_ds.model.doors import check_plain_lora
+from cpo_ds.model.file_checks import check_plain_lora
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import (
     check_token_ids,

@@ -140,19 +140,30 @@ def test_a_run_whose_launcher_is_killed_is_not_called_done(
     assert lines(output) == whole
 
 
-@pytest.mark.parametrize("start", ["", "another-1-2"])
-def test_a_run_that_finished_before_is_not_called_done(start: str, tmp_path: Path) -> None:
-    """The mark has to be of this start."""
+# What a run's mark says of who started it -> the exit code of a start that leaves no other mark.
+MARKS: dict[str, tuple[dict[str, Any] | None, int]] = {
+    "none": (None, 5),
+    "of another start": ({"step": 8, "start": "another-1-2"}, 5),
+    "of a start without a name": ({"step": 8, "start": None}, 0),  # mpirun carried none to it
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_launcher_s_0_counts_only_with_a_mark_of_this_start(mark: str, tmp_path: Path) -> None:
+    content, code = MARKS[mark]
     output, recipe = tmp_path / "out", small_recipe(tmp_path)
-    if start:
-        output.mkdir()
-        (output / "finished.json").write_text(json.dumps({"step": 8, "start": start}))
+    output.mkdir()
+    if content:
+        (output / "finished.json").write_text(json.dumps(content))
     arguments = ("--config", str(recipe), f"--output_dir={output}")
     command = ["true", "cpo_ds/train.py", *arguments]  # as if ended before there is any rank
     done = supervise("--restarts", "1", "--pause", "0", *command)
-    assert done.returncode == 5 and "1 restart(s) did not help" in done.stderr
-    help_alone = supervise("--restarts", "0", "true", "cpo_ds/train.py", "--help")
-    assert help_alone.returncode == 0
+    assert done.returncode == code, done.stderr
+    assert ("1 restart(s) did not help" in done.stderr) == (code == 5)
+
+
+def test_help_of_a_run_is_no_run() -> None:
+    assert supervise("--restarts", "0", "true", "cpo_ds/train.py", "--help").returncode == 0
 
 
 def supervise(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ LAYERS = {
         "model.attention_choice",
         "model.logprobs",
         "model.hub",
-        "model.doors",
+        "model.file_checks",
         "model.fingerprint",
         "model.policy",
         "model.adapter",

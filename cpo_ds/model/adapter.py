@@ -16,7 +16,7 @@ from torch import nn
 
 from cpo_ds.config import Config, LoraConfig
 from cpo_ds.liveness import count_work
-from cpo_ds.model.doors import check_plain_lora
+from cpo_ds.model.file_checks import check_plain_lora
 from cpo_ds.model.hub import not_there
 from cpo_ds.schema import UserError, one_line
 

@@ -20,7 +20,7 @@ from cpo_ds.config import Config, ModelConfig
 from cpo_ds.model.adapter import GatherParameters, gather_nothing, merge_adapter, with_adapter
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.attention_choice import choose_backend
-from cpo_ds.model.doors import check_no_adapter, check_tied_head
+from cpo_ds.model.file_checks import check_no_adapter, check_tied_head
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import not_there
 from cpo_ds.model.logprobs import HeadTransform

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 
 from cpo_ds.config import Config
 from cpo_ds.model.adapter import adapted, new_settings, starting_settings, with_adapter
-from cpo_ds.model.doors import check_plain_lora
+from cpo_ds.model.file_checks import check_plain_lora
 from cpo_ds.model.load import load_causal_lm, load_model_config
 
 

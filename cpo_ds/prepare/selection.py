@@ -18,7 +18,7 @@ from cpo_ds.prepare.choose import (
     rate,
     scorer_name,
 )
-from cpo_ds.prepare.taken import Taken, take_metrics
+from cpo_ds.prepare.metric_choice import Taken, take_metrics
 from cpo_ds.schema import UserError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from cpo_ds.data.candidates import REFERENCE, CandidateRow, read_candidates
 from cpo_ds.data.formats import compares_with_reference
 from cpo_ds.prepare.choose import rate
-from cpo_ds.prepare.taken import is_lexical
+from cpo_ds.prepare.metric_choice import is_lexical
 from cpo_ds.schema import UserError
 
 

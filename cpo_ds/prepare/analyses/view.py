@@ -10,7 +10,7 @@ import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE
 from cpo_ds.prepare.analyses.scored import Scored, ScoredRow
-from cpo_ds.prepare.taken import find_metrics
+from cpo_ds.prepare.metric_choice import find_metrics
 from cpo_ds.schema import UserError
 
 ALL = "all directions"

@@ -19,7 +19,7 @@ from launch import main_on_ranks, write_recipe
 from safetensors.torch import load_file, save_file
 
 from cpo_ds.export import export
-from cpo_ds.model.doors import check_plain_lora, check_tied_head
+from cpo_ds.model.file_checks import check_plain_lora, check_tied_head
 from cpo_ds.model.load import load_model_config, load_policy
 from cpo_ds.model.offline import outline
 from cpo_ds.recipe import parse_config
@@ -270,7 +270,7 @@ def test_wherever_the_two_lie(tmp_path: Path, change: Change) -> None:
 def test_a_tied_head_that_is_stored_twice_is_served(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cpo_ds.model.doors._ROWS", rows)
+    monkeypatch.setattr("cpo_ds.model.file_checks._ROWS", rows)
     folder = save_tiny_model(tmp_path, tie_word_embeddings=True)
     check_tied_head(str(folder), load_model_config(str(folder)))
     same_head(folder)
