@@ -22,7 +22,7 @@ from cpo_ds.schema import UserError
 
 # Processes of a run that was just killed may take a moment to be gone.
 _LOCK_SECONDS = 10.0
-FINISHED = "finished.json"
+_FINISHED = "finished.json"
 _START_NAME = "PYTHON_CPO_DS_RUN"  # a variable that scripts/supervise.sh sets
 
 
@@ -101,7 +101,7 @@ def write_finished(folder: Path, step: int) -> None:
     The mark names the start that found it so, if `scripts/supervise.sh` gave that a name.
     """
     text = json.dumps({"step": step, "start": os.environ.get(_START_NAME)})
-    with replacing(folder / FINISHED) as unfinished:
+    with replacing(folder / _FINISHED) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 
@@ -111,7 +111,7 @@ def finished_step(config: Config) -> int | None:
     if config.checkpoint.export and not (folder / "export").is_dir():
         return None
     try:
-        step = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["step"]
+        step = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):  # no mark, or not a whole one
         return None
     return step if isinstance(step, int) else None
@@ -119,4 +119,4 @@ def finished_step(config: Config) -> int | None:
 
 def clear_finished(folder: Path) -> None:
     """Takes the mark away from a run that goes on."""
-    (folder / FINISHED).unlink(missing_ok=True)
+    (folder / _FINISHED).unlink(missing_ok=True)

@@ -9,12 +9,11 @@ from typing import Any
 
 import peft
 import torch
-from peft.utils import load_peft_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from cpo_ds.model.hub import not_there
+from cpo_ds.model.hub import adapter_weights, not_there
 from cpo_ds.schema import UserError
 
 _TIED = ("lm_head.weight", "embed_tokens.weight")  # how the names of tied weights end
@@ -160,7 +159,7 @@ def check_plain_lora(adapter: str) -> None:
             continue
         what = _WHAT_IT_IS.get(name, "another kind of update")
         raise UserError(_refusal(adapter, f"sets {name} ({what})"))
-    others = [name for name in _weights_of(adapter) if not _is_of_lora(name)]
+    others = [name for name in adapter_weights(adapter) if not _is_of_lora(name)]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise UserError(_refusal(adapter, f"holds whole weights ({others[0]}{more})"))
@@ -190,11 +189,4 @@ def _settings_of(adapter: str) -> dict[str, Any]:
             raise ValueError(f"{found} is no JSON object")
         return settings
     except (OSError, ValueError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
-
-
-def _weights_of(adapter: str) -> dict[str, torch.Tensor]:
-    try:
-        return load_peft_weights(adapter, device="cpu")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise not_there("LoRA adapter", adapter, error) from None

@@ -21,10 +21,10 @@ def adapter_fingerprint(adapter: str) -> str:
 
     Raises `UserError` where there is none.
     """
+    weights = adapter_weights(adapter)
     try:
-        weights = load_peft_weights(adapter, device="cpu")
         settings = PeftConfig.from_pretrained(adapter).to_dict()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise not_there("LoRA adapter", adapter, error) from None
     for name in ("base_model_name_or_path", "inference_mode", "revision", "peft_version"):
         settings.pop(name, None)
@@ -33,6 +33,14 @@ def adapter_fingerprint(adapter: str) -> str:
         digest.update(name.encode())
         digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def adapter_weights(adapter: str) -> dict[str, torch.Tensor]:
+    """An adapter's weights by their names, on the CPU. Raises `UserError` if there are none."""
+    try:
+        return load_peft_weights(adapter, device="cpu")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise not_there("LoRA adapter", adapter, error) from None
 
 
 def _plain(value: object) -> object:

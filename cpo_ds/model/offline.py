@@ -35,11 +35,11 @@ def outline(config: Config) -> Any:
             settings = new_settings(config.lora)
         else:
             return model
-        with_adapter = adapted(model, settings)
+        outlined = adapted(model, settings)
         # peft casts an adapter to its base layer's precision only when there are weights to move.
-        for parameter in with_adapter.parameters():
+        for parameter in outlined.parameters():
             parameter.data = parameter.data.to(model.dtype)
-        return with_adapter
+        return outlined
 
 
 def _generation_config(name_or_path: str, model: Any) -> Any:
