@@ -112,7 +112,8 @@ class Watch:
                 self._end_without_store()
                 return
             if verdict:
-                self._end(verdict)
+                if not self._over.is_set():  # else this rank's own error ends it
+                    self._end(verdict)
                 return
             now = time.monotonic()
             for rank, beat in beats.items():
@@ -167,6 +168,16 @@ class Watch:
         text = json.dumps(asdict(verdict))
         return bool(self._store.compare_set("verdict", "", text).decode() == text)
 
+    def _decide_and_stop(self, verdict: Verdict) -> bool:
+        """The same for this rank's own error, and no more watching where that is what ends it.
+
+        Both in one question, since the watching thread may ask its own right after this one.
+        """
+        is_first = self._decide(verdict)
+        if is_first or self._ranks.rank > 0:
+            self._over.set()
+        return is_first
+
     def _is_lost(self, place: RankProcess, silent_seconds: float) -> bool:
         if place.host == self._places[self._ranks.rank].host:
             return not is_running(place)
@@ -213,9 +224,7 @@ class Watch:
             traceback="".join(traceback.format_exception(error)),
         )
         try:
-            is_first = self._ask_store(partial(self._decide, verdict))
-            if place.rank > 0 or is_first:
-                self._over.set()
+            is_first = self._ask_store(partial(self._decide_and_stop, verdict))
             if place.rank > 0 or not is_first:  # rank 0's own is printed by Python, last as well
                 self._wait_until_told()
         except _NO_ANSWER:

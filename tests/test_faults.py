@@ -128,7 +128,7 @@ def test_a_stopped_process_is_named(recipe: Path) -> None:
 def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
     output = recipe.parent / "error"
     options = ["--config", str(recipe), "--output_dir", str(output)]
-    first, second = on_ranks(workers.fail_alone, [2, *options], ranks=2, timeout=90)
+    first, second = on_ranks(workers.fail_alone, [2, 1, *options], ranks=2, timeout=90)
     assert first.code == 5 and second.code == 1
     said, _, last = first.output.partition("cpo_ds: stopped: rank 1 on host ")
     assert "Traceback" not in said and last.rstrip().endswith("ValueError: of rank 1 alone")
@@ -137,6 +137,15 @@ def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
     logs = [(output / "logs" / f"rank_{rank}.txt").read_text() for rank in (0, 1)]
     assert all("ValueError: of rank 1 alone" in log for log in logs)
     assert "step 1/" in logs[0] and "step 1/" not in logs[1]
+
+
+def test_an_error_of_rank_0_alone_is_told_once_and_ends_all(recipe: Path) -> None:
+    output = recipe.parent / "error-0"
+    options = ["--config", str(recipe), "--output_dir", str(output)]
+    first, second = on_ranks(workers.fail_alone, [2, 0, *options], ranks=2, timeout=90)
+    assert (first.code, second.code) in [(1, 5), (1, -9)]  # rank 0 is waited for by nobody
+    assert first.output.count("ValueError: of rank 0 alone") == 1
+    assert "stopped: rank" not in first.output
 
 
 def test_kills_at_random_leave_no_trace(tmp_path: Path) -> None:

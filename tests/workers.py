@@ -266,16 +266,22 @@ def suspend(step: int, *arguments: str) -> int:
         return main(list(arguments))
 
 
-def fail_alone(step: int, *arguments: str) -> int:
-    """Trains, but rank 1 fails at a step, and the others do not know."""
+def fail_alone(step: int, rank: int, *arguments: str) -> int:
+    """Trains, but one rank fails at a step, and the others do not know.
+
+    The watch asks all the time: also between the rank's telling of its error and its end.
+    """
     plan = trainer.plan
 
     def plan_or_fail(run: trainer.Run, now: int) -> Any:
-        if now == step and run.ranks.rank == 1:
-            raise ValueError("of rank 1 alone")
+        if now == step and run.ranks.rank == rank:
+            raise ValueError(f"of rank {rank} alone")
         return plan(run, now)
 
-    with mock.patch.object(trainer, "plan", plan_or_fail):
+    with (
+        mock.patch.object(trainer, "plan", plan_or_fail),
+        mock.patch.object(watch, "BEAT_SECONDS", 0.01),
+    ):
         return main(list(arguments))
 
 
