@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from cpo_ds.config import Config
 from cpo_ds.partitioning import HPZ, QWZ, group_size, why_no_quantizer
 from cpo_ds.places import Place, place
 from cpo_ds.recipe import read_deepspeed_file
-from cpo_ds.schema import UserError
+from cpo_ds.schema import UserError, did_you_mean
 
 # What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
 _FILLED_IN = {
@@ -120,9 +119,8 @@ def _check_settings(settings: dict[str, Any], path: Path) -> None:
                 "(docs/configurations.md); remove it."
             )
         if key not in _TAKEN:
-            closest = difflib.get_close_matches(key, _TAKEN, n=1)
-            meant = f" (did you mean {closest[0]}?)" if closest else ""
-            raise UserError(f"{path}: unknown key {key}{meant}; known are {', '.join(_TAKEN)}.")
+            hint = did_you_mean(key, _TAKEN, least_likeness=0.6)
+            raise UserError(f"{path}: unknown key {key}{hint}; known are {', '.join(_TAKEN)}.")
     if not isinstance(settings.get("zero_optimization"), dict):
         raise UserError(f"{path}: zero_optimization must be a JSON object; see ds_configs/.")
     _check_zero(settings["zero_optimization"], path)

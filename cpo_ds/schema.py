@@ -6,6 +6,7 @@ Shapes in comments: T unique tokens of a micro-batch, S scored targets, P pairs.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,12 @@ def one_line(error: Exception | str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    """For a message: the known name that is closest to an unknown one, where one is close."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def did_you_mean(name: str, known: Sequence[str], least_likeness: float = 0.5) -> str:
+    """For a message: the known name that is closest to an unknown one; "" if none is close.
+
+    `least_likeness` is of two names, from 0 to 1, as `difflib` measures it.
+    """
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=least_likeness)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 

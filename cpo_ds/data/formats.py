@@ -6,7 +6,6 @@ one of them gives (or the reason why it gives none).
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from cpo_ds.data.prompts import (
     split_conversations,
 )
 from cpo_ds.data.sources import RawRow
-from cpo_ds.schema import UserError
+from cpo_ds.schema import UserError, did_you_mean
 
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
@@ -148,8 +147,7 @@ def _check_alma_scorer(raw: RawRow, target: str, scorer: str) -> None:
     if scorer in _ALMA_SCORERS or start + scorer in columns:
         return
     there = [name.removeprefix(start) for name in columns if name.startswith(start)]
-    closest = difflib.get_close_matches(scorer, [*there, *_ALMA_SCORERS], n=1)
-    hint = f" (did you mean {closest[0]}?)" if closest else ""
+    hint = did_you_mean(scorer, [*there, *_ALMA_SCORERS], least_likeness=0.6)
     raise UserError(
         f"data.scorer: {raw.where} has no score {scorer!r}{hint}; choose one of those there are: "
         f"{', '.join(there) or 'none'}."

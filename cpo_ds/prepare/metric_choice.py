@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.formats import LEXICAL, MEAN_SPELLINGS
 from cpo_ds.prepare.choose import human_preference, rate, scores_of
-from cpo_ds.schema import UserError
+from cpo_ds.schema import UserError, did_you_mean
 from cpo_ds.scoring.metrics import short_name
 
 _USUAL = "kiwi+xcomet"  # the XXL models, as for ALMA-R
@@ -144,8 +143,7 @@ def _find(part: str, there: Sequence[str]) -> str:
         return same[0]
     if not there:
         raise _no_scores()
-    closest = difflib.get_close_matches(part, there, n=1)
-    hint = f" (did you mean {closest[0]}?)" if closest else ""
+    hint = did_you_mean(part, there, least_likeness=0.6)
     raise UserError(
         f"no row has a score by {part!r}{hint}; set --metrics to one of those there are, or "
         f"several joined by +: {', '.join(there)}."
