@@ -33,10 +33,11 @@ from workload import make_workload, prepare_model, read_rows_file, write_rows
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import epoch_order
 from cpo_ds.data.tokenize import Sharing, tokenize_rows
+from cpo_ds.errors import UserError
 from cpo_ds.model.load import load_policy, load_tokenizer
 from cpo_ds.model.policy import PolicyModel, ScoringHead
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.schema import PackedBatch, TokenizedPair, UserError
+from cpo_ds.schema import PackedBatch, TokenizedPair
 
 BENCHMARK = "ablations"
 
@@ -136,7 +137,7 @@ def run_variant(name: str, job: Job) -> dict[str, Any]:
         return as_variant(policy, variant), attention
 
     probe = Probe(job.warmup_steps, job.timed_steps)
-    with tempfile.TemporaryDirectory() as folder, mock.patch("cpo_ds.build.load_policy", load):
+    with tempfile.TemporaryDirectory() as folder, mock.patch("cpo_ds.run.build.load_policy", load):
         measured = train_ours.run_ours(job, probe, folder, pairs)
     return measured | rates(variant, pairs, job, measured["seconds"])
 

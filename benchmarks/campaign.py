@@ -29,11 +29,11 @@ from workload import (
     write_rows,
 )
 
-from cpo_ds.deepspeed_config import read_deepspeed_config
+from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.errors import UserError
 from cpo_ds.model.load import load_model_config
 from cpo_ds.model.offline import outline
-from cpo_ds.monitor import step_flops
-from cpo_ds.schema import UserError
+from cpo_ds.run.monitor import step_flops
 
 MOST_PAIRS = 4096  # where the search for the largest micro-batch ends
 _LIMIT_STEPS = (1, 1)  # the second has optimizer states from its beginning

@@ -49,11 +49,11 @@ def main() -> None:
 
 
 def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
-    from cpo_ds.build import build_run, prepare_pairs
-    from cpo_ds.deepspeed_config import read_deepspeed_config
-    from cpo_ds.ranks import init_ranks
+    from cpo_ds.checkpoint.save import Saver
+    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.recipe import load_config
-    from cpo_ds.saver import Saver
+    from cpo_ds.run.build import build_run, prepare_pairs
     from cpo_ds.train import silence_after_import, silence_libraries
 
     silence_libraries()
@@ -106,7 +106,7 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
 def _timed_step(run: Any) -> float:
     """Seconds of an optimizer step, always over the same pairs."""
     from cpo_ds.losses import pair_terms, step_share
-    from cpo_ds.trainer import plan
+    from cpo_ds.run.trainer import plan
 
     started = time.perf_counter()
     batches, totals = plan(run, 1)

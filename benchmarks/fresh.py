@@ -16,7 +16,7 @@ from environment import describe_environment
 from processes import judge
 from render import RESULTS, render_file
 
-from cpo_ds.schema import EXIT_USER_ERROR, UserError
+from cpo_ds.errors import EXIT_USER_ERROR, UserError
 
 Line = dict[str, Any]
 

@@ -29,9 +29,10 @@ from plain_head import plain_logps
 from probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
 
 from cpo_ds.config import LossConfig
+from cpo_ds.errors import UserError
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.logprobs import HeadTransform, token_logps
-from cpo_ds.schema import PairLogps, StepTotals, UserError
+from cpo_ds.schema import PairLogps, StepTotals
 
 BENCHMARK = "head"
 HEADS = ("plain", "chunked", "liger")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 BENCHMARK = "memory_vs_dpo"  # what lines of results say they are
 

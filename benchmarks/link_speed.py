@@ -33,8 +33,8 @@ from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
 from synthetic import Lengths, rows_of_numbers, save_random_model
 from workload import write_rows
 
+from cpo_ds.errors import UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.schema import UserError
 
 BENCHMARK = "link"
 HOSTS = 2

@@ -139,7 +139,7 @@ class LinkProbe(Probe):
 
 def main(task_file: Path) -> int:
     """Trains as the file says; rank 0 writes what was measured beside it."""
-    from cpo_ds.places import place
+    from cpo_ds.ranks.place import place
     from cpo_ds.train import silence_libraries
 
     task = json.loads(task_file.read_text(encoding="utf-8"))

@@ -28,8 +28,8 @@ from jobs import BENCHMARK, METHODS, OURS, TRAININGS
 from processes import OUT_OF_MEMORY, Team
 from workload import WMT_CHOSEN, WMT_REJECTED
 
+from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.schema import EXIT_USER_ERROR, UserError
 from cpo_ds.train import silence_libraries
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -45,9 +45,9 @@ def configuration(task: dict[str, Any], model: str, folder: str) -> Any:
 
 def main(task: dict[str, Any]) -> None:
     """Trains and measures; rank 0 writes."""
-    from cpo_ds.build import build_run
-    from cpo_ds.deepspeed_config import read_deepspeed_config
-    from cpo_ds.ranks import init_ranks
+    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.ranks.ranks import init_ranks
+    from cpo_ds.run.build import build_run
     from cpo_ds.train import silence_after_import, silence_libraries
 
     silence_libraries()
@@ -107,7 +107,7 @@ def _pairs(count: int) -> list[Any]:
 def _step(run: Any, number: int) -> tuple[float, float]:
     """Trains a step; returns MiB of model states after it and before its update."""
     from cpo_ds.losses import pair_terms, step_share
-    from cpo_ds.trainer import plan
+    from cpo_ds.run.trainer import plan
 
     batches, totals = plan(run, number)
     assert len(batches) == 2

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-from cpo_ds.schema import EXIT_USER_ERROR, UserError
+from cpo_ds.errors import EXIT_USER_ERROR, UserError
 
 OUT_OF_MEMORY = "out of memory"
 _SIGNS_OF_NO_MEMORY = re.compile(

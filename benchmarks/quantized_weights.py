@@ -19,12 +19,12 @@ from environment import ROOT, describe_environment
 from report_text import table
 from torch import nn
 
-from cpo_ds.build import prepare_pairs
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
 from cpo_ds.model.load import load_policy
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.recipe import parse_config
+from cpo_ds.run.build import prepare_pairs
 
 PERSISTENT = 100_000  # smaller weights are whole on every rank, and exact
 TARGET_BLOCK = 8000  # of CUDAQuantizer, as the next function

@@ -36,8 +36,8 @@ from render import read_lines
 from synthetic import Lengths, rows_of_numbers, save_random_model
 from workload import write_rows
 
+from cpo_ds.errors import UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.schema import UserError
 
 BENCHMARK = "ranks"
 PAIR = Lengths(64, 48, 48, 0)

@@ -24,8 +24,8 @@ from synthetic import SPECIAL_TOKENS, Lengths, rows_of_numbers, save_random_mode
 from worker import run_job
 from workload import write_rows
 
+from cpo_ds.errors import UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.schema import UserError
 
 BENCHMARK = "scaling"
 FACTORS = ("prompt_tokens", "completion_tokens", "vocabulary", "micro_batch_pairs")

@@ -31,7 +31,7 @@ from fresh import Results, at_least_one, results_file, run_and_render
 from cpo_ds.data.candidates import read_candidates
 from cpo_ds.data.rows import SAMPLE
 from cpo_ds.data.sources import read_folder
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 BENCHMARK = "scoring"
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,11 +27,11 @@ def run_ours(
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cpo_ds.build import build_run
-    from cpo_ds.deepspeed_config import read_deepspeed_config
-    from cpo_ds.monitor import Monitor
-    from cpo_ds.ranks import init_ranks
-    from cpo_ds.trainer import train
+    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.ranks.ranks import init_ranks
+    from cpo_ds.run.build import build_run
+    from cpo_ds.run.monitor import Monitor
+    from cpo_ds.run.trainer import train
 
     class Finished(Exception):
         pass
@@ -68,7 +68,7 @@ def split(run: Any, peak: float, libraries: float) -> dict[str, float]:
     Its levels make the parts; `other_gib` is what they leave of the peak of the timed steps.
     """
     from cpo_ds.losses import pair_terms, step_share
-    from cpo_ds.trainer import plan
+    from cpo_ds.run.trainer import plan
 
     steps = [plan(run, step) for step in range(1, run.total_steps + 1)]
     batches, totals = max(steps, key=lambda step: step[1].unique_tokens)  # alike on all ranks

@@ -17,7 +17,7 @@ import torch
 from jobs import OURS, Job
 from probe import Probe
 
-from cpo_ds.schema import EXIT_USER_ERROR, UserError
+from cpo_ds.errors import EXIT_USER_ERROR, UserError
 
 
 def main(job_file: Path, result_file: Path) -> int:

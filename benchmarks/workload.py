@@ -29,8 +29,9 @@ from cpo_ds.data.plan import epoch_order, step_totals
 from cpo_ds.data.prompts import alma_prompt, parse_direction
 from cpo_ds.data.rows import read_rows
 from cpo_ds.data.tokenize import tokenize_rows
+from cpo_ds.errors import UserError
 from cpo_ds.model.load import load_model_config, load_tokenizer
-from cpo_ds.schema import PreferenceRow, StepTotals, TokenizedPair, UserError
+from cpo_ds.schema import PreferenceRow, StepTotals, TokenizedPair
 
 WMT_CHOSEN, WMT_REJECTED = "gpt-4", "alma-13b-lora"
 MAX_PROMPT_TOKENS, MAX_TOKENS = 256, 512

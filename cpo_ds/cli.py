@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.hosts.options import add_doctor, run_doctor
+from cpo_ds.doctor.options import add_doctor, run_doctor
 from cpo_ds.prepare.options import add_prepare
 
 EXIT_DAMAGED = 1  # `cpo-ds checkpoints` found damage
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(recipe)}")
     arguments.recipe = recipe
     arguments.argv = sys.argv[1:] if argv is None else argv  # for who starts it on several ranks
-    from cpo_ds.schema import EXIT_USER_ERROR, UserError
+    from cpo_ds.errors import EXIT_USER_ERROR, UserError
 
     try:
         return arguments.run_command(arguments)
@@ -97,7 +97,7 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     _import_quietly()
-    from cpo_ds.export import export
+    from cpo_ds.export.from_checkpoint import export
 
     export(
         arguments.run,
@@ -110,13 +110,13 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from cpo_ds.report import main as report
+    from cpo_ds.run.report import main as report
 
     return report([str(arguments.run)])
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:
-    from cpo_ds.inventory import list_checkpoints
+    from cpo_ds.checkpoint.inventory import list_checkpoints
 
     table, all_intact = list_checkpoints(arguments.run)
     print(table)
@@ -124,9 +124,9 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
 
 
 def _universal(arguments: argparse.Namespace) -> int:
-    from cpo_ds.inventory import find_intact
-    from cpo_ds.run_folder import hold_folder
-    from cpo_ds.universal import convert
+    from cpo_ds.checkpoint.inventory import find_intact
+    from cpo_ds.checkpoint.reshard import convert
+    from cpo_ds.run.folder import hold_folder
 
     path, manifest = find_intact(arguments.run, arguments.checkpoint, print)
     if manifest.zero_stage == 0:
@@ -152,7 +152,7 @@ def _import_quietly() -> None:
     from cpo_ds.train import silence_after_import, silence_libraries
 
     silence_libraries()
-    import cpo_ds.export  # noqa: F401
+    import cpo_ds.export.from_checkpoint  # noqa: F401
 
     silence_after_import()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 
 @dataclass(frozen=True)

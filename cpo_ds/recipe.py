@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cpo_ds.config import Config
-from cpo_ds.schema import UserError, did_you_mean
+from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 
 

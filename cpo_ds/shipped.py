@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpo_ds.schema import UserError, did_you_mean
+from cpo_ds.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
 

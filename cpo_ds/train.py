@@ -40,9 +40,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from cpo_ds.config import Config  # noqa: E402
-from cpo_ds.places import place, take_environment_file  # noqa: E402
-from cpo_ds.recipe import keeps_local_checkpoints, load_config  # noqa: E402
-from cpo_ds.schema import (  # noqa: E402
+from cpo_ds.errors import (  # noqa: E402
     EXIT_NON_FINITE,
     EXIT_RANK_LOST,
     EXIT_STOPPED,
@@ -51,10 +49,12 @@ from cpo_ds.schema import (  # noqa: E402
     Stopped,
     UserError,
 )
+from cpo_ds.ranks.place import place, take_environment_file  # noqa: E402
+from cpo_ds.recipe import keeps_local_checkpoints, load_config  # noqa: E402
 
 if TYPE_CHECKING:
-    from cpo_ds.ranks import Ranks
-    from cpo_ds.stopping import StopRequest
+    from cpo_ds.ranks.ranks import Ranks
+    from cpo_ds.ranks.stopping import StopRequest
 
 
 def main(argv: list[str]) -> int:
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("stopped", "interrupted.", 130)
     except Exception as error:
-        from cpo_ds.watch import is_loss_of_others
+        from cpo_ds.ranks.watch import is_loss_of_others
 
         if is_loss_of_others(error):
             time.sleep(60)  # the watch finds out which rank was lost, says so and ends this process
@@ -117,12 +117,12 @@ def run_recipe(config: Config) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cpo_ds.deepspeed_config import read_deepspeed_config
-    from cpo_ds.logs import RankLog
-    from cpo_ds.ranks import init_ranks
-    from cpo_ds.run_folder import hold_folder, make_output_folder
-    from cpo_ds.stopping import StopRequest
-    from cpo_ds.watch import Watch
+    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.ranks.logs import RankLog
+    from cpo_ds.ranks.ranks import init_ranks
+    from cpo_ds.ranks.stopping import StopRequest
+    from cpo_ds.ranks.watch import Watch
+    from cpo_ds.run.folder import hold_folder, make_output_folder
 
     quiet = logging.getLogger("DeepSpeed").level == logging.ERROR
     settings = read_deepspeed_config(config)
@@ -146,9 +146,9 @@ def run_recipe(config: Config) -> None:
 
 
 def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: StopRequest) -> None:
-    from cpo_ds.build import as_trained, build_run, find_resume, prepare_pairs, run_identity
-    from cpo_ds.run_folder import clear_finished, finished_step, write_config, write_finished
-    from cpo_ds.trainer import planned_steps, train
+    from cpo_ds.run.build import as_trained, build_run, find_resume, prepare_pairs, run_identity
+    from cpo_ds.run.folder import clear_finished, finished_step, write_config, write_finished
+    from cpo_ds.run.trainer import planned_steps, train
 
     def say(text: str) -> None:
         if ranks.rank == 0:
@@ -189,7 +189,7 @@ def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: S
         ranks.on_first(run.monitor.close)
         raise
     if config.checkpoint.export:
-        from cpo_ds.pretrained import write_pretrained
+        from cpo_ds.export.folder import write_pretrained
 
         about = replace(run.saver.about, step=run.total_steps)
         what = write_pretrained(run.engine, ranks, config, tokenizer, folder / "export", about)

@@ -15,8 +15,8 @@ from pathlib import Path
 # Also where the package is not installed, as in cpo_ds/train.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.recipe import load_config, read_deepspeed_file
-from cpo_ds.schema import EXIT_USER_ERROR, UserError
 
 
 def main(argv: list[str]) -> int:

@@ -110,7 +110,7 @@ start() {
     trap '' USR1
     export "$mark=$run_name"
     # A host without power does not close its connections: ssh would wait for it for ever, mpirun
-    # for minutes, or for ever once the ranks of other hosts have ended (cpo_ds/watch.py, 45 s).
+    # for minutes, or for ever once the ranks of other hosts have ended (cpo_ds/ranks/watch.py, 45 s).
     keep_alive="-o ServerAliveInterval=15 -o ServerAliveCountMax=3"
     export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:+$PDSH_SSH_ARGS_APPEND }$keep_alive"
     export OMPI_MCA_oob_tcp_keepalive_time="${OMPI_MCA_oob_tcp_keepalive_time:-15}"

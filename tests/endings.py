@@ -3,7 +3,7 @@
 import os
 import signal
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 
 def be_killed() -> None:

@@ -38,13 +38,13 @@ ENVIRONMENT = {
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PRELOAD = ["deepspeed", "peft", "transformers.models.llama.modeling_llama", "datasets"]
 _PRELOAD += [
-    "cpo_ds.build",
+    "cpo_ds.run.build",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "cpo_ds.train",
-    "cpo_ds.trainer",
-    "cpo_ds.pretrained",
-    "cpo_ds.run_folder",
-    "cpo_ds.watch",
+    "cpo_ds.run.trainer",
+    "cpo_ds.export.folder",
+    "cpo_ds.run.folder",
+    "cpo_ds.ranks.watch",
     "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.runtime.superoffload.superoffload_stage3",
     "setuptools",

@@ -15,6 +15,7 @@ from helpers import save_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpo_ds.errors import UserError
 from cpo_ds.model import load
 from cpo_ds.model.attention import (
     BACKENDS,
@@ -25,7 +26,6 @@ from cpo_ds.model.attention import (
 )
 from cpo_ds.model.attention_choice import choose_backend
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import UserError
 
 SEGMENTS: dict[str, Segments] = {
     "one pair": ((3, 4, 5),),

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from cpo_ds.config import Config, LossConfig
 from cpo_ds.data.plan import epoch_order
+from cpo_ds.errors import UserError
 from cpo_ds.recipe import load_config, parse_config
-from cpo_ds.schema import UserError
 
 MINIMAL = {"model": {"name_or_path": "m"}, "data": {"format": "sample"}}
 

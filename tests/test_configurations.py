@@ -19,11 +19,11 @@ from launch import REPOSITORY, main_on_ranks, on_ranks
 from quantized_weights import num_blocks, through_int8
 from runs import LORA, lines, small_recipe
 
-from cpo_ds.deepspeed_config import of_the_file, read_deepspeed_config, with_universal_loading
-from cpo_ds.partitioning import check_int8_parts, group_size, group_warning
-from cpo_ds.places import Place
+from cpo_ds.engine.groups import check_int8_parts, group_size, group_warning
+from cpo_ds.engine.settings import of_the_file, read_deepspeed_config, with_universal_loading
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.place import Place
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import UserError
 
 STEPS = 4
 FILES = sorted((REPOSITORY / "ds_configs").glob("*.json"))

@@ -22,9 +22,9 @@ import yaml
 from launch import Finished, main_on_ranks, on_ranks
 from runs import lines, newest, small_recipe
 
-from cpo_ds.monitor import Monitor, cut_back_metrics
-from cpo_ds.run_folder import hold_folder, make_output_folder
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.run.folder import hold_folder, make_output_folder
+from cpo_ds.run.monitor import Monitor, cut_back_metrics
 
 RANKS, STEPS = 2, 3
 ROOM = 16  # MiB that are enough; a checkpoint takes 1.7
@@ -246,7 +246,7 @@ def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpo_ds.run_folder._LOCK_SECONDS", 0.0)
+    monkeypatch.setattr("cpo_ds.run.folder._LOCK_SECONDS", 0.0)
     first = hold_folder(tmp_path)
     with pytest.raises(UserError, match=f"process {os.getpid()} on host"):
         hold_folder(tmp_path)

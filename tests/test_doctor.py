@@ -22,13 +22,14 @@ from simulated_hosts import SimulatedHosts
 from test_structure import imported_names
 
 from cpo_ds import cli
-from cpo_ds.hosts import doctor, links, remote, sessions
-from cpo_ds.hosts.bandwidth import bus_bandwidth, groups_of
-from cpo_ds.hosts.findings import Finding, Row, by_value, together
-from cpo_ds.hosts.hostfile import Host, fold, hostfile_text, parse_hostfile
-from cpo_ds.hosts.reachable import those_left
-from cpo_ds.hosts.survey import Facts, Folder, Gpu, Network, Survey, Trouble, Wanted
-from cpo_ds.hosts.table import report
+from cpo_ds.doctor import command as doctor
+from cpo_ds.doctor import links, remote, sessions
+from cpo_ds.doctor.bandwidth import bus_bandwidth, groups_of
+from cpo_ds.doctor.checks.findings import Finding, Row, by_value, together
+from cpo_ds.doctor.hostfile import Host, fold, hostfile_text, parse_hostfile
+from cpo_ds.doctor.reachable import those_left
+from cpo_ds.doctor.survey import Facts, Folder, Gpu, Network, Survey, Trouble, Wanted
+from cpo_ds.doctor.table import report
 
 NAME = st.from_regex(r"[a-z]{1,3}[0-9]{0,3}(\.x)?", fullmatch=True)
 HOSTS = st.lists(st.builds(Host, NAME, st.integers(1, 16)), min_size=1, unique_by=lambda h: h.name)
@@ -558,7 +559,7 @@ def test_the_script_says_what_it_needs() -> None:
 
 def test_no_torch_for_the_hosts_that_are_left(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("-\n")
-    code = "import sys; from cpo_ds import cli, hosts; from cpo_ds.hosts import doctor\n"
+    code = "import sys; from cpo_ds import cli; from cpo_ds.doctor import command\n"
     code += f"assert cli.main(['doctor', '--hostfile', {str(tmp_path / 'hosts')!r}]) == 2\n"
     code += "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     done = launch.finish(launch.start([sys.executable, "-c", code]))

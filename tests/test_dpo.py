@@ -21,12 +21,13 @@ from trl import DPOConfig, DPOTrainer
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import epoch_order, step_totals
 from cpo_ds.data.tokenize import tokenize_rows
-from cpo_ds.deepspeed_config import read_deepspeed_config
+from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.errors import UserError
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy, load_reference
-from cpo_ds.places import Place
+from cpo_ds.ranks.place import Place
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import PairLogps, PreferenceRow, UserError
+from cpo_ds.schema import PairLogps, PreferenceRow
 
 ROWS = [  # prompts end in a space, so that no token merges over the boundary, where TRL cuts others
     PreferenceRow(f"Translate this: {source} \nGerman: ", chosen, rejected, "", f"row {number}")

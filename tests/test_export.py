@@ -12,9 +12,9 @@ import transformers
 from export_runs import CASES, load_export
 from helpers import plain_logps
 
-from cpo_ds.build import prepare_pairs
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.recipe import parse_config
+from cpo_ds.run.build import prepare_pairs
 from cpo_ds.schema import PairLogps, StepTotals
 
 

@@ -12,9 +12,9 @@ import pytest
 from helpers import save_tiny_adapter, save_tiny_model
 from launch import REPOSITORY, main_on_ranks, write_recipe
 
-from cpo_ds.export import export
-from cpo_ds.manifest import Manifest
-from cpo_ds.pretrained import make_export
+from cpo_ds.checkpoint.manifest import Manifest
+from cpo_ds.export.folder import make_export
+from cpo_ds.export.from_checkpoint import export
 from cpo_ds.recipe import parse_config
 
 MANIFEST = Manifest(step=1, ranks=1, zero_stage=0)

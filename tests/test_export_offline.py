@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from launch import main_on_ranks, on_ranks, write_recipe
 from safetensors.torch import load_file, save_file
 
-from cpo_ds.export import export
-from cpo_ds.manifest import read_manifest, write_manifest
-from cpo_ds.pretrained import plan_shards
-from cpo_ds.schema import UserError
+from cpo_ds.checkpoint.manifest import read_manifest, write_manifest
+from cpo_ds.errors import UserError
+from cpo_ds.export.folder import plan_shards
+from cpo_ds.export.from_checkpoint import export
 
 Tensors = dict[str, torch.Tensor]
 FULL, LORA = "full, untied, ZeRO-3", "LoRA, untied, ZeRO-3"

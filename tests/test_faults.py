@@ -59,10 +59,10 @@ def test_a_hung_rank_is_found_and_all_stacks_are_written(recipe: Path) -> None:
 
 # What hangs before the first step, on which rank, and what is said of where it is.
 EARLY = {
-    "reading": ("cpo_ds.build.read_rows", 0, "build.py:"),
-    "loading": ("cpo_ds.build.load_policy", 1, "build.py:"),
-    "the engine": ("cpo_ds.build.Engine", 0, "build.py:"),
-    "verifying": ("cpo_ds.checkpoint.damage", 1, "checkpoint.py:"),
+    "reading": ("cpo_ds.run.build.read_rows", 0, "build.py:"),
+    "loading": ("cpo_ds.run.build.load_policy", 1, "build.py:"),
+    "the engine": ("cpo_ds.run.build.Engine", 0, "build.py:"),
+    "verifying": ("cpo_ds.checkpoint.resume.damage", 1, "checkpoint.py:"),
 }
 
 

@@ -18,12 +18,12 @@ from helpers import plain_logps, random_pairs, save_tiny_adapter, save_tiny_mode
 from launch import main_on_ranks, write_recipe
 from safetensors.torch import load_file, save_file
 
-from cpo_ds.export import export
+from cpo_ds.errors import UserError
+from cpo_ds.export.from_checkpoint import export
 from cpo_ds.model.file_checks import check_plain_lora, check_tied_head
 from cpo_ds.model.load import load_model_config, load_policy
 from cpo_ds.model.offline import outline
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import UserError
 
 CPU = torch.device("cpu")
 Change = Callable[[Path], object]

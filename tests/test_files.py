@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cpo_ds.files import replacing, writing
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.storage.files import replacing, writing
 
 
 def test_a_new_file_takes_the_place_of_the_old_one_at_the_end(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_what_a_kill_left_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "file"
     script = """if True:
         import os, pathlib, sys
-        from cpo_ds.files import replacing
+        from cpo_ds.storage.files import replacing
         with replacing(pathlib.Path(sys.argv[1])) as unfinished:
             unfinished.write_text("longer than what comes later")
             os.kill(os.getpid(), 9)"""

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch import main_on_ranks, on_ranks, write_recipe
 
+from cpo_ds.errors import UserError
 from cpo_ds.model import fingerprint
 from cpo_ds.model.fingerprint import checksum, weights_fingerprint
 from cpo_ds.model.hub import adapter_fingerprint
-from cpo_ds.schema import UserError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 INTEGERS = {4: torch.int32, 2: torch.int16, 1: torch.int8}

@@ -23,7 +23,8 @@ from preference_data import (
 
 from cpo_ds.config import DataConfig
 from cpo_ds.data.rows import read_rows
-from cpo_ds.schema import PreferenceRow, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.schema import PreferenceRow
 
 INTO_GERMAN = "Translate this from English to German:\nEnglish: Hello world.\nGerman:"
 INTO_ENGLISH = "Translate this from German to English:\nGerman: Hallo Welt.\nEnglish:"

@@ -18,12 +18,12 @@ from helpers import save_tiny_adapter, save_tiny_model
 from launch import on_ranks
 from preference_data import write
 
-from cpo_ds.build import prepare_pairs
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import step_indices, step_totals
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy
 from cpo_ds.recipe import parse_config
+from cpo_ds.run.build import prepare_pairs
 from cpo_ds.schema import PairLogps
 
 LOSS, GRADIENT, UPDATE = 1e-5, 1e-3, 1e-3

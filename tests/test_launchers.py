@@ -15,8 +15,8 @@ from runs import lines, rank_processes, small_recipe, wait_for_step
 from simulated_hosts import SimulatedHosts
 from slurm_cluster import SlurmCluster, reason_against, slurm_cluster
 
-from cpo_ds.places import Place
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.place import Place
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -79,7 +79,7 @@ def test_deepspeeds_slurm_launcher_gives_each_rank_its_place(
 ) -> None:
     """It calls srun, which the batch script does too; what ranks do with it is tested there."""
     script = tmp_path / "say_place.py"
-    script.write_text("from cpo_ds.places import place\nprint(place())\n")
+    script.write_text("from cpo_ds.ranks.place import place\nprint(place())\n")
     program = [sys.executable, "-m", "deepspeed.launcher.runner", "--launcher", "slurm"]
     program += ["--hostfile", cluster.hosts.write_hostfile([1, 1])]
     program += ["--no_ssh_check", "--master_addr", "unused"]
@@ -135,7 +135,7 @@ def test_torchrun_on_two_hosts(
 
 
 def test_mpirun_without_mpi4py_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cpo_ds.ranks import _master_by_mpi
+    from cpo_ds.ranks.ranks import _master_by_mpi
 
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(UserError, match=r"pip install 'cpo-ds\[mpi\]'.* MASTER_PORT into \.deep"):

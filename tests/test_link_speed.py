@@ -16,7 +16,7 @@ from link_model import (
 )
 from simulated_hosts import reason_against, simulated_hosts
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 
 def test_links_are_read():

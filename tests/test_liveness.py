@@ -16,13 +16,14 @@ from helpers import tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ds import manifest, universal
+from cpo_ds.checkpoint import manifest
+from cpo_ds.checkpoint import reshard as universal
 from cpo_ds.config import DataConfig
 from cpo_ds.data.rows import read_rows
 from cpo_ds.data.tokenize import tokenize_rows
-from cpo_ds.liveness import Beat, ByteWatch, own_beat, ranks_behind, work_done
 from cpo_ds.model.fingerprint import weights_fingerprint
-from cpo_ds.processes import is_running, own_process
+from cpo_ds.ranks.liveness import Beat, ByteWatch, own_beat, ranks_behind, work_done
+from cpo_ds.ranks.processes import is_running, own_process
 
 
 def counted(work: Callable[[], object]) -> int:

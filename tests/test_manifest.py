@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cpo_ds import manifest
-from cpo_ds.files import sync
-from cpo_ds.manifest import (
+from cpo_ds.checkpoint import manifest
+from cpo_ds.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpoint,
     FileEntry,
@@ -32,6 +31,7 @@ from cpo_ds.manifest import (
     unfinished_name,
     write_manifest,
 )
+from cpo_ds.storage.files import sync
 
 SMALL = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -27,7 +27,8 @@ from wmt22_lengths import lengths_of
 
 from cpo_ds.data.plan import epoch_order
 from cpo_ds.data.tokenize import tokenize_rows
-from cpo_ds.schema import PreferenceRow, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.schema import PreferenceRow
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 VOCABULARY = 40

@@ -15,7 +15,7 @@ import torch
 
 from cpo_ds.config import LossConfig
 from cpo_ds.losses import pair_terms, step_share
-from cpo_ds.monitor import (
+from cpo_ds.run.monitor import (
     COLUMNS,
     Monitor,
     Stopwatch,

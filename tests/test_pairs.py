@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from preference_data import PAIR, read, write, write_parquet
 
-from cpo_ds.schema import PreferenceRow, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.schema import PreferenceRow
 
 CHAT_TEMPLATE = (
     "<s>{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_hosts import reason_against
 
-from cpo_ds.places import (
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.place import (
     Place,
     first_node,
     interface_towards,
@@ -22,7 +23,6 @@ from cpo_ds.places import (
     take_environment_file,
     tasks_per_node,
 )
-from cpo_ds.schema import UserError
 
 # What Slurm 22.05 sets in a batch script on two nodes, and adds in a step of three tasks.
 BATCH = {
@@ -174,7 +174,10 @@ ip -6 address add fd00::5/64 dev storage0 nodad
 ip route add default via 10.1.0.1
 echo 127.0.1.1 master > "$1"; echo 10.2.0.9 worker >> "$1"; mount --bind "$1" /etc/hosts
 """
-ASK = "import sys; from cpo_ds.places import interface_towards as i; print(*map(i, sys.argv[1:]))"
+ASK = """
+import sys; from cpo_ds.ranks.place import interface_towards
+print(*map(interface_towards, sys.argv[1:]))
+"""
 
 
 @pytest.mark.multinode

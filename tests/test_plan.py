@@ -17,7 +17,8 @@ from cpo_ds.data.plan import (
     steps_per_epoch,
 )
 from cpo_ds.data.tokenize import make_pair
-from cpo_ds.schema import StepTotals, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.schema import StepTotals
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=60)
 WORLD_SIZES = st.integers(1, 9)

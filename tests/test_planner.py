@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from cpo_ds.cli import main  # noqa: E402
 from cpo_ds.devices import DEVICES, device_by_name, find_device  # noqa: E402
+from cpo_ds.errors import UserError  # noqa: E402
 from cpo_ds.model.load import load_policy  # noqa: E402
 from cpo_ds.model.offline import outline  # noqa: E402
 from cpo_ds.planner.communication import (  # noqa: E402
@@ -31,7 +32,6 @@ from cpo_ds.planner.states import Weights, state_memory  # noqa: E402
 from cpo_ds.planner.step_time import StepTime, micro_batches_per_step  # noqa: E402
 from cpo_ds.planner.zero import ZeroSettings, zero_settings  # noqa: E402
 from cpo_ds.recipe import parse_config  # noqa: E402
-from cpo_ds.schema import UserError  # noqa: E402
 
 A100 = DEVICES["A100-80GB"]
 KEEP_NONE = {"max_live_parameters": 0, "max_reuse_distance": 0}

@@ -16,6 +16,7 @@ from preference_data import write
 from scipy import stats
 
 from cpo_ds.data.candidates import CandidateRow
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.analyses.agreement import (
     deviation_within,
     gain,
@@ -33,7 +34,6 @@ from cpo_ds.prepare.analyses.systems import (
     wilson,
 )
 from cpo_ds.prepare.analyses.view import selecting_metrics
-from cpo_ds.schema import UserError
 
 NAN = math.nan
 

@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from cpo_ds import cli
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.prompts import alma_prompt, few_shot_prompt, gpt4_messages
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.cleaning import FIRST_LINE, LABEL, PROMPT, REASONING, SPACES, clean
 from cpo_ds.prepare.translation.generate import Generation, Item, plan_batches, tokenize_prompts
 from cpo_ds.prepare.translation.job import Kept, Translation
 from cpo_ds.prepare.translation.local_model import LocalModel, folder_fingerprint, padding_id
 from cpo_ds.prepare.translation.prompting import prompt_maker
-from cpo_ds.progress import Progress, duration
-from cpo_ds.schema import UserError
+from cpo_ds.ranks.progress import Progress, duration
 from cpo_ds.train import silence_after_import
 
 GREEDY = ["--dtype", "float32", "--beams", "1", "--max-new-tokens", "12"]

@@ -25,8 +25,8 @@ from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.formats import format_of
 from cpo_ds.data.prompts import alma_prompt
 from cpo_ds.data.sources import RawRow
-from cpo_ds.prepare.alma_rows import alma_row, config_name
-from cpo_ds.prepare.choose import Pair, choose, rate, scorer_name
+from cpo_ds.prepare.pairs.alma_rows import alma_row, config_name
+from cpo_ds.prepare.pairs.choose import Pair, choose, rate, scorer_name
 
 WMT22 = REPOSITORY.parent / "shared" / "data" / "wmt22_candidates.jsonl.gz"
 TEXTS = {"a": "Guten Morgen!", "b": "Gute Morgen.", "c": "Morgen."}

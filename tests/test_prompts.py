@@ -12,7 +12,7 @@ from cpo_ds.data.prompts import (
     source_of,
     split_conversations,
 )
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 CODES = st.sampled_from(sorted(LANGUAGES))
 

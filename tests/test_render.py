@@ -11,7 +11,7 @@ import pytest
 import render
 import report_text
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cpo_ds import report
+from cpo_ds.run import report
 
 
 def write_run(folder: Path) -> None:

@@ -12,7 +12,8 @@ from preference_data import PAIR, alma, read, run_python, write
 from cpo_ds.config import DataConfig
 from cpo_ds.data.prompts import alma_prompt
 from cpo_ds.data.rows import read_rows, split_held_out
-from cpo_ds.schema import PreferenceRow, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.schema import PreferenceRow
 
 
 def test_directions_are_selected_and_checked(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from cpo_ds.config import OptimConfig
-from cpo_ds.schedule import learning_rate
+from cpo_ds.run.learning_rate import learning_rate
 
 
 def rates(total: int, **optim: Any) -> list[float]:

@@ -22,12 +22,12 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from cpo_ds import cli
 from cpo_ds.data.candidates import read_candidates
-from cpo_ds.parts import Parts, content_key
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 from cpo_ds.scoring.checkpoint import check_complete, find_checkpoint, read_weights
 from cpo_ds.scoring.metrics import Metric, parse_metrics
 from cpo_ds.scoring.plan import Item, joint_batches, separate_batches, share
 from cpo_ds.scoring.spans import closed_runs
+from cpo_ds.storage.results import Parts, content_key
 
 TEXTS = st.text("ab c", min_size=1, max_size=12)
 ITEMS = st.lists(st.builds(Item, TEXTS, TEXTS, st.just(None), st.just("en-de")), unique=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cpo_ds.errors import UserError
 from cpo_ds.recipe import load_config, parse_config, read_deepspeed_file
-from cpo_ds.schema import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))

@@ -20,7 +20,7 @@ from preference_data import (
     write_parquet,
 )
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 
 def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from launch import REPOSITORY, deepspeed_command, finish, main_on_ranks, start
 from runs import LORA, lines, newest, rank_processes, small_recipe, wait_for_step, wait_until
 
-from cpo_ds.stopping import StopRequest
+from cpo_ds.ranks.stopping import StopRequest
 
 SUPERVISE = ["bash", str(REPOSITORY / "scripts" / "supervise.sh")]
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from cpo_ds.data.tokenize import Sharing, common_prefix_length, make_pair, tokenize_rows
-from cpo_ds.schema import PreferenceRow, TokenizedPair, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.schema import PreferenceRow, TokenizedPair
 
 WMT22 = Path(__file__).resolve().parents[2] / "shared" / "data" / "wmt22_candidates.jsonl.gz"
 NO_LIMIT = {"max_prompt_tokens": 10**6, "max_tokens": 10**6}

@@ -23,21 +23,27 @@ import transformers
 from deepspeed.utils import safe_get_full_grad
 from transformers.initialization import no_init_weights
 
-import cpo_ds.build
-from cpo_ds import engine, pretrained, run_folder, saver, trainer, watch
-from cpo_ds.build import build_run, prepare_pairs
-from cpo_ds.checkpoint import find_checkpoint
+import cpo_ds.run.build
+from cpo_ds.checkpoint import save as saver
+from cpo_ds.checkpoint.manifest import checkpoint_name
+from cpo_ds.checkpoint.resume import find_checkpoint
 from cpo_ds.config import CheckpointConfig
 from cpo_ds.data import rows
 from cpo_ds.data.pack import pack
-from cpo_ds.deepspeed_config import read_deepspeed_config
-from cpo_ds.export import export
+from cpo_ds.engine import engine
+from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.errors import UserError
+from cpo_ds.export import folder as pretrained
+from cpo_ds.export.from_checkpoint import export
 from cpo_ds.losses import step_share
-from cpo_ds.manifest import checkpoint_name
 from cpo_ds.model.load import load_policy
-from cpo_ds.ranks import Ranks, init_ranks
+from cpo_ds.ranks import watch
+from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import PackedBatch, UserError
+from cpo_ds.run import folder as run_folder
+from cpo_ds.run import trainer
+from cpo_ds.run.build import build_run, prepare_pairs
+from cpo_ds.schema import PackedBatch
 from cpo_ds.train import main, run_recipe, silence_libraries
 
 Named = dict[str, torch.Tensor]
@@ -234,7 +240,7 @@ def train_while_the_clock_is_set(step: int, *arguments: str) -> int:
 
 def write_limits(report: str, *arguments: str) -> int:
     """Trains; each rank writes for how many minutes its groups of ranks wait for one of them."""
-    train = cpo_ds.trainer.train
+    train = cpo_ds.run.trainer.train
 
     def write_and_train(run: trainer.Run) -> None:
         c10d = torch.distributed.distributed_c10d
@@ -246,7 +252,7 @@ def write_limits(report: str, *arguments: str) -> int:
         Path(f"{report}-{run.ranks.rank}.json").write_text(json.dumps(minutes))
         train(run)
 
-    with mock.patch.object(cpo_ds.trainer, "train", write_and_train):
+    with mock.patch.object(cpo_ds.run.trainer, "train", write_and_train):
         return main(list(arguments))
 
 
@@ -287,13 +293,13 @@ def fail_alone(step: int, rank: int, *arguments: str) -> int:
 
 def count_tokenized(*arguments: str) -> int:
     """Trains, and says each time that rows are tokenized."""
-    tokenize_rows = cpo_ds.build.tokenize_rows
+    tokenize_rows = cpo_ds.run.build.tokenize_rows
 
     def tokenize_and_say(rows: Any, *others: Any, **options: Any) -> Any:
         print(f"tokenized rows: {len(rows)}", flush=True)
         return tokenize_rows(rows, *others, **options)
 
-    with mock.patch.object(cpo_ds.build, "tokenize_rows", tokenize_and_say):
+    with mock.patch.object(cpo_ds.run.build, "tokenize_rows", tokenize_and_say):
         return main(list(arguments))
 
 
@@ -526,7 +532,7 @@ def cpo_ds_command(*arguments: str) -> int:
 
 def split_encoder(folder: str) -> None:
     """Splits an XLM-R encoder over the ranks and compares it with the whole one, seeing memory."""
-    from cpo_ds.sharding import shard_frozen
+    from cpo_ds.engine.frozen import shard_frozen
 
     ranks = init_ranks()
     settings = transformers.XLMRobertaConfig(

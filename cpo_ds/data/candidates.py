@@ -11,8 +11,8 @@ from typing import Any
 
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.data.sources import RawRow, read_raw
-from cpo_ds.files import writing
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.storage.files import writing
 
 REFERENCE = "reference"  # the name under which a reference counts as a candidate
 

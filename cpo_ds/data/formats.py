@@ -19,7 +19,7 @@ from cpo_ds.data.prompts import (
     split_conversations,
 )
 from cpo_ds.data.sources import RawRow
-from cpo_ds.schema import UserError, did_you_mean
+from cpo_ds.errors import UserError, did_you_mean
 
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")

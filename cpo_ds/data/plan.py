@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cpo_ds.schema import StepTotals, TokenizedPair, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.schema import StepTotals, TokenizedPair
 
 MicroBatch = tuple[
     int, ...

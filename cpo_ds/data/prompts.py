@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 Message = dict[str, str]
 RenderChat = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text

@@ -15,8 +15,9 @@ from cpo_ds.config import DataConfig
 from cpo_ds.data.formats import Format, format_of
 from cpo_ds.data.prompts import Message, RenderChat, alma_prompt, parse_direction, source_of
 from cpo_ds.data.sources import RawRow, read_folder, read_raw
-from cpo_ds.liveness import count_work
-from cpo_ds.schema import PreferenceRow, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.liveness import count_work
+from cpo_ds.schema import PreferenceRow
 
 __all__ = ["Message", "RenderChat", "RowReport", "read_rows", "split_held_out"]
 

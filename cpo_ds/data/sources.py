@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _FILE_LIKE = (*_SUFFIXES, ".json", ".json.gz", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zst")

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cpo_ds.liveness import count_work
-from cpo_ds.schema import PreferenceRow, TokenizedPair, UserError
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.liveness import count_work
+from cpo_ds.schema import PreferenceRow, TokenizedPair
 
 Sharing = Literal["common", "prompt", "none"]
 Sequence_ = tuple[list[int], int]  # tokens of prompt + completion, index of the first scored one

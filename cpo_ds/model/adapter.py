@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cpo_ds.config import Config, LoraConfig
-from cpo_ds.liveness import count_work
+from cpo_ds.errors import UserError, one_line
 from cpo_ds.model.file_checks import check_plain_lora
 from cpo_ds.model.hub import not_there
-from cpo_ds.schema import UserError, one_line
+from cpo_ds.ranks.liveness import count_work
 
 GatherParameters = Callable[[Iterable[nn.Parameter]], AbstractContextManager[Any]]
 

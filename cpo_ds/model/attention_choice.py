@@ -6,7 +6,7 @@ import inspect
 
 import torch
 
-from cpo_ds.schema import UserError, one_line
+from cpo_ds.errors import UserError, one_line
 
 _CAPS_SCORES = ("reference", "flash_attn")
 _FLASH_KERNELS = ("torch_varlen", "flash_attn")

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from cpo_ds.errors import UserError
 from cpo_ds.model.hub import adapter_weights, not_there
-from cpo_ds.schema import UserError
 
 _TIED = ("lm_head.weight", "embed_tokens.weight")  # how the names of tied weights end
 _ROWS = 4096  # of a weight that are compared at a time

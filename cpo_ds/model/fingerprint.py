@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from cpo_ds.liveness import count_work
+from cpo_ds.ranks.liveness import count_work
 
 _CHUNK = 2**18  # fits a processor's cache
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

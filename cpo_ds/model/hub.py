@@ -11,7 +11,7 @@ from peft import PeftConfig
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
-from cpo_ds.schema import UserError, one_line
+from cpo_ds.errors import UserError, one_line
 
 
 def adapter_fingerprint(adapter: str) -> str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cpo_ds.config import Config, ModelConfig
+from cpo_ds.errors import UserError
 from cpo_ds.model.adapter import GatherParameters, gather_nothing, merge_adapter, with_adapter
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.attention_choice import choose_backend
@@ -25,7 +26,6 @@ from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import not_there
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
-from cpo_ds.schema import UserError
 
 # Decoder-only models whose attention goes through transformers' registry and whose only other
 # mixing of tokens is by position: those for which the packed layout is exact, each one tested.

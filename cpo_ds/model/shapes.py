@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 
 def _llama(

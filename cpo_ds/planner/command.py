@@ -9,17 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cpo_ds.config import Config
-from cpo_ds.deepspeed_config import read_deepspeed_config
 from cpo_ds.devices import Device, device_by_name
-from cpo_ds.places import Place
+from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.errors import UserError
 from cpo_ds.planner.communication import Cluster
 from cpo_ds.planner.estimate import PAIR_TOKENS, MemoryPlan, TimePlan, memory_plan, time_plan
 from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
 from cpo_ds.planner.states import Weights
 from cpo_ds.planner.text import as_text, as_values
 from cpo_ds.planner.zero import ZeroSettings, zero_settings
+from cpo_ds.ranks.place import Place
 from cpo_ds.recipe import load_config
-from cpo_ds.schema import UserError
 
 TABLE_FILES = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
 

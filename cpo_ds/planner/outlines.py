@@ -6,11 +6,11 @@ import tempfile
 from typing import Any
 
 from cpo_ds.config import Config, LoraConfig
+from cpo_ds.errors import UserError
 from cpo_ds.model.offline import outline
 from cpo_ds.model.shapes import SHAPES, shape_config
 from cpo_ds.planner.activations import PassModel, pass_model
 from cpo_ds.planner.states import Weights
-from cpo_ds.schema import UserError
 
 
 class Outlines:

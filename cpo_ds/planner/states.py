@@ -1,8 +1,8 @@
 """Model states: what DeepSpeed holds of weights, gradients and optimizer at each ZeRO stage.
 
-As DeepSpeed 0.19 does for `cpo_ds.engine`: torch's AdamW, any number of backward passes, then one
-step. Bytes per rank for T trained weights, N weights in all, W ranks, e bytes for a number of
-`model.dtype`:
+As DeepSpeed 0.19 does for `cpo_ds.engine.engine`: torch's AdamW, any number of backward passes,
+then one step. Bytes per rank for T trained weights, N weights in all, W ranks, e bytes for a
+number of `model.dtype`:
 
 | | stage 0 | stage 1 | stage 2 | stage 3 |
 |---|---|---|---|---|

@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 from cpo_ds.data.candidates import REFERENCE, write_rows
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.job import counted, sources_read, summary, with_candidates
 from cpo_ds.prepare.translation.lines import Sources, read_aligned, read_sources
-from cpo_ds.schema import UserError
 
 # Which options do something, by where translations come from.
 _OF_ANY_MODEL = {"model", "name", "prompt", "examples", "shots", "max_new_tokens", "temperature"}

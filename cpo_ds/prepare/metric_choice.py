@@ -8,8 +8,8 @@ from typing import Any
 
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.formats import LEXICAL, MEAN_SPELLINGS
-from cpo_ds.prepare.choose import human_preference, rate, scores_of
-from cpo_ds.schema import UserError, did_you_mean
+from cpo_ds.errors import UserError, did_you_mean
+from cpo_ds.prepare.pairs.choose import human_preference, rate, scores_of
 from cpo_ds.scoring.metrics import short_name
 
 _USUAL = "kiwi+xcomet"  # the XXL models, as for ALMA-R

@@ -20,8 +20,8 @@ import regex
 from cpo_ds.data.candidates import left_out, write_rows
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.data.sources import RawRow, read_raw
-from cpo_ds.parts import content_key
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.storage.results import content_key
 
 UNSPACED = ("zh", "ja", "th")  # of the languages known here
 DRAWS = 20  # for a text that stays as it was, or loses all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cpo_ds.files import writing
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.analyses.agreement_section import agreement
 from cpo_ds.prepare.analyses.bias_section import bias
 from cpo_ds.prepare.analyses.choices_section import where_choices_come_from
@@ -15,7 +15,7 @@ from cpo_ds.prepare.analyses.reference_section import gold_or_gilded
 from cpo_ds.prepare.analyses.scored import read_scored
 from cpo_ds.prepare.analyses.scores_section import about_scores
 from cpo_ds.prepare.analyses.view import make_view, selecting_metrics
-from cpo_ds.schema import UserError
+from cpo_ds.storage.files import writing
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import left_out, read_candidates, write_rows
-from cpo_ds.parts import cache_of, hold_cache
-from cpo_ds.prepare.launch import as_one_of_ranks, become_ranks, is_rank
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
 from cpo_ds.scoring.metrics import parse_metrics
+from cpo_ds.storage.results import cache_of, hold_cache
 
 _COMET_PYTHON = "CPO_DS_COMET_PYTHON"  # names the Python that has COMET, where it is elsewhere
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from cpo_ds.data.candidates import left_out, read_candidates, write_rows
 from cpo_ds.data.prompts import alma_prompt, parse_direction
-from cpo_ds.files import writing
-from cpo_ds.prepare.alma_rows import write_alma_rows
-from cpo_ds.prepare.choose import Pair
-from cpo_ds.prepare.folder import check_replaceable, replacing_folder
-from cpo_ds.prepare.selection import Options, select, summarize
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.prepare.pairs.alma_rows import write_alma_rows
+from cpo_ds.prepare.pairs.choose import Pair
+from cpo_ds.prepare.pairs.selection import Options, select, summarize
+from cpo_ds.storage.files import writing
+from cpo_ds.storage.folders import check_replaceable, replacing_folder
 
 PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
 

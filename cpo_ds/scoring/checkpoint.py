@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from cpo_ds.schema import UserError, one_line
+from cpo_ds.errors import UserError, one_line
 from cpo_ds.scoring.metrics import Metric
 
 _BLOCK_BYTES, _BLOCKS = 2**16, 64  # of a checkpoint that its fingerprint looks at

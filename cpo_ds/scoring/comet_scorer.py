@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cpo_ds.ranks import Ranks
-from cpo_ds.schema import UserError
+from cpo_ds.engine.frozen import shard_frozen
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.scoring.checkpoint import Checkpoint, check_complete, make_model, read_weights
 from cpo_ds.scoring.plan import Item, joint_batches, separate_batches
 from cpo_ds.scoring.spans import decode_spans
-from cpo_ds.sharding import shard_frozen
 
 Scored = tuple[float, list[dict[str, Any]] | None]  # a score, and error spans where there are any
 

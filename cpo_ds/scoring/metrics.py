@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cpo_ds.data.formats import LEXICAL
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 _HUB = {  # lower case, without the owner Unbabel
     "kiwi": "wmt23-cometkiwi-da-xxl",

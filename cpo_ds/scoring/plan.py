@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from cpo_ds.parts import content_key
+from cpo_ds.storage.results import content_key
 
 
 @dataclass(frozen=True)

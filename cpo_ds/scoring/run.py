@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
-from cpo_ds.parts import Parts
-from cpo_ds.progress import Progress, duration
-from cpo_ds.ranks import Ranks
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.progress import Progress, duration
+from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.scoring import lexical
 from cpo_ds.scoring.metrics import Metric
 from cpo_ds.scoring.plan import Item, joint_batches, share
+from cpo_ds.storage.results import Parts
 
 Say = Callable[[str], None]
 

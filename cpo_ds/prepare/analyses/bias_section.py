@@ -21,7 +21,7 @@ from cpo_ds.prepare.analyses.page import (
     share,
 )
 from cpo_ds.prepare.analyses.view import CHART_METRICS, View
-from cpo_ds.prepare.choose import rate
+from cpo_ds.prepare.pairs.choose import rate
 
 ANCHOR, TITLE = "bias", "Whether choosing by a metric favours that metric"
 

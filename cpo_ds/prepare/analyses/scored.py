@@ -12,9 +12,9 @@ import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow, read_candidates
 from cpo_ds.data.formats import compares_with_reference
-from cpo_ds.prepare.choose import rate
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.metric_choice import is_lexical
-from cpo_ds.schema import UserError
+from cpo_ds.prepare.pairs.choose import rate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.prepare.analyses.scored import ScoredRow
-from cpo_ds.prepare.choose import Rated, choose, rate
+from cpo_ds.prepare.pairs.choose import Rated, choose, rate
 
 Z95 = 1.959964  # half of a 95% interval, in standard errors
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

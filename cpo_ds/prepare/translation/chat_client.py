@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cpo_ds.data.prompts import Message
+from cpo_ds.errors import UserError, one_line
 from cpo_ds.prepare.translation.job import Kept, Translation
-from cpo_ds.progress import SENTENCES, Progress
-from cpo_ds.schema import UserError, one_line
+from cpo_ds.ranks.progress import SENTENCES, Progress
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

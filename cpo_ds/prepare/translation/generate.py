@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from cpo_ds.parts import cache_of, content_key, hold_cache
-from cpo_ds.prepare.launch import as_one_of_ranks, become_ranks, is_rank
+from cpo_ds.errors import UserError, one_line
 from cpo_ds.prepare.translation.job import Job, Kept, read_untranslated
 from cpo_ds.prepare.translation.lines import Sources
 from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
-from cpo_ds.progress import SENTENCES, Progress, duration
-from cpo_ds.schema import UserError, one_line
+from cpo_ds.ranks.progress import SENTENCES, Progress, duration
+from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
+from cpo_ds.storage.results import cache_of, content_key, hold_cache
 
 if TYPE_CHECKING:
     from cpo_ds.prepare.translation.local_model import LocalModel
-    from cpo_ds.ranks import Ranks
+    from cpo_ds.ranks.ranks import Ranks
 
 _TOO_LONG = "prompt longer than the model's context"
 

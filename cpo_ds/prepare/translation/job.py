@@ -10,11 +10,11 @@ from typing import Any
 
 from cpo_ds.data.candidates import CandidateRow, left_out, write_rows
 from cpo_ds.data.prompts import LANGUAGES, parse_direction
-from cpo_ds.parts import Parts, cache_of
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.cleaning import FIRST_LINE, clean
 from cpo_ds.prepare.translation.lines import Sources, read_sources
 from cpo_ds.prepare.translation.prompting import Prompt, last_request
-from cpo_ds.schema import UserError
+from cpo_ds.storage.results import Parts, cache_of
 
 _PARTS = "translations"
 

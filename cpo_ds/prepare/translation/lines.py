@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cpo_ds.data.candidates import CandidateRow, read_candidates
 from cpo_ds.data.prompts import parse_direction
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 _ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
 

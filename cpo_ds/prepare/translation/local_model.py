@@ -11,11 +11,11 @@ import torch
 from transformers.utils import cached_file
 
 from cpo_ds.config import Config, DataConfig, ModelConfig
+from cpo_ds.errors import UserError
 from cpo_ds.model.adapter import starting_adapter
 from cpo_ds.model.hub import adapter_fingerprint, not_there
 from cpo_ds.model.load import load_causal_lm, read_model_config
 from cpo_ds.prepare.translation.job import Translation
-from cpo_ds.schema import UserError
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # the tokenizer's too

@@ -15,7 +15,7 @@ from cpo_ds.data.prompts import (
     gpt4_messages,
     parse_direction,
 )
-from cpo_ds.schema import UserError
+from cpo_ds.errors import UserError
 
 Prompt: TypeAlias = str | list[Message]  # a plain text to go on with, or a conversation
 PromptOf: TypeAlias = Callable[[CandidateRow], Prompt]

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cpo_ds.parts import cache_of, content_key, hold_cache
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.chat_client import Failure, Question, Server, ask_all
 from cpo_ds.prepare.translation.job import (
     Job,
@@ -27,7 +27,7 @@ from cpo_ds.prepare.translation.job import (
 )
 from cpo_ds.prepare.translation.lines import Sources
 from cpo_ds.prepare.translation.prompting import PromptOf, prompt_maker
-from cpo_ds.schema import UserError
+from cpo_ds.storage.results import cache_of, content_key, hold_cache
 
 _OPENAI = "https://api.openai.com/v1"
 _AGAIN = "give the same command again to ask for those without an answer once more."

@@ -1,0 +1,83 @@
+"""DeepSpeed's hostfile: a line for each host, `name slots=N`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpo_ds.errors import UserError
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host by the name that ssh takes, and the ranks that it gets."""
+
+    name: str
+    slots: int
+    line: int = 0  # of the hostfile, for messages
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """The hosts in their order. Raises `UserError` for what the launcher would fail on."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"hostfile {path} cannot be read: {reason}.") from None
+    try:
+        return parse_hostfile(text)
+    except ValueError as error:
+        raise UserError(f"{path}{error}") from None
+
+
+def parse_hostfile(text: str) -> tuple[Host, ...]:
+    """Raises `ValueError` with a message that goes on after the file's name: `:3: ...`."""
+    hosts: dict[str, Host] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, *settings = line.split()
+        slots = re.match(r"\S+\s+slots=(\d+)(?=\s|$)", line)
+        if slots is None or int(slots[1]) == 0 or name.startswith("-"):
+            what = f"slots has to follow the name, not {settings[0]!r}" if settings else "no slots"
+            if slots is not None:
+                what = "a host needs a name" if name.startswith("-") else "a host needs a slot"
+            raise ValueError(
+                f":{number}: {line!r}: {what}; write a line for each host as `name slots=N`, N "
+                "being its number of GPUs."
+            )
+        if name in hosts:
+            raise ValueError(
+                f":{number}: {name} is on line {hosts[name].line} already; give each host one "
+                "line, with all of its slots."
+            )
+        hosts[name] = Host(name, int(slots[1]), number)
+    if not hosts:
+        raise ValueError(" names no host; write a line for each as `name slots=N`.")
+    return tuple(hosts.values())
+
+
+def hostfile_text(hosts: Iterable[Host]) -> str:
+    """What `parse_hostfile` reads."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+
+
+def fold(names: Iterable[str]) -> str:
+    """Names in few words: gpu01, gpu02, gpu03, x -> `gpu[01-03], x`."""
+    runs: list[tuple[str, str, str, str]] = []  # stem, first and last number, rest
+    for name in names:
+        found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
+        stem, number, rest = found.groups() if found else (name, "", "")
+        if runs and number and runs[-1][0] == stem and runs[-1][3] == rest:
+            first, last = runs[-1][1:3]
+            if last and len(last) == len(number) and int(number) == int(last) + 1:
+                runs[-1] = (stem, first, number, rest)
+                continue
+        runs.append((stem, number, number, rest))
+    return ", ".join(
+        f"{stem}{first}{rest}" if first == last else f"{stem}[{first}-{last}]{rest}"
+        for stem, first, last, rest in runs
+    )

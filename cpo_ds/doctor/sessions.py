@@ -1,0 +1,276 @@
+"""One ssh session for each host, all at once, over which `remote.py` answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cpo_ds.doctor import remote
+from cpo_ds.doctor.hostfile import Host
+from cpo_ds.errors import UserError
+
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 30.0  # of a host that is there
+
+Result = TypeVar("Result")
+
+# What ssh says -> what that means and what to do about it; the first that fits.
+_SSH_ERRORS = (
+    (
+        "could not resolve hostname",
+        "ssh does not know this name",
+        "correct it in {file}, or add it to DNS, /etc/hosts or ~/.ssh/config",
+    ),
+    (
+        "identification has changed",
+        "its host key is not the one that ssh knows",
+        "if the host was set up anew: ssh-keygen -R {name}, then ssh {name} once by hand",
+    ),
+    (
+        "host key verification failed",
+        "ssh does not know its host key",
+        "log in once by hand (ssh {name}), or ssh-keyscan -H {name} >> ~/.ssh/known_hosts",
+    ),
+    (
+        "permission denied",
+        "it refuses the login without a password",
+        "ssh-copy-id {name}; then `ssh {name} true` has to work without a question",
+    ),
+    (
+        "connection refused",
+        "no ssh server listens there",
+        "start sshd on it, or give its port (--ssh-port, or Port in ~/.ssh/config)",
+    ),
+    (
+        "timed out",
+        "it does not answer",
+        "see that it is up, and that no firewall drops ssh",
+    ),
+    ("no route to host", "there is no route to it", "see that it is up, and its network"),
+    ("network is unreachable", "there is no route to it", "see the network of this host"),
+    (
+        "connection closed",
+        "its ssh server closes the connection",
+        "see its log: journalctl -u ssh (MaxStartups, AllowUsers, hosts.deny)",
+    ),
+)
+
+
+class Unreachable(Exception):
+    """A host that does not answer: what is wrong, and what to do."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what, self.fix = what, fix
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """How to log in, and what the launcher sets before it starts anything."""
+
+    hostfile: Path
+    port: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self, host: str) -> list[str]:
+        """Starts `remote.py` there by the Python that runs here, or else by any."""
+        options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
+        if self.port is not None:
+            options += ["-p", str(self.port)]
+        python = shlex.quote(sys.executable)
+        exports = " ".join(f"{k}={shlex.quote(v)}" for k, v in self.environment.items())
+        start = shlex.quote("import json, sys; exec(json.loads(sys.stdin.readline()))")
+        script = (
+            f"cd {shlex.quote(os.getcwd())} 2>/dev/null; "
+            + (f"export {exports}; " if exports else "")
+            + f'P={python}; "$P" -c \'\' 2>/dev/null || P=python3; exec "$P" -u -c {start}'
+        )
+        return ["ssh", *options, host, f"sh -c {shlex.quote(script)}"]
+
+
+class Session:
+    """A host that can be asked. Every wait ends: by an answer or by `Unreachable`."""
+
+    def __init__(self, ssh: Ssh, host: Host) -> None:
+        self.host = host
+        self._ssh = ssh
+        self._logged_in = False
+        self._errors: list[str] = []
+        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        try:
+            self._process = subprocess.Popen(
+                ssh.command(host.name),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C reaches this program alone, which then ends it
+            )
+        except OSError as error:
+            raise UserError(
+                f"the program ssh cannot be started ({error.strerror}); install it, on Debian and "
+                "Ubuntu by: apt-get install openssh-client."
+            ) from None
+        self._threads = [
+            threading.Thread(target=read, daemon=True)
+            for read in (self._read_answers, self._read_errors)
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._send(Path(remote.__file__).read_text(encoding="utf-8"))
+
+    def ask(self, do: str, seconds: float = ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
+        """The host's answer to one of the functions of `remote.py`. Raises `Unreachable`."""
+        self._send({"do": do, **details})
+        if not self._logged_in:
+            seconds += CONNECT_SECONDS
+        answer = self._receive(seconds)
+        self._logged_in = True
+        return answer
+
+    def close(self) -> None:
+        """Ends the session and what runs in it there."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(2 if self._logged_in else 0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, value: Any) -> None:
+        with contextlib.suppress(OSError):  # what is wrong shows where the answer is awaited
+            self._process.stdin.write(json.dumps(value) + "\n")  # type: ignore[union-attr]
+            self._process.stdin.flush()  # type: ignore[union-attr]
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        try:
+            answer = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            raise Unreachable(
+                f"nothing came back for {seconds:.0f} s",
+                f"see what `ssh {self.host.name} true` waits for: a start-up file of the shell, a "
+                "file system that hangs",
+            ) from None
+        if answer is None:
+            self._answers.put(None)  # whoever asks again is told again
+            self._threads[1].join(1)
+            raise Unreachable(
+                *explain(self.host, "\n".join(self._errors), self._ssh.hostfile)
+            ) from None
+        if "error" in answer:
+            raise Unreachable(
+                f"looking at it failed: {answer['error']}", f"try `ssh {self.host.name}` by hand"
+            )
+        return answer
+
+    def _read_answers(self) -> None:
+        for line in self._process.stdout:  # type: ignore[union-attr]
+            if line.startswith(remote.MARK):
+                self._answers.put(json.loads(line[len(remote.MARK) :]))
+        self._answers.put(None)
+
+    def _read_errors(self) -> None:
+        for line in self._process.stderr:  # type: ignore[union-attr]
+            self._errors.append(line.strip())
+
+
+def explain(host: Host, errors: str, hostfile: Path) -> tuple[str, str]:
+    """What is wrong with a host that ssh came back from, and what to do, by what it printed."""
+    said = errors.lower()
+    for sign, what, fix in _SSH_ERRORS:
+        if sign in said:
+            return what, fix.format(name=host.name, file=f"{hostfile}:{host.line}")
+    if ("python3" in said and "not found" in said) or "syntaxerror" in said:
+        return (
+            f"it has neither {sys.executable} nor a python3 that is new enough",
+            "set up the same environment there, at the same path (bash scripts/setup.sh)",
+        )
+    last = next((line for line in reversed(errors.splitlines()) if line.strip()), "nothing")
+    return f"the session ended; it said: {last}", f"see what `ssh {host.name} true` says"
+
+
+@contextlib.contextmanager
+def sessions(ssh: Ssh, hosts: Sequence[Host]) -> Iterator[Party]:
+    """Logs in to all hosts at once."""
+    opened: list[Session] = []
+    try:
+        for host in hosts:
+            opened.append(Session(ssh, host))
+        yield Party(opened)
+    finally:
+        at_once(Session.close, opened)
+
+
+class Party:
+    """Hosts that are asked all at once; one that stops answering is left out from then on."""
+
+    def __init__(self, opened: Sequence[Session]) -> None:
+        self._sessions = {session.host.name: session for session in opened}
+        self.lost: dict[str, Unreachable] = {}
+
+    def ask(self, do: str, seconds: float = ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
+        """The answer of each host by its name. A detail that is a `PerHost` differs by host."""
+
+        def asked(session: Session) -> Any:
+            name = session.host.name
+            own = {k: v[name] if isinstance(v, PerHost) else v for k, v in details.items()}
+            return session.ask(do, seconds, **own)
+
+        return self.each(asked)
+
+    def each(self, question: Callable[[Session], Result]) -> dict[str, Result]:
+        """What `question` returns of each host, by its name; all at once."""
+
+        def asked(session: Session) -> Result | Unreachable:
+            try:
+                return question(session)
+            except Unreachable as error:
+                return error
+
+        answers: dict[str, Result] = {}
+        sessions = list(self._sessions.values())
+        for session, answer in zip(sessions, at_once(asked, sessions), strict=True):
+            name = session.host.name
+            if isinstance(answer, Unreachable):
+                self.lost[name] = answer
+                del self._sessions[name]
+            else:
+                answers[name] = answer
+        return answers
+
+    @property
+    def names(self) -> list[str]:
+        """The hosts that are still asked."""
+        return list(self._sessions)
+
+    def leave_out(self, name: str) -> None:
+        """Asks this host nothing more."""
+        del self._sessions[name]
+
+
+class PerHost(dict[str, Any]):
+    """A value for each host, by its name."""
+
+
+def at_once(function: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+    """`function` of every item, at the same time, in their order."""
+    if not items:
+        return []
+    pool = ThreadPoolExecutor(max_workers=len(items))
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(wait=False)  # after Ctrl-C, what they wait for ends with the sessions

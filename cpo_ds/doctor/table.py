@@ -1,0 +1,50 @@
+"""Rows of checks -> the text that people read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from cpo_ds.doctor.checks.findings import Finding, Row
+from cpo_ds.doctor.hostfile import fold
+
+_COLORS = {"ok": "32", "warn": "33", "fix": "31", "-": "2"}
+_CHECK_WIDTH = 14
+
+
+def report(rows: Sequence[Row], width: int = 100, colored: bool = False) -> str:
+    """A line for each check, then what to put right and what is worth a look, numbered."""
+    lines = []
+    for row in rows:
+        state = f"{row.state:4}"
+        if colored:
+            state = f"\033[{_COLORS[row.state]}m{state}\033[0m"
+        indent = " " * (6 + _CHECK_WIDTH + 1)
+        seen = textwrap.wrap(row.seen or "not known", max(width - len(indent), 40)) or [""]
+        lines.append(f"{state}  {row.check:{_CHECK_WIDTH}} {seen[0]}")
+        lines += [indent + more for more in seen[1:]]
+    findings = [finding for row in rows for finding in row.findings]
+    errors = [finding for finding in findings if finding.is_error]
+    warnings = [finding for finding in findings if not finding.is_error]
+    lines += _numbered("To put right", errors, 1, width)
+    lines += _numbered("Worth a look", warnings, 1 + len(errors), width)
+    return "\n".join(lines)
+
+
+def _numbered(title: str, findings: Sequence[Finding], start: int, width: int) -> list[str]:
+    if not findings:
+        return []
+    lines = ["", f"{title}:"]
+    for number, finding in enumerate(findings, start=start):
+        # Commands and paths are copied from here, so they are not broken at hyphens.
+        where = f"{fold(finding.hosts)}: " if finding.hosts else ""
+        for text, mark in ((where + finding.what, f"{number:2}. "), (finding.fix, "    -> ")):
+            lines += textwrap.wrap(
+                text,
+                width,
+                initial_indent=mark,
+                subsequent_indent=" " * len(mark),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return lines

@@ -1,0 +1,185 @@
+"""The DeepSpeed JSON file: checked, and completed by what the recipe decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from cpo_ds.config import Config
+from cpo_ds.engine.groups import HPZ, QWZ, group_size, why_no_quantizer
+from cpo_ds.errors import UserError, did_you_mean
+from cpo_ds.ranks.place import Place, place
+from cpo_ds.recipe import read_deepspeed_file
+
+# What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
+_FILLED_IN = {
+    "train_batch_size": "batch.pairs",
+    "train_micro_batch_size_per_gpu": "batch.tokens_per_rank",
+    "gradient_accumulation_steps": "batch.tokens_per_rank",
+    "managed_gradient_accumulation": "batch.tokens_per_rank",
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "the optim section",
+    "scheduler": "optim.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW is used on every device",
+}
+
+
+# What a DeepSpeed file may hold; anything else it would ignore without a word.
+_TAKEN = (
+    "zero_optimization", "communication_data_type", "data_types", "activation_checkpointing", "aio",
+    "prescale_gradients", "gradient_predivide_factor", "comms_logger", "flops_profiler",
+    "wall_clock_breakdown", "memory_breakdown", "timers", "checkpoint",
+)  # fmt: skip
+
+# What a DeepSpeed file must not switch on; docs/configurations.md says more of each.
+_REFUSED = {
+    "mics_shard_size": "DeepSpeed has no MiCS any more; ds_configs/zero3-hierarchical.json keeps a "
+    "copy of the weights on each host",
+    "mics_hierarchical_params_gather": "DeepSpeed has no MiCS any more",
+    "zeropp_loco_param": "DeepSpeed has no LoCo any more",
+    "zero_quantized_gradients": "DeepSpeed's kernel takes bfloat16 for float16, and its sums over "
+    "a host are not divided as those of other gradients are, so what is trained would be wrong",
+    "zero_quantized_nontrainable_weights": "DeepSpeed keeps frozen weights as int8 in float16 "
+    "models only, and only where a program calls it for it, which this one does not",
+}
+
+_LOAD_UNIVERSAL = "load_universal"  # in DeepSpeed's checkpoint section; the run decides it
+
+
+def read_deepspeed_config(config: Config, planned: Place | None = None) -> dict[str, Any]:
+    """The JSON file, with what the recipe decides filled in. Raises `UserError` for a bad file.
+
+    With `planned` for ranks that are not here, so that this machine need not have their devices.
+    """
+    path, settings = read_deepspeed_file(config)
+    _check_settings(settings, path)
+    here = planned or place()
+    zero = settings["zero_optimization"]
+    if config.model.dtype == "float16" and not zero.get("stage"):
+        raise UserError(
+            f"model.dtype is float16 and {path} sets ZeRO stage 0, at which DeepSpeed divides "
+            "gradients by a loss scale that it never multiplied the loss by; take bfloat16 or "
+            "float32, or a file of stage 1, 2 or 3."
+        )
+    if HPZ in zero:
+        settings["zero_optimization"] = zero = zero | {HPZ: group_size(zero[HPZ], here, path)}
+    if planned is None:
+        _check_devices(config, zero, path)
+    if zero.get(HPZ, 1) > 1 and config.loss.takes_reference_from("model"):
+        raise UserError(
+            f"{path} sets {HPZ}, with which DeepSpeed loads no second model; set "
+            "loss.reference to precomputed, or to adapter with a lora section."
+        )
+    precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
+    return settings | {
+        # Micro-batches hold as many pairs as fit, so DeepSpeed is told nothing of their number:
+        # any number of backward passes, then one step.
+        "managed_gradient_accumulation": False,
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": here.world_size,
+        "gradient_clipping": config.optim.max_grad_norm,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        **({precision: {"enabled": True}} if precision else {}),
+    }
+
+
+def _check_devices(config: Config, zero: dict[str, Any], path: Path) -> None:
+    """Refuses what this machine has no device or compiler for."""
+    if config.model.dtype == "float16" and not torch.cuda.is_available():
+        raise UserError(
+            "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
+        )
+    reason = why_no_quantizer() if zero.get(QWZ) else None
+    if reason is not None:
+        raise UserError(
+            f"{path} sets {QWZ}, for which CUDA kernels must run: {reason}; or take "
+            "ds_configs/zero3-hierarchical.json, which is exact and needs none."
+        )
+
+
+def _check_settings(settings: dict[str, Any], path: Path) -> None:
+    """Refuses what DeepSpeed would ignore, or would only refuse after the model is loaded."""
+    for key in settings:
+        if key in _FILLED_IN:
+            raise UserError(
+                f"{path} sets {key}, which the recipe decides ({_FILLED_IN[key]}); remove it."
+            )
+        if "sequence_parallel" in key or "seq_parallel" in key or "ulysses" in key:
+            raise UserError(
+                f"{path} sets {key}, but there is no sequence parallelism here: a row is made of "
+                "short pairs that do not see each other, and ranks already divide it between pairs "
+                "(docs/configurations.md); remove it."
+            )
+        if key not in _TAKEN:
+            hint = did_you_mean(key, _TAKEN, least_likeness=0.6)
+            raise UserError(f"{path}: unknown key {key}{hint}; known are {', '.join(_TAKEN)}.")
+    if not isinstance(settings.get("zero_optimization"), dict):
+        raise UserError(f"{path}: zero_optimization must be a JSON object; see ds_configs/.")
+    _check_zero(settings["zero_optimization"], path)
+    checkpoint = settings.get("checkpoint", {"use_node_local_storage": False})
+    if not isinstance(checkpoint, dict) or list(checkpoint) != ["use_node_local_storage"]:
+        raise UserError(
+            f"{path}: checkpoint takes one key, use_node_local_storage (true: checkpoints on "
+            "each host's own disk); the rest is said in the recipe's checkpoint section."
+        )
+    if not isinstance(checkpoint["use_node_local_storage"], bool):
+        raise UserError(f"{path}: checkpoint.use_node_local_storage must be true or false.")
+
+
+def _check_zero(section: dict[str, Any], path: Path) -> None:
+    """Refuses what DeepSpeed would get wrong, ignore, or fail at late."""
+    for key, reason in _REFUSED.items():
+        if section.get(key):
+            raise UserError(f"{path} sets zero_optimization.{key}: {reason}; remove it.")
+    try:
+        zero = DeepSpeedZeroConfig(**section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: zero_optimization.{field}: {first['msg']}.") from None
+    for offload in ("offload_optimizer", "offload_param"):
+        device = getattr(getattr(zero, offload), "device", None)
+        if device == "nvme":
+            raise UserError(
+                f"{path}: zero_optimization.{offload}.device is nvme, from which runs do not "
+                "resume as they should (docs/configurations.md); use cpu."
+            )
+    if zero.stage == 1 and zero.overlap_comm:
+        raise UserError(f"{path}: DeepSpeed has no overlap_comm at stage 1 here; set it to false.")
+    hierarchical = section.get(HPZ, 1) not in (0, 1)
+    for key, is_set in ((HPZ, hierarchical), (QWZ, zero.zero_quantized_weights)):
+        if is_set and zero.stage != 3:
+            raise UserError(
+                f"{path} sets {key} at stage {int(zero.stage)}, where DeepSpeed ignores it; set "
+                "stage to 3, or remove it."
+            )
+    if hierarchical and getattr(zero.offload_param, "device", "none") != "none":
+        raise UserError(
+            f"{path} sets {HPZ} and offload_param: the second copy would be in host memory too, "
+            "and losses were seen to be wrong (DeepSpeed's issue 6926); remove one of them."
+        )
+
+
+def of_the_file(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a completed configuration that the JSON file said."""
+    said = {key: value for key, value in settings.items() if key in _TAKEN}
+    checkpoint = {k: v for k, v in said.pop("checkpoint", {}).items() if k != _LOAD_UNIVERSAL}
+    return said | ({"checkpoint": checkpoint} if checkpoint else {})
+
+
+def with_universal_loading(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration for an engine that loads a universal checkpoint."""
+    return settings | {"checkpoint": settings.get("checkpoint", {}) | {_LOAD_UNIVERSAL: True}}
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))

@@ -1,0 +1,204 @@
+"""The model card of an export: what was trained, with what, on what, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cpo_ds.checkpoint.manifest import Manifest
+from cpo_ds.config import LOSS_FIELDS, Config
+from cpo_ds.data.prompts import LANGUAGES, alma_prompt
+from cpo_ds.errors import UserError
+from cpo_ds.storage.metrics_file import Line, read_metrics
+
+_METRICS = {"loss": "loss", "reward_accuracy": "reward accuracy", "reward_margin": "reward margin"}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says beyond the recipe; names instead of local paths."""
+
+    base: str
+    adapter: str | None
+    data: str
+    as_adapter: bool
+    dtype: str  # of the weights as they are written
+    training: list[Line] = field(default_factory=list)
+    held_out: list[Line] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def card_facts(config: Config, step: int, *, as_adapter: bool, dtype: str) -> CardFacts:
+    """Gathers a card's facts from the run's folder, its metrics up to `step`."""
+    try:
+        training, held_out = read_metrics(Path(config.output_dir), step)
+    except UserError:  # a checkpoint that was taken elsewhere
+        training, held_out = [], []
+    packages = ("cpo-ds", "torch", "transformers", "peft", "deepspeed")
+    return CardFacts(
+        base=_public_name(config.model.name_or_path),
+        adapter=_public_name(config.model.adapter) if config.model.adapter else None,
+        data=_public_name(config.data.path) if config.data.path else "the built-in sample",
+        as_adapter=as_adapter,
+        dtype=dtype,
+        training=training,
+        held_out=held_out,
+        versions={name: metadata.version(name) for name in packages},
+    )
+
+
+def _public_name(name_or_path: str) -> str:
+    """A hub name as it is; of a local path, its last part alone."""
+    path = Path(name_or_path)
+    local = path.is_absolute() or path.exists() or name_or_path.startswith((".", "~"))
+    return path.resolve().name if local else name_or_path
+
+
+def model_card(config: Config, manifest: Manifest, facts: CardFacts) -> str:
+    """The text of an export's README.md: front matter that the Hugging Face hub reads, then words.
+
+    `manifest` is that of the checkpoint: its step, ranks, ZeRO stage and counts of pairs.
+    """
+    what = "LoRA adapter" if facts.as_adapter else "full model"
+    parts = [
+        _front_matter(config, manifest, facts),
+        f"# {facts.base}, tuned to translate by {config.loss.name.upper()}\n\n"
+        f"A {what} ({facts.dtype}), trained by cpo_ds with {_objective(config)} on preferences "
+        "between translations.",
+        "## Training\n\n" + _table(("setting", "value"), _settings(config, manifest, facts)),
+        "## Data\n\n" + _data(manifest, facts),
+        "## Metrics\n\n" + _metrics(facts),
+        "## Use\n\n" + _use(config, manifest, facts),
+        "## Versions\n\n" + ", ".join(f"{name} {v}" for name, v in facts.versions.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(config: Config, manifest: Manifest, facts: CardFacts) -> str:
+    codes = {code for direction in _directions(manifest) for code in direction.split("-")}
+    values: dict[str, Any] = {
+        "base_model": facts.base,
+        "library_name": "peft" if facts.as_adapter else "transformers",
+        "pipeline_tag": "translation",
+        "tags": ["translation", "cpo_ds", "deepspeed"]
+        + sorted({config.loss.name, "cpo"})
+        + (["lora"] if config.trains_adapter else []),
+    }
+    if codes:
+        values["language"] = sorted(codes)
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
+
+
+def _directions(manifest: Manifest) -> list[str]:
+    names = [name for counts in manifest.data.values() for name in counts]
+    return sorted({name for name in names if all(c in LANGUAGES for c in name.split("-"))})
+
+
+def _objective(config: Config) -> str:
+    names = LOSS_FIELDS[config.loss.name] - {"reference_cache"}
+    values = {name: getattr(config.loss, name) for name in sorted(names)}
+    inside = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    return f"{config.loss.name}" + (f" ({inside})" if inside else "")
+
+
+def _settings(config: Config, manifest: Manifest, facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("base model", facts.base)]
+    if facts.adapter:
+        how = "trained on" if config.continues_adapter else "merged into the base first"
+        rows.append(("starting adapter", f"{facts.adapter}, {how}"))
+    rows.append(("objective", _objective(config)))
+    if config.lora:
+        lora = config.lora
+        modules = lora.target_modules
+        names = modules if isinstance(modules, str) else ", ".join(modules)
+        rows.append(
+            ("LoRA", f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout}, on {names}")
+        )
+    elif not config.trains_adapter:
+        rows.append(("trained weights", "all"))
+    optim = config.optim
+    rows += [
+        ("optimizer", f"AdamW, betas {optim.betas}, weight decay {optim.weight_decay}"),
+        ("learning rate", f"{optim.learning_rate}, {optim.schedule}, warm-up {optim.warmup_ratio}"),
+        ("largest gradient norm", optim.max_grad_norm or "none"),
+        ("pairs per step", config.batch.pairs),
+        ("steps", manifest.step),
+        ("precision", config.model.dtype),
+        ("seed", config.train.seed),
+        ("ranks", f"{manifest.ranks}, ZeRO stage {manifest.zero_stage}"),
+    ]
+    return rows
+
+
+def _data(manifest: Manifest, facts: CardFacts) -> str:
+    kinds = list(manifest.data)
+    directions = sorted({name for counts in manifest.data.values() for name in counts})
+    rows = [(name, *(manifest.data[kind].get(name, 0) for kind in kinds)) for name in directions]
+    total = ("all", *(sum(manifest.data[kind].values()) for kind in kinds))
+    return f"Preference pairs from {facts.data}:\n\n" + _table(
+        ("direction", *kinds), [*rows, total]
+    )
+
+
+def _metrics(facts: CardFacts) -> str:
+    parts = []
+    if facts.held_out:
+        first, last = facts.held_out[0], facts.held_out[-1]
+        steps = (f"step {first['step']}", f"step {last['step']}")
+        header = (f"held out, {last['eval_pairs']} pairs", *steps)
+        rows = [
+            (name, _number(first["eval_" + key]), _number(last["eval_" + key]))
+            for key, name in _METRICS.items()
+        ]
+        parts.append(_table(header, rows))
+    if facts.training:
+        line = facts.training[-1]
+        values = ", ".join(f"{name} {_number(line[key])}" for key, name in _METRICS.items())
+        parts.append(f"Training at step {line['step']}: {values}.")
+    return "\n\n".join(parts) or "None were logged."
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _use(config: Config, manifest: Manifest, facts: CardFacts) -> str:
+    package, loader = (
+        ("peft", "AutoPeftModelForCausalLM")
+        if facts.as_adapter
+        else ("transformers", "AutoModelForCausalLM")
+    )
+    source, target = ((_directions(manifest) or ["en-de"])[0]).split("-")
+    text = alma_prompt("...", source, target)
+    prompt = f"prompt = {text!r}"
+    encode = "tokenizer(prompt, return_tensors='pt')"
+    if config.data.format == "pairs":
+        prompt = "prompt = '...'  # as in the training data"
+    elif config.data.prompt_style == "chat":
+        prompt = f"messages = [{{'role': 'user', 'content': {text!r}}}]"
+        encode = (
+            "tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
+            "return_dict=True, return_tensors='pt')"
+        )
+    return f"""```python
+import torch
+from {package} import {loader}
+from transformers import AutoTokenizer
+
+folder = '.'  # the folder of this file
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {loader}.from_pretrained(folder, dtype=torch.{facts.dtype})
+{prompt}
+inputs = {encode}
+output = model.generate(**inputs, max_new_tokens=256, num_beams=5, do_sample=False)
+print(tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True))
+```"""
+
+
+def _table(header: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

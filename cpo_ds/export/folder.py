@@ -1,0 +1,202 @@
+"""Weights, one at a time -> a folder that transformers, peft and vLLM load."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import save_file
+
+from cpo_ds.checkpoint.manifest import (
+    Manifest,
+    checkpoint_name,
+    publish_folder,
+    replaced_name,
+    unfinished_name,
+)
+from cpo_ds.config import Config
+from cpo_ds.engine.engine import Engine, gather_parameters
+from cpo_ds.errors import UserError
+from cpo_ds.export.card import card_facts, model_card
+from cpo_ds.model.adapter import merge_adapter
+from cpo_ds.ranks.ranks import Ranks
+from cpo_ds.storage.files import sync
+
+Named = tuple[str, torch.Tensor]
+
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export holds besides its weights.
+
+    `model` gives names, shapes and settings: a PEFT model makes an adapter, any other a full model.
+    `base` is the model that an adapter belongs to, named so that it is found from any folder.
+    """
+
+    model: Any
+    tokenizer: Any
+    base: str
+    dtype: str
+    card: str
+
+
+def write_pretrained(
+    engine: Engine, ranks: Ranks, config: Config, tokenizer: Any, folder: Path, about: Manifest
+) -> str:
+    """Writes the adapter, or the full model, with its tokenizer; returns which for the log.
+
+    All ranks call it; rank 0 writes, a shard in memory at a time. An adapter trained on top of a
+    merged one has a base model that exists nowhere on disk, so there the full model is written,
+    both adapters merged into it, which changes the policy in memory: nothing can be trained after
+    it. `about` is the manifest of the last step. Raises `UserError` on all ranks where it cannot
+    be written.
+    """
+    as_adapter = exports_adapter(config)
+    model = engine.policy.language_model
+    if config.trains_adapter and not as_adapter:
+        model = engine.policy.language_model = merge_adapter(model, gather_parameters)
+    gathered = engine.whole_parameters(trained_only=as_adapter)
+    problem = None
+    if ranks.rank == 0:
+        on_host = ((name, whole.to("cpu", copy=True)) for name, whole in gathered)
+        try:
+            write_folder(folder, make_export(model, tokenizer, config, about), on_host)
+        except OSError as error:
+            problem = f"{error.filename or folder}: {error.strerror}"
+    for _ in gathered:  # all ranks gather each weight together, also those that nobody writes
+        pass
+    ranks.on_first(lambda: _check_written(problem, folder, about.step))
+    return "LoRA adapter" if as_adapter else "full model"
+
+
+def make_export(
+    model: Any, tokenizer: Any, config: Config, manifest: Manifest, dtype: str | None = None
+) -> Export:
+    """What to write for a checkpoint's manifest; the weights' precision is the run's or `dtype`."""
+    dtype = dtype or config.model.dtype
+    as_adapter = isinstance(model, peft.PeftModel)
+    facts = card_facts(config, manifest.step, as_adapter=as_adapter, dtype=dtype)
+    card = model_card(config, manifest, facts)
+    return Export(model, tokenizer, _named_anywhere(config.model.name_or_path), dtype, card)
+
+
+def _named_anywhere(name_or_path: str) -> str:
+    """The whole path of a local folder; any other name, one on the hub, as it is."""
+    path = Path(name_or_path)
+    if not path.is_dir():
+        return name_or_path
+    path = path.absolute()
+    return str(path.resolve() if ".." in path.parts else path)
+
+
+def exports_adapter(config: Config) -> bool:
+    """Whether a run's export is an adapter rather than a full model."""
+    return config.trains_adapter and (config.model.adapter is None or config.continues_adapter)
+
+
+def _check_written(problem: str | None, folder: Path, step: int) -> None:
+    if problem is None:
+        return
+    run = folder.parent
+    if (run / "checkpoints" / checkpoint_name(step)).is_dir():
+        rest = f"The checkpoint of step {step} is saved: once that is put right, `cpo-ds export"
+        rest += f" {run}`, or running the same command again, writes the export."
+    else:
+        rest = f"The checkpoint of step {step} is not saved either; run the same command again."
+    raise UserError(f"the export could not be written: {problem}. {rest}")
+
+
+def write_folder(
+    folder: Path, export: Export, weights: Iterable[Named], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes an export and gives it its name when it is on disk; one that was there is replaced.
+
+    `weights` come in the order of the model's parameters. Raises `OSError`, with nothing left
+    behind, where it cannot be written.
+    """
+    unfinished = folder.with_name(unfinished_name(folder.name))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        if isinstance(export.model, peft.PeftModel):
+            _write_adapter(unfinished, export, dict(weights))
+        else:
+            _write_model(unfinished, export, iter(weights), shard_bytes)
+        export.tokenizer.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(export.card, encoding="utf-8")
+        for file in unfinished.rglob("*"):
+            sync(file)
+        publish_folder(unfinished, folder)
+        shutil.rmtree(folder.with_name(replaced_name(folder.name)), ignore_errors=True)
+    except Exception as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError) or "os error" not in str(error):
+            raise
+        raise OSError(0, str(error), str(folder)) from None  # of a library that is written in Rust
+
+
+def _write_adapter(folder: Path, export: Export, weights: dict[str, torch.Tensor]) -> None:
+    named = peft.get_peft_model_state_dict(
+        export.model, state_dict=weights, save_embedding_layers=False
+    )
+    contiguous = {name: weight.contiguous() for name, weight in named.items()}
+    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = copy.deepcopy(export.model.peft_config["default"])
+    settings.inference_mode = True
+    settings.base_model_name_or_path = export.base
+    settings.save_pretrained(folder)
+
+
+def _write_model(folder: Path, export: Export, weights: Iterator[Named], shard_bytes: int) -> None:
+    model, dtype = export.model, getattr(torch, export.dtype)
+    sizes = {
+        name: getattr(parameter, "ds_numel", parameter.numel()) * dtype.itemsize
+        for name, parameter in model.named_parameters()
+    }
+    settings = copy.deepcopy(model.config)
+    settings.dtype = export.dtype
+    settings.architectures = [type(model).__name__]
+    settings.save_pretrained(folder)
+    # Not `save_pretrained`, which refuses what it finds odd in the base model's own settings.
+    model.generation_config.to_json_file(folder / "generation_config.json", use_diff=True)
+    write_shards(folder, weights, plan_shards(sizes, shard_bytes))
+
+
+def plan_shards(sizes: dict[str, int], shard_bytes: int) -> list[dict[str, int]]:
+    """Cuts named sizes, in order, into shards of at most so many bytes, or of one tensor."""
+    shards: list[dict[str, int]] = [{}]
+    for name, size in sizes.items():
+        if shards[-1] and sum(shards[-1].values()) + size > shard_bytes:
+            shards.append({})
+        shards[-1][name] = size
+    return shards
+
+
+def write_shards(folder: Path, weights: Iterator[Named], shards: list[dict[str, int]]) -> None:
+    """Writes safetensors files, one shard in memory at a time, and their index where several."""
+    file_of: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name in shard:
+            found, tensor = next(weights)
+            assert found == name, f"{found} comes where {name} should"
+            tensors[name] = tensor.contiguous()
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        file_of |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = sum(size for shard in shards for size in shard.values())
+        index = {"metadata": {"total_size": total}, "weight_map": file_of}
+        text = json.dumps(index, indent=2, sort_keys=True)
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

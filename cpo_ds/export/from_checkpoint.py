@@ -1,0 +1,149 @@
+"""A sharded checkpoint -> a model or adapter for transformers, peft and vLLM.
+
+One process on the CPU, no process group, about one shard of weights in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpo_ds.checkpoint.inventory import find_intact, newest
+from cpo_ds.checkpoint.manifest import Manifest, replaced_name, unfinished_name
+from cpo_ds.config import Config
+from cpo_ds.errors import UserError
+from cpo_ds.export.folder import SHARD_BYTES, exports_adapter, make_export, write_folder
+from cpo_ds.model.fingerprint import weights_fingerprint
+from cpo_ds.model.load import load_tokenizer
+from cpo_ds.model.offline import LazyMerge, load_base, outline
+from cpo_ds.recipe import parse_config
+
+_PREFIX = "language_model."  # the policy's name of the model that is exported
+
+Weights = Mapping[str, Any]  # name -> what `.contiguous()` makes a whole tensor of
+
+
+def export(
+    run: Path,
+    checkpoint: str | None = None,
+    output: Path | None = None,
+    *,
+    merge: bool = False,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Writes what a checkpoint holds as the run itself would have; returns the folder.
+
+    `run` is a run's output_dir or a step-... folder, `checkpoint` a step or a folder (the newest
+    intact one), `merge` adds a trained adapter to its base model, `dtype` converts the weights
+    that the run computed with. Raises `UserError` where there is no such checkpoint, it is
+    damaged, its base model is not there or another, or the export cannot be written.
+    """
+    path, manifest = find_intact(run, checkpoint, say)
+    config = parse_config(manifest.configuration, f"{path}/manifest.json")
+    config = config.model_copy(update={"output_dir": str(path.parent.parent)})
+    merges = config.trains_adapter and (merge or not exports_adapter(config))
+    folder = output or _default_folder(path, named_merged=merges and exports_adapter(config))
+    if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there already; give --output a new folder.")
+    for name in (unfinished_name, replaced_name):  # they are written over
+        if output and (taken := output.with_name(name(output.name))).exists():
+            raise UserError(f"{taken} is in the way of --output {output}; give another name.")
+    tokenizer = load_tokenizer(config.model.name_or_path)
+    model = outline(config)
+    trained = read_weights(path, manifest, adapter_only=config.trains_adapter)
+    names = _check_names(path, model, trained, adapter_only=config.trains_adapter)
+    weights = _read(names, trained, getattr(torch, config.model.dtype))
+    if merges:
+        merged = LazyMerge(_checked_base(config, manifest), config, dict(weights))
+        model, weights = merged.model, merged.parameters()
+    what = make_export(model, tokenizer, config, manifest, dtype)
+    target = getattr(torch, what.dtype)
+    try:
+        converted = ((name, weight.to(target)) for name, weight in weights)
+        write_folder(folder, what, converted, shard_bytes)
+    except OSError as error:
+        raise UserError(
+            f"the export could not be written: {error.filename or folder}: {error.strerror}. "
+            f"{path} is as it was; make room or give --output another folder, and export again."
+        ) from None
+    kind = "LoRA adapter" if config.trains_adapter and not merges else "full model"
+    say(f"{kind} of step {manifest.step} ({what.dtype}) written to {folder}")
+    return folder
+
+
+def _default_folder(path: Path, *, named_merged: bool) -> Path:
+    run = path.parent.parent
+    if path.parent.name != "checkpoints":
+        raise UserError(f"{path} is in no run's checkpoints folder; say where to with --output.")
+    name = "export"
+    if path.resolve() != (newest(run) or path).resolve():
+        name += f"-{path.name}"
+    return run / (name + ("-merged" if named_merged else ""))
+
+
+def read_weights(path: Path, manifest: Manifest, *, adapter_only: bool) -> Weights:
+    """The weights in a verified checkpoint, by the language model's names, read when used.
+
+    Shards of ZeRO-3 are put together tensor by tensor, from files that are mapped into memory.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if manifest.zero_stage == 3:
+        silent = io.StringIO()
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            named = get_fp32_state_dict_from_zero_checkpoint(
+                str(path.parent), path.name, exclude_frozen_parameters=adapter_only, lazy_mode=True
+            )
+    else:
+        file = path / "mp_rank_00_model_states.pt"
+        named = torch.load(file, map_location="cpu", mmap=True, weights_only=False)["module"]
+    return {name.removeprefix(_PREFIX): weight for name, weight in named.items()}
+
+
+def _check_names(path: Path, model: Any, trained: Weights, *, adapter_only: bool) -> list[str]:
+    """Names to export, in order. Raises `UserError` unless names and shapes are just the model's.
+
+    A tied weight may come under both of its names; of those, and of a frozen one that DeepSpeed
+    keeps for that reason, nothing is taken.
+    """
+    shapes = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
+    needed = [name for name, p in model.named_parameters() if p.requires_grad or not adapter_only]
+    missing, unknown = set(needed) - set(trained), set(trained) - set(shapes)
+    differing = {n for n in set(trained) & set(shapes) if trained[n].shape != shapes[n]}
+    for names, problem in (
+        (missing, "lacks weights of the model"),
+        (unknown, "holds weights that the model does not have"),
+        (differing, "holds weights of another shape than the model's"),
+    ):
+        if names:
+            raise UserError(
+                f"{path} {problem}: {', '.join(sorted(names)[:3])}"
+                f"{', ...' if len(names) > 3 else ''}; the model that model.name_or_path names is "
+                "not what it was when the run began: put that one back."
+            )
+    return needed
+
+
+def _read(
+    names: list[str], trained: Weights, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Whole weights, one at a time, in the precision that the engine computed with."""
+    for name in names:
+        yield name, trained[name].contiguous().to(dtype)
+
+
+def _checked_base(config: Config, manifest: Manifest) -> Any:
+    base = load_base(config)
+    if weights_fingerprint(base, lambda sums: None) != manifest.weights_before:
+        raise UserError(
+            f"the weights of {config.model.name_or_path} are not those that the run began with, so "
+            "its adapter does not belong to them; put that model back, or export without --merge."
+        )
+    return base

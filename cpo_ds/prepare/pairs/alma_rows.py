@@ -1,0 +1,143 @@
+"""Pairs in the schema of ALMA-R-Preference, so that ALMA's own loader picks the same texts.
+
+Its rule (`get_chosen_reject` in ALMA's utils.py): where Delta is not 0 it prefers `gpt4` (above 0)
+or `alma` (below); else, over `ref`, `gpt4`, `alma` in this order, the first highest score is chosen
+and the first lowest rejected. So each pair gets a row of its own, for one direction, with three of
+the source's translations in the three slots; the names they really have stand beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cpo_ds.data.candidates import REFERENCE, write_rows
+from cpo_ds.data.prompts import parse_direction
+from cpo_ds.prepare.pairs.choose import Pair, scorer_name
+from cpo_ds.scoring.metrics import short_name
+from cpo_ds.storage.files import writing
+
+SLOTS = ("ref", "gpt4", "alma")
+
+
+def config_name(direction: str) -> str:
+    """`de-en` for de-en and en-de; in alphabetical order where English is not in it."""
+    first, second = sorted(parse_direction(direction), key=lambda code: (code == "en", code))
+    return f"{first}-{second}"
+
+
+def picked_names(names: Sequence[str], means: Mapping[str, float]) -> tuple[str, str]:
+    """The names that ALMA's rule chooses and rejects, with these in its three slots."""
+    return max(names, key=means.__getitem__), min(names, key=means.__getitem__)
+
+
+def slot_names(pair: Pair) -> tuple[str, str, str]:
+    """Names of the row's translations for the slots ref, gpt4, alma.
+
+    The reference takes its own slot and a third translation the one that is left, wherever ALMA's
+    rule still picks the pair; else the chosen or the rejected text stands in two of them.
+    """
+    chosen, rejected, means = pair.chosen_system, pair.rejected_system, pair.rated.means
+    if pair.is_human:
+        reference = REFERENCE if pair.rated.row.reference else chosen
+        first, second = sorted((chosen, rejected), key=_by_slot)
+        return reference, first, second
+    systems = sorted((name for name in means if name != REFERENCE), key=_by_slot)
+    couples = [*permutations(systems, 2), *((name, name) for name in systems)]
+    both = {chosen, rejected} - {REFERENCE}
+    return next(
+        (reference, first, second)
+        for reference in ([REFERENCE] if REFERENCE in means else []) + [chosen]
+        for first, second in couples
+        if both <= {first, second}
+        and picked_names((reference, first, second), means) == (chosen, rejected)
+    )
+
+
+def _by_slot(name: str) -> int:
+    """Sorts names that speak of GPT first and of ALMA last."""
+    return ("alma" in name.lower()) - ("gpt" in name.lower())
+
+
+def alma_row(pair: Pair) -> dict[str, Any]:
+    """The row of a pair. Columns of the other direction are null, so that all rows have all."""
+    rated = pair.rated
+    source, target = parse_direction(pair.direction)
+    codes = config_name(pair.direction).split("-")
+    names = dict(zip(SLOTS, slot_names(pair), strict=True))
+    text = {slot: rated.row.translations[name] for slot, name in names.items()}
+    prefers_gpt4 = names["gpt4"] == pair.chosen_system
+    values: dict[str, Any] = {
+        "language_pair": config_name(pair.direction),
+        "required_directions": pair.direction,
+        "Delta": (1.0 if prefers_gpt4 else -1.0) if pair.is_human else 0.0,
+        **{code: pair.source if code == source else text["ref"] for code in codes},
+    }
+    for code in codes:
+        for slot in SLOTS[1:]:
+            values[f"{slot}_{code}"] = text[slot] if code == target else None
+        for scorer, scores in _scores(pair).items():
+            for slot, name in names.items():
+                values[f"{slot}_{code}_{scorer}"] = scores.get(name) if code == target else None
+    values |= {f"{slot}_system": name for slot, name in names.items()}
+    return {"translation": values}
+
+
+def _scores(pair: Pair) -> dict[str, Mapping[str, float]]:
+    """`{what data.scorer calls it: {name: score}}`: each metric, and the mean of all."""
+    scores = {short_name(metric): values for metric, values in pair.rated.scores.items()}
+    return {**scores, scorer_name(tuple(scores)): pair.rated.means} if scores else {}
+
+
+def write_alma_rows(folder: Path, pairs: Iterable[Pair]) -> None:
+    """Writes `xx-en.jsonl` for each language pair and a dataset card that names them."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for pair in pairs:
+        rows.setdefault(config_name(pair.direction), []).append(alma_row(pair))
+    for name, some in sorted(rows.items()):
+        write_rows(folder / f"{name}.jsonl", some)
+    features = {name: rows[name][0]["translation"] for name in sorted(rows)}
+    with writing(folder / "README.md") as unfinished:
+        unfinished.write_text(_card(features), encoding="utf-8")
+
+
+def _card(columns: Mapping[str, Iterable[str]]) -> str:
+    """The dataset card; `columns` of each configuration. Types are fixed: nulls have none."""
+    head = {
+        "dataset_info": [
+            {
+                "config_name": name,
+                "features": [
+                    {
+                        "name": "translation",
+                        "struct": [{"name": c, "dtype": _dtype(c)} for c in some],
+                    }
+                ],
+            }
+            for name, some in columns.items()
+        ],
+        "configs": [
+            {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.jsonl"}]}
+            for name in columns
+        ],
+    }
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{_CARD}"
+
+
+def _dtype(column: str) -> str:
+    """Only scores have two underscores or more: slot, language, metric."""
+    return "float64" if column == "Delta" or column.count("_") > 1 else "string"
+
+
+_CARD = """
+Preference pairs in the schema of ALMA-R-Preference, written by `cpo-ds prepare select`.
+
+Each row is one pair, for the direction in `required_directions`. `ref_system`, `gpt4_system` and
+`alma_system` say whose translations stand in the slots: `ref` (under the language's own key),
+`gpt4` and `alma`. `Delta` is 0 where scores decided, above 0 where a person preferred `gpt4`, below
+0 where a person preferred `alma`. Columns of the direction that a row is not for are null.
+"""

@@ -1,0 +1,114 @@
+"""Which pairs are dropped, and why: a filter gives the reason, or None where it keeps the pair."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from cpo_ds.data.candidates import CandidateRow
+from cpo_ds.data.prompts import LANGUAGES
+from cpo_ds.errors import UserError
+from cpo_ds.prepare.pairs.choose import EQUAL, Pair
+
+Filter = Callable[[Pair], str | None]
+MIN_BYTES = 20  # of UTF-8: below, a text may well be a name or a number
+
+
+def first_reason(pair: Pair, filters: Sequence[Filter]) -> str | None:
+    """Why the first filter that drops the pair does so; None where all keep it."""
+    return next((reason for keep in filters if (reason := keep(pair))), None)
+
+
+def not_equal(pair: Pair) -> str | None:
+    """Drops pairs with nothing to learn: of one score, or one text."""
+    if not pair.is_human and pair.margin == 0:
+        return EQUAL
+    return "chosen equals rejected" if pair.chosen == pair.rejected else None
+
+
+def margin_filter(least: float) -> Filter:
+    """Drops pairs whose mean scores are closer than `least`, unless a person chose."""
+
+    def keep(pair: Pair) -> str | None:
+        is_close = not pair.is_human and pair.margin is not None and pair.margin < least
+        return f"margin below {least:g}" if is_close else None
+
+    return keep
+
+
+def duplicate_filter() -> Filter:
+    """Drops pairs of a source and two texts that it was shown before, in the same direction."""
+    seen: set[tuple[str, ...]] = set()
+
+    def keep(pair: Pair) -> str | None:
+        texts = (pair.direction, pair.source, pair.chosen, pair.rejected)
+        if texts in seen:
+            return "duplicate"
+        seen.add(texts)
+        return None
+
+    return keep
+
+
+def median_ratios(rows: Iterable[CandidateRow]) -> dict[str, float]:
+    """For each direction, the median of a translation's characters over its source's."""
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        for text in row.translations.values():
+            ratios.setdefault(row.language_pair, []).append(len(text) / len(row.source))
+    return {direction: statistics.median(values) for direction, values in ratios.items()}
+
+
+def length_filter(limit: float, medians: Mapping[str, float]) -> Filter:
+    """Drops pairs with a text `limit` times longer or shorter than its source leads to expect."""
+
+    def keep(pair: Pair) -> str | None:
+        usual = medians[pair.direction] * len(pair.source)
+        lengths = (len(pair.chosen), len(pair.rejected))
+        is_far = any(n > limit * usual or n * limit < usual for n in lengths)
+        return f"length {limit:g} times off" if is_far else None
+
+    return keep
+
+
+def language_filter(confidence: float) -> Filter:
+    """Drops pairs with a text in another language than the target's, or a copy of the source.
+
+    A text counts as such where py3langid, choosing among the languages known here, is at least as
+    sure of another language as `confidence`. The close ones among them share what probability
+    there is, so that Danish is not taken for Norwegian. Raises `UserError` without py3langid.
+    """
+    identifier = _identifier()
+
+    @functools.cache
+    def is_in(text: str, language: str) -> bool:
+        if len(text.encode()) < MIN_BYTES:
+            return True
+        found, probability = identifier.classify(text)
+        return found == language or probability < confidence
+
+    def keep(pair: Pair) -> str | None:
+        target = pair.direction.split("-")[1]
+        source = pair.source.split()
+        if source in (pair.chosen.split(), pair.rejected.split()):
+            return "copy of the source"
+        if is_in(pair.chosen, target) and is_in(pair.rejected, target):
+            return None
+        return "not in the target language"
+
+    return keep
+
+
+def _identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise UserError(
+            "--check-language needs the package py3langid; install it by pip install "
+            "'cpo-ds[langid]', or leave the option out."
+        ) from None
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(LANGUAGES)
+    return identifier

@@ -1,0 +1,94 @@
+"""A command on several ranks: this process becomes DeepSpeed's launcher of the same command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.place import place
+
+if TYPE_CHECKING:
+    from cpo_ds.ranks.ranks import Ranks
+
+
+def is_rank() -> bool:
+    """Whether a launcher started this process as one of several ranks."""
+    return place().launcher != "none"
+
+
+def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None) -> None:
+    """Replaces this process by `cpo-ds ARGV` under `python`, on several ranks; does not return.
+
+    Nothing stands between a launcher and whoever started this, so that signals reach it. Raises
+    `UserError` where it cannot be started.
+    """
+    _check(ranks, hostfile)
+    command = [python, "-m"]
+    if ranks > 1 or hostfile:
+        command += ["deepspeed.launcher.runner", "-q", "--no_local_rank"]
+        if hostfile:
+            command += ["--hostfile", hostfile]
+        else:
+            command += ["--num_accelerators", str(ranks), "--master_port", str(_free_port())]
+        command += ["--module"]
+    if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it has no GPU
+    sys.stdout.flush()
+    os.environ["PATH"] = os.path.dirname(python) + os.pathsep + os.environ.get("PATH", "")
+    try:
+        os.execv(python, [*command, "cpo_ds.cli", *argv])
+    except OSError as error:
+        raise UserError(f"{python} cannot be started: {error.strerror}.") from None
+
+
+def _check(ranks: int, hostfile: str | None) -> None:
+    """What the launcher would take silently, or start many processes for that then all refuse."""
+    if ranks > 1 and hostfile:
+        raise UserError("give --ranks or --hostfile, not both; a hostfile says how many there are.")
+    if hostfile and not os.path.isfile(hostfile):
+        raise UserError(f"--hostfile {hostfile} is not there.")
+    if ranks > (most := 2 * (os.cpu_count() or 1)):
+        raise UserError(f"--ranks {ranks} is too many for this host; at most {most}.")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def as_one_of_ranks() -> Iterator[Ranks]:
+    """Joins the other ranks, or runs alone; leaves them at the end of the block.
+
+    Errors that all ranks see are left to the first to tell: the others wait to be ended.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+    from cpo_ds.train import silence_libraries
+
+    silence_libraries()
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from cpo_ds.ranks.ranks import init_ranks
+
+    silence_libraries()
+    ranks = init_ranks()
+    try:
+        yield ranks
+    except UserError as error:
+        if ranks.rank:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what a launcher ends them by
+            time.sleep(10)
+            raise UserError(f"(rank {ranks.rank}) {error}") from None
+        raise
+    ranks.wait_for_all()
+    torch.distributed.destroy_process_group()

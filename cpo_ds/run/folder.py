@@ -1,0 +1,122 @@
+"""The folder of a run: made, held against a second run, its configuration written down."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cpo_ds.config import Config
+from cpo_ds.errors import UserError
+from cpo_ds.storage.files import replacing
+
+# Processes of a run that was just killed may take a moment to be gone.
+_LOCK_SECONDS = 10.0
+_FINISHED = "finished.json"
+_START_NAME = "PYTHON_CPO_DS_RUN"  # a variable that scripts/supervise.sh sets
+
+
+def make_output_folder(folder: Path) -> None:
+    """Makes the run's folder. All ranks try, so that all see the same `UserError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"room for a file?")
+    except OSError as error:
+        raise UserError(
+            f"output_dir {folder} cannot be written: {error.strerror}; make room, mend the "
+            "permissions of the folder, or choose another output_dir."
+        ) from None
+
+
+def hold_folder(folder: Path) -> Any:
+    """Locks a run's folder until the returned file is closed or this process ends, however.
+
+    Raises `UserError` where another run holds it. Where the file system has no locks, none is held.
+    """
+    try:
+        lock = (folder / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder}/lock, which keeps a second run out, cannot be written: {error.strerror}; "
+            "mend its permissions, or choose another output_dir."
+        ) from None
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return lock
+        if time.monotonic() > deadline:
+            lock.seek(0)
+            who = lock.read().strip() or "it does not say which"
+            raise UserError(
+                f"another run is writing to {folder} ({who}); wait for it, stop it, or choose "
+                "another place to write to."
+            )
+        time.sleep(0.2)
+    try:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on host {socket.gethostname()}")
+        lock.flush()
+    except OSError:  # a full disk: the lock holds all the same
+        pass
+    return lock
+
+
+def write_config(config: Config, folder: Path, world_size: int) -> None:
+    """Writes the resolved configuration and the versions that run it to `config.yaml`."""
+    versions = {
+        name: metadata.version(name)
+        for name in ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy")
+    }
+    about = {"versions": versions, "python": sys.version.split()[0], "ranks": world_size}
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text += "".join(f"# {line}\n" for line in yaml.safe_dump(about, sort_keys=False).splitlines())
+    try:
+        with replacing(folder / "config.yaml") as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder}/config.yaml cannot be written: {error.strerror}; make room, or choose "
+            "another output_dir."
+        ) from None
+
+
+def write_finished(folder: Path, step: int) -> None:
+    """Marks a run as finished, all it has to do done; `step` is its last one.
+
+    The mark names the start that found it so, if `scripts/supervise.sh` gave that a name.
+    """
+    text = json.dumps({"step": step, "start": os.environ.get(_START_NAME)})
+    with replacing(folder / _FINISHED) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def finished_step(config: Config) -> int | None:
+    """The last step of a finished run, None if the run is not finished or its export is missing."""
+    folder = Path(config.output_dir)
+    if config.checkpoint.export and not (folder / "export").is_dir():
+        return None
+    try:
+        step = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):  # no mark, or not a whole one
+        return None
+    return step if isinstance(step, int) else None
+
+
+def clear_finished(folder: Path) -> None:
+    """Takes the mark away from a run that goes on."""
+    (folder / _FINISHED).unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""Draws docs/architecture.svg, the picture of the package, from the imports in its source.
+
+python scripts/architecture.py
+
+tests/unit/test_structure.py checks the same imports against FLOORS, and that the picture is current.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from html import escape
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "cpo_ds"
+PICTURE = ROOT / "docs" / "architecture.svg"
+
+# Rooms are the folders and single modules of cpo_ds/, each with a word for what it holds. A room
+# imports only rooms on lower floors, or to its left on its own floor. The lowest floor is first.
+FLOORS: list[dict[str, str]] = [
+    {
+        "errors": "messages, exit codes",
+        "schema": "rows, pairs, batches",
+        "shipped": "files in a wheel",
+        "config": "typed settings",
+        "recipe": "YAML and options",
+        "devices": "CPU or GPU",
+    },
+    {"storage": "files and folders", "ranks": "many processes"},
+    {"data": "rows to batches", "model": "policy, log-probs", "losses": "formulas"},
+    {"engine": "DeepSpeed"},
+    {"checkpoint": "save and resume"},
+    {"export": "Hugging Face folders"},
+    {"run": "training"},
+    {"planner": "memory, time", "scoring": "COMET, chrF", "doctor": "checks of hosts"},
+    {"prepare": "candidates to pairs"},
+    {"train": "the script", "cli": "cpo-ds"},
+]
+ROOMS = [room for floor in FLOORS for room in floor]
+
+WIDTH, BOX_WIDTH, BOX_HEIGHT, FLOOR_HEIGHT = 1080, 164, 44, 84
+STYLE = (
+    "text{font-family:sans-serif;text-anchor:middle;fill:#1f2933}"
+    ".room{font-size:15px;font-weight:600}.word{font-size:11px;fill:#52606d}"
+    "rect{fill:#f5f7fa;stroke:#7b8794}path{fill:none;stroke:#9aa5b1;stroke-width:1.3}"
+    "#tip{fill:#9aa5b1;stroke:none}"
+)
+
+
+def module_name(path: Path) -> str:
+    """`cpo_ds/data/rows.py` -> `data.rows`, `cpo_ds/data/__init__.py` -> `data`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported_names(source: str, module: str = "") -> set[str]:
+    """Full names of everything that `source` imports, wherever in it; relative ones resolved."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = f"cpo_ds.{module}".split(".")[: -node.level] if node.level else []
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def package_imports() -> dict[str, set[str]]:
+    """Each module of the package with the modules of the package that it imports."""
+    modules = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    imports: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        imports[module] = set()
+        for name in imported_names(path.read_text(encoding="utf-8"), module):
+            target = name.removeprefix("cpo_ds.")
+            while target not in modules and "." in target:  # a function or class of that module
+                target = target.rpartition(".")[0]
+            if name.startswith("cpo_ds.") and target in modules and target != module:
+                imports[module].add(target)
+    return imports
+
+
+def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same between rooms; imports inside a room are left out."""
+    rooms: dict[str, set[str]] = {}
+    for module, targets in imports.items():
+        room = module.partition(".")[0]
+        if room:
+            others = {target.partition(".")[0] for target in targets} - {room}
+            rooms[room] = rooms.get(room, set()) | others
+    return rooms
+
+
+def find_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty if there is none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def direct_imports(rooms: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """The imports between rooms that do not follow from others: enough to draw them all."""
+
+    def reachable(room: str) -> set[str]:
+        return rooms[room].union(*(reachable(target) for target in rooms[room]))
+
+    return [
+        (room, target)
+        for room in ROOMS
+        for target in sorted(rooms[room])
+        if not any(target in reachable(other) for other in rooms[room] - {target})
+    ]
+
+
+def draw(rooms: dict[str, set[str]]) -> str:
+    """The picture as SVG: a row of boxes for each floor, an arrow from importer to imported."""
+    height = FLOOR_HEIGHT * len(FLOORS)
+    corners: dict[str, tuple[float, float]] = {}
+    boxes = []
+    for number, floor in enumerate(FLOORS):
+        top = height - FLOOR_HEIGHT * (number + 1) + (FLOOR_HEIGHT - BOX_HEIGHT) / 2
+        for column, (room, word) in enumerate(floor.items()):
+            left = WIDTH * (column + 0.5) / len(floor) - BOX_WIDTH / 2
+            corners[room] = left, top
+            middle = left + BOX_WIDTH / 2
+            boxes += [
+                f'<rect x="{left:g}" y="{top:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6"/>',
+                f'<text class="room" x="{middle:g}" y="{top + 19:g}">{escape(room)}</text>',
+                f'<text class="word" x="{middle:g}" y="{top + 35:g}">{escape(word)}</text>',
+            ]
+    arrows = [arrow(corners[room], corners[target]) for room, target in direct_imports(rooms)]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">',
+            f"<style>{STYLE}</style>",
+            '<rect width="100%" height="100%" style="fill:white;stroke:none"/>',
+            '<marker id="end" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+            ' orient="auto"><path id="tip" d="M0,0L8,4L0,8z"/></marker>',
+            *arrows,
+            *boxes,
+            "</svg>\n",
+        ]
+    )
+
+
+def arrow(importer: tuple[float, float], imported: tuple[float, float]) -> str:
+    """A line from the bottom of one box to the top of another, or between sides on one floor."""
+    (x1, y1), (x2, y2) = importer, imported
+    if y1 == y2:  # on one floor: below the boxes, so that boxes between them stay clear
+        start, end, bottom = x1 + BOX_WIDTH / 2, x2 + BOX_WIDTH / 2, y1 + BOX_HEIGHT
+        line = f"M{start:g},{bottom:g} C{start:g},{bottom + 18:g} {end:g},{bottom + 18:g}"
+        line += f" {end:g},{bottom:g}"
+    else:
+        line = f"M{x1 + BOX_WIDTH / 2:g},{y1 + BOX_HEIGHT:g} L{x2 + BOX_WIDTH / 2:g},{y2:g}"
+    return f'<path d="{line}" marker-end="url(#end)"/>'
+
+
+def main() -> None:
+    """Writes the picture."""
+    PICTURE.write_text(draw(room_imports(package_imports())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
