@@ -51,10 +51,10 @@ def main() -> None:
 def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     from cpo_ds.checkpoint.save import Saver
     from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.recipe import load_config
     from cpo_ds.run.build import build_run, prepare_pairs
-    from cpo_ds.train import silence_after_import, silence_libraries
 
     silence_libraries()
     config, _ = load_config(recipe)

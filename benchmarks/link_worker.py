@@ -140,7 +140,7 @@ class LinkProbe(Probe):
 def main(task_file: Path) -> int:
     """Trains as the file says; rank 0 writes what was measured beside it."""
     from cpo_ds.ranks.place import place
-    from cpo_ds.train import silence_libraries
+    from cpo_ds.ranks.quiet import silence_libraries
 
     task = json.loads(task_file.read_text(encoding="utf-8"))
     here = place()

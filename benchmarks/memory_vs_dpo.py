@@ -30,7 +30,7 @@ from workload import WMT_CHOSEN, WMT_REJECTED
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.train import silence_libraries
+from cpo_ds.ranks.quiet import silence_libraries
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DEFAULT_SHAPE = "smollm2-135m"

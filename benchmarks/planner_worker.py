@@ -46,9 +46,9 @@ def configuration(task: dict[str, Any], model: str, folder: str) -> Any:
 def main(task: dict[str, Any]) -> None:
     """Trains and measures; rank 0 writes."""
     from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.run.build import build_run
-    from cpo_ds.train import silence_after_import, silence_libraries
 
     silence_libraries()
     ranks = init_ranks()

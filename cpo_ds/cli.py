@@ -126,7 +126,7 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
 def _universal(arguments: argparse.Namespace) -> int:
     from cpo_ds.checkpoint.inventory import find_intact
     from cpo_ds.checkpoint.reshard import convert
-    from cpo_ds.run.folder import hold_folder
+    from cpo_ds.storage.lock import hold_folder
 
     path, manifest = find_intact(arguments.run, arguments.checkpoint, print)
     if manifest.zero_stage == 0:
@@ -149,7 +149,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _import_quietly() -> None:
     """Imports the libraries that export and plan need without what they say to themselves."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cpo_ds.train import silence_after_import, silence_libraries
+    from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
 
     silence_libraries()
     import cpo_ds.export.from_checkpoint  # noqa: F401

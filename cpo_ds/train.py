@@ -34,7 +34,6 @@ if importlib.util.find_spec("deepspeed") is None:
 import logging  # noqa: E402
 import signal  # noqa: E402
 import time  # noqa: E402
-import warnings  # noqa: E402
 from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -50,6 +49,7 @@ from cpo_ds.errors import (  # noqa: E402
     UserError,
 )
 from cpo_ds.ranks.place import place, take_environment_file  # noqa: E402
+from cpo_ds.ranks.quiet import silence_after_import, silence_libraries  # noqa: E402
 from cpo_ds.recipe import keeps_local_checkpoints, load_config  # noqa: E402
 
 if TYPE_CHECKING:
@@ -100,17 +100,6 @@ def _fail(kind: str, message: str, code: int) -> int:
     return code
 
 
-def silence_libraries() -> None:
-    """Keeps what libraries say to themselves; `--verbose` lets them speak."""
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("DeepSpeed", "torch.distributed", "transformers", "datasets", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def run_recipe(config: Config) -> None:
     """Reads data, loads the policy, trains, exports."""
     import torch
@@ -122,7 +111,8 @@ def run_recipe(config: Config) -> None:
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.ranks.stopping import StopRequest
     from cpo_ds.ranks.watch import Watch
-    from cpo_ds.run.folder import hold_folder, make_output_folder
+    from cpo_ds.run.folder import make_output_folder
+    from cpo_ds.storage.lock import hold_folder
 
     quiet = logging.getLogger("DeepSpeed").level == logging.ERROR
     settings = read_deepspeed_config(config)
@@ -197,17 +187,6 @@ def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: S
     run.saver.check_last(run.total_steps)
     ranks.on_first(run.monitor.close)
     ranks.on_first(lambda: write_finished(folder, steps))
-
-
-def silence_after_import() -> None:
-    """Some libraries set their own levels when they are imported."""
-    import transformers
-    from datasets.utils.logging import disable_progress_bar
-
-    silence_libraries()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    disable_progress_bar()
 
 
 if __name__ == "__main__":

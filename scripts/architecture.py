@@ -2,7 +2,7 @@
 
 python scripts/architecture.py
 
-tests/unit/test_structure.py checks the same imports against FLOORS, and that the picture is current.
+tests/unit/test_structure.py checks that the imports keep to FLOORS and the picture is current.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WIDTH, BOX_WIDTH, BOX_HEIGHT, FLOOR_HEIGHT = 1080, 164, 44, 84
 STYLE = (
     "text{font-family:sans-serif;text-anchor:middle;fill:#1f2933}"
     ".room{font-size:15px;font-weight:600}.word{font-size:11px;fill:#52606d}"
-    "rect{fill:#f5f7fa;stroke:#7b8794}path{fill:none;stroke:#9aa5b1;stroke-width:1.3}"
+    "rect{rx:6px;fill:#f5f7fa;stroke:#7b8794}path{fill:none;stroke:#9aa5b1;stroke-width:1.3}"
     "#tip{fill:#9aa5b1;stroke:none}"
 )
 
@@ -128,7 +128,7 @@ def draw(rooms: dict[str, set[str]]) -> str:
             corners[room] = left, top
             middle = left + BOX_WIDTH / 2
             boxes += [
-                f'<rect x="{left:g}" y="{top:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6"/>',
+                f'<rect x="{left:g}" y="{top:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}"/>',
                 f'<text class="room" x="{middle:g}" y="{top + 19:g}">{escape(room)}</text>',
                 f'<text class="word" x="{middle:g}" y="{top + 35:g}">{escape(word)}</text>',
             ]

@@ -23,8 +23,9 @@ from launch import Finished, main_on_ranks, on_ranks
 from runs import lines, newest, small_recipe
 
 from cpo_ds.errors import UserError
-from cpo_ds.run.folder import hold_folder, make_output_folder
+from cpo_ds.run.folder import make_output_folder
 from cpo_ds.run.monitor import Monitor, cut_back_metrics
+from cpo_ds.storage.lock import hold_folder
 
 RANKS, STEPS = 2, 3
 ROOM = 16  # MiB that are enough; a checkpoint takes 1.7

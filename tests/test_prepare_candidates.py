@@ -31,7 +31,7 @@ from cpo_ds.prepare.translation.job import Kept, Translation
 from cpo_ds.prepare.translation.local_model import LocalModel, folder_fingerprint, padding_id
 from cpo_ds.prepare.translation.prompting import prompt_maker
 from cpo_ds.ranks.progress import Progress, duration
-from cpo_ds.train import silence_after_import
+from cpo_ds.ranks.quiet import silence_after_import
 
 GREEDY = ["--dtype", "float32", "--beams", "1", "--max-new-tokens", "12"]
 SENTENCES = [

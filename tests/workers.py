@@ -38,13 +38,14 @@ from cpo_ds.export.from_checkpoint import export
 from cpo_ds.losses import step_share
 from cpo_ds.model.load import load_policy
 from cpo_ds.ranks import watch
+from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config
 from cpo_ds.run import folder as run_folder
 from cpo_ds.run import trainer
 from cpo_ds.run.build import build_run, prepare_pairs
 from cpo_ds.schema import PackedBatch
-from cpo_ds.train import main, run_recipe, silence_libraries
+from cpo_ds.train import main, run_recipe
 
 Named = dict[str, torch.Tensor]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

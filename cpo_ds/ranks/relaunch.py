@@ -71,7 +71,7 @@ def as_one_of_ranks() -> Iterator[Ranks]:
     Errors that all ranks see are left to the first to tell: the others wait to be ended.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
-    from cpo_ds.train import silence_libraries
+    from cpo_ds.ranks.quiet import silence_libraries
 
     silence_libraries()
     import torch

@@ -1,18 +1,13 @@
-"""The folder of a run: made, held against a second run, its configuration written down."""
+"""The folder of a run: made, its configuration written down, marked as finished."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import socket
 import sys
 import tempfile
-import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,8 +15,6 @@ from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.storage.files import replacing
 
-# Processes of a run that was just killed may take a moment to be gone.
-_LOCK_SECONDS = 10.0
 _FINISHED = "finished.json"
 _START_NAME = "PYTHON_CPO_DS_RUN"  # a variable that scripts/supervise.sh sets
 
@@ -37,43 +30,6 @@ def make_output_folder(folder: Path) -> None:
             f"output_dir {folder} cannot be written: {error.strerror}; make room, mend the "
             "permissions of the folder, or choose another output_dir."
         ) from None
-
-
-def hold_folder(folder: Path) -> Any:
-    """Locks a run's folder until the returned file is closed or this process ends, however.
-
-    Raises `UserError` where another run holds it. Where the file system has no locks, none is held.
-    """
-    try:
-        lock = (folder / "lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{folder}/lock, which keeps a second run out, cannot be written: {error.strerror}; "
-            "mend its permissions, or choose another output_dir."
-        ) from None
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return lock
-        if time.monotonic() > deadline:
-            lock.seek(0)
-            who = lock.read().strip() or "it does not say which"
-            raise UserError(
-                f"another run is writing to {folder} ({who}); wait for it, stop it, or choose "
-                "another place to write to."
-            )
-        time.sleep(0.2)
-    try:
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on host {socket.gethostname()}")
-        lock.flush()
-    except OSError:  # a full disk: the lock holds all the same
-        pass
-    return lock
 
 
 def write_config(config: Config, folder: Path, world_size: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.errors import UserError
-from cpo_ds.run.folder import hold_folder
+from cpo_ds.storage.lock import hold_folder
 
 
 def content_key(*contents: str | None) -> str:

@@ -1,0 +1,29 @@
+"""Silences the libraries that training imports; `--verbose` lets them speak."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def silence_libraries() -> None:
+    """Keeps what libraries say to themselves; `--verbose` lets them speak."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("DeepSpeed", "torch.distributed", "transformers", "datasets", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def silence_after_import() -> None:
+    """Some libraries set their own levels when they are imported."""
+    import transformers
+    from datasets.utils.logging import disable_progress_bar
+
+    silence_libraries()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    disable_progress_bar()
