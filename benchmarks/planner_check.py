@@ -157,8 +157,8 @@ def compare(measured: dict[str, Any], predicted: dict[str, float]) -> dict[str, 
 def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
     """The planner's estimates of a case, in MiB."""
     from cpo_ds.planner.activations import pass_model
-    from cpo_ds.planner.command import read_zero
     from cpo_ds.planner.outlines import Outlines
+    from cpo_ds.planner.plan import read_zero
     from cpo_ds.planner.states import ELEMENT_BYTES, state_memory
 
     config = configuration(asdict(case), case.shape, "unused")

@@ -54,6 +54,12 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+def path_of(module: str) -> Path:
+    """The reverse of `module_name`."""
+    folder = PACKAGE.joinpath(*module.split("."))
+    return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+
+
 def imported_names(source: str, module: str = "") -> set[str]:
     """Full names of everything that `source` imports, wherever in it; relative ones resolved."""
     names: set[str] = set()

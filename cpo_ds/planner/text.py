@@ -8,7 +8,7 @@ from cpo_ds.planner.estimate import FRAGMENTATION, GIB, PAIR_TOKENS, RUNTIME_GIB
 from cpo_ds.planner.step_time import ASSUMPTIONS
 
 if TYPE_CHECKING:
-    from cpo_ds.planner.command import Plan
+    from cpo_ds.planner.plan import Plan
 
 
 def as_text(plan: Plan) -> str:

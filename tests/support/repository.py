@@ -1,0 +1,8 @@
+"""The checkout that is tested, and data that lies beside it on some machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WMT22 = ROOT.parent / "shared" / "data" / "wmt22_candidates.jsonl.gz"

@@ -1,0 +1,29 @@
+"""The planner's estimates against a real small run: states within 2%, total within 10%."""
+
+import pytest
+from planner_check import Case, measure
+from planner_report import report
+
+
+@pytest.mark.parametrize("case", [Case("llama-25m", 3, "lora")])
+def test_estimates_hold_for_a_real_run(case):
+    line = measure(case)
+    assert abs(line["states_error"]) < 0.02, line
+    assert abs(line["total_error"]) < 0.10, line
+
+
+def test_the_report_says_the_largest_errors():
+    line = {
+        "shape": "tiny", "stage": 3, "training": "lora", "ranks": 2, "dtype": "float32",
+        "gradient_checkpointing": False, "measured_on_gpu": False, "states_error": 0.01,
+        "total_error": -0.05, "error_without_baseline": -0.2, "predicted_before_update_mib": 10.0,
+        "measured_before_update_mib": 9.9, "predicted_total_with_baseline_mib": 95.0,
+        "measured_total_mib": 100.0, "device": "a CPU", "command": "python x", "commit": "1",
+        "versions": "torch 2", "date": "today",
+    }  # fmt: skip
+    text = report([line, line | {"total_error": -0.07}])
+    assert "states 1.0%" in text and "total 7.0%" in text
+    assert (
+        "| tiny | 3 | LoRA | 2 | float32 | 10.0 | 9.9 | +1.0% | 95.0 | 100.0 | -6.0% | -20.0% |"
+        in text
+    )

@@ -1,0 +1,156 @@
+"""The shape of the code: which way imports point, who may know what, how long things may get."""
+
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+
+import architecture
+import pytest
+import torch.nn.attention.varlen as torch_varlen
+from packaging.requirements import Requirement
+from repository import ROOT
+
+# Folders and modules that may import these libraries; everything else goes through them.
+ALLOWED = {
+    "deepspeed": {
+        "engine", "ranks.ranks", "checkpoint.writer", "checkpoint.reshard",
+        "export.from_checkpoint",
+    },
+    "comet": {"scoring"},
+}  # fmt: skip
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+LONG = {
+    "tests/ranks/test_disk.py": ["the file"],
+    "tests/ranks/test_export_offline.py": ["the file"],
+    "tests/support/workers.py": ["the file"],
+    "tests/system/test_doctor.py": ["the file"],
+    "tests/unit/benchmarks/test_memory_vs_dpo.py": ["the file"],
+    "tests/unit/checkpoint/test_manifest.py": ["the file"],
+    "tests/unit/data/test_formats.py": ["the file"],
+    "tests/unit/data/test_tokenize.py": ["the file"],
+    "tests/unit/model/test_attention.py": ["the file"],
+    "tests/unit/planner/test_planner.py": ["the file"],
+    "tests/unit/prepare/test_prepare_candidates.py": ["the file"],
+    "tests/unit/prepare/test_prepare_noise.py": ["the file"],
+    "tests/unit/prepare/test_prepare_report.py": ["the file"],
+    "tests/unit/prepare/test_prepare_select.py": ["the file"],
+    "tests/unit/scoring/test_scoring.py": ["the file"],
+    "tests/unit/test_config.py": ["the file"],
+    "tests/unit/test_losses.py": ["the file"],
+}  # exceptions
+
+IMPORTS = architecture.package_imports()
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for folder in ("cpo_ds", "benchmarks", "scripts", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def misplaced_imports(rooms: dict[str, set[str]], order: list[str]) -> list[tuple[str, str]]:
+    """Imports between rooms that point to a later room."""
+    return [
+        (room, target)
+        for room, targets in rooms.items()
+        for target in targets
+        if order.index(target) > order.index(room)
+    ]
+
+
+def forbidden_imports(module: str, source: str) -> set[str]:
+    """Libraries that `module` imports although neither it nor its folder is allowed to."""
+    libraries = {name.partition(".")[0] for name in architecture.imported_names(source, module)}
+    return {
+        library
+        for library, modules in ALLOWED.items()
+        if library in libraries and not {module, module.partition(".")[0]} & modules
+    }
+
+
+def too_long(source: str) -> list[str]:
+    """The file if it is over the cap, and the functions that are."""
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    long = [name for name, length in lengths.items() if length > MAX_FUNCTION_LINES]
+    return long + ["the file"] * (len(source.splitlines()) > MAX_FILE_LINES)
+
+
+def test_imports_point_one_way_and_in_no_circle():
+    rooms = architecture.room_imports(IMPORTS)
+    assert sorted(rooms) == sorted(architecture.ROOMS) and len(rooms) <= 24
+    assert misplaced_imports(rooms, architecture.ROOMS) == []
+    assert architecture.find_circle(IMPORTS) == []
+
+
+def test_deepspeed_and_comet_are_imported_where_they_belong():
+    for path, source in SOURCES.items():
+        if path.startswith("cpo_ds/"):
+            assert not forbidden_imports(architecture.module_name(ROOT / path), source), path
+
+
+def test_files_and_functions_are_short():
+    assert {path: long for path, source in SOURCES.items() if (long := too_long(source))} == LONG
+
+
+def test_the_picture_is_current():
+    drawn = architecture.draw(architecture.room_imports(IMPORTS))
+    assert architecture.PICTURE.read_text(encoding="utf-8") == drawn, "scripts/architecture.py"
+
+
+def test_wrong_imports_are_found():
+    assert misplaced_imports({"a": {"b"}, "b": {"a"}}, ["a", "b"]) == [("a", "b")]
+    assert architecture.find_circle({"a": {"b"}, "b": {"a"}}) and not architecture.find_circle(
+        {"a": {"b"}, "b": set()}
+    )
+    assert forbidden_imports("run.main", "def f():\n    import deepspeed.comm as d") == {
+        "deepspeed"
+    }
+    assert forbidden_imports("scoring.run", "from comet.models import x") == set()
+    assert architecture.imported_names("from ..b import g", "folder.x") == {"cpo_ds.b.g"}
+    assert too_long("def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES) == ["f"]
+    assert too_long("x = 1\n" * (MAX_FILE_LINES + 1)) == ["the file"]
+
+
+def test_every_module_imports_without_optional_packages():
+    """In a fresh interpreter; a module that starts CUDA or needs CUDA or MPI would show."""
+    modules = [f"cpo_ds.{name}" for name in IMPORTS if name]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        "import torch\n"
+        "assert not torch.cuda.is_initialized(), 'CUDA was started by an import'\n"
+        "found = {'flash_attn', 'mpi4py', 'comet'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_oldest_torch_allowed_is_one_that_works():
+    """Before 2.12 `varlen_attn` has no `enable_gqa`."""
+    (torch,) = re.findall(r'"(torch[<>=!~][^"]*)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    allowed = Requirement(torch).specifier
+    assert "2.11.0" not in allowed and "2.12.0" in allowed
+    varlen_attn = inspect.signature(torch_varlen.varlen_attn)
+    assert "enable_gqa" in varlen_attn.parameters
+
+
+def test_no_text_names_a_folder_of_one_machine():
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in names.split("\0") if name and not name.endswith(".jsonl")]
+    pattern = re.compile(r"(?<![\w./])/(work|opt|root)/", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in files
+        if path.is_file() and (match := pattern.search(path.read_text("utf-8", errors="ignore")))
+    ]
+    assert found == []
