@@ -109,7 +109,10 @@ def find_circle(imports: dict[str, set[str]]) -> list[str]:
 
 
 def direct_imports(rooms: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """The imports between rooms that do not follow from others: enough to draw them all."""
+    """The imports to draw: none that follows from others, none of the lowest floor.
+
+    Nearly every room imports the lowest floor, so arrows to it would only hide the rest.
+    """
 
     def reachable(room: str) -> set[str]:
         return rooms[room].union(*(reachable(target) for target in rooms[room]))
@@ -118,7 +121,8 @@ def direct_imports(rooms: dict[str, set[str]]) -> list[tuple[str, str]]:
         (room, target)
         for room in ROOMS
         for target in sorted(rooms[room])
-        if not any(target in reachable(other) for other in rooms[room] - {target})
+        if target not in FLOORS[0]
+        and not any(target in reachable(other) for other in rooms[room] - {target})
     ]
 
 
@@ -156,12 +160,14 @@ def draw(rooms: dict[str, set[str]]) -> str:
 def arrow(importer: tuple[float, float], imported: tuple[float, float]) -> str:
     """A line from the bottom of one box to the top of another, or between sides on one floor."""
     (x1, y1), (x2, y2) = importer, imported
-    if y1 == y2:  # on one floor: below the boxes, so that boxes between them stay clear
-        start, end, bottom = x1 + BOX_WIDTH / 2, x2 + BOX_WIDTH / 2, y1 + BOX_HEIGHT
-        line = f"M{start:g},{bottom:g} C{start:g},{bottom + 18:g} {end:g},{bottom + 18:g}"
-        line += f" {end:g},{bottom:g}"
+    if y1 == y2:
+        line = f"M{x1:g},{y1 + BOX_HEIGHT / 2:g} L{x2 + BOX_WIDTH:g},{y2 + BOX_HEIGHT / 2:g}"
     else:
-        line = f"M{x1 + BOX_WIDTH / 2:g},{y1 + BOX_HEIGHT:g} L{x2 + BOX_WIDTH / 2:g},{y2:g}"
+        start, end = x1 + BOX_WIDTH / 2, x2 + BOX_WIDTH / 2
+        # A line straight down past other floors would hide behind their boxes, so it goes around.
+        bow = BOX_WIDTH if x1 == x2 and y2 - y1 > FLOOR_HEIGHT else 0
+        line = f"M{start:g},{y1 + BOX_HEIGHT:g} Q{(start + end) / 2 + bow:g},{(y1 + y2) / 2:g}"
+        line += f" {end:g},{y2:g}"
     return f'<path d="{line}" marker-end="url(#end)"/>'
 
 
