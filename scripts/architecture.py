@@ -164,10 +164,12 @@ def arrow(importer: tuple[float, float], imported: tuple[float, float]) -> str:
         line = f"M{x1:g},{y1 + BOX_HEIGHT / 2:g} L{x2 + BOX_WIDTH:g},{y2 + BOX_HEIGHT / 2:g}"
     else:
         start, end = x1 + BOX_WIDTH / 2, x2 + BOX_WIDTH / 2
-        # A line straight down past other floors would hide behind their boxes, so it goes around.
-        bow = BOX_WIDTH if x1 == x2 and y2 - y1 > FLOOR_HEIGHT else 0
-        line = f"M{start:g},{y1 + BOX_HEIGHT:g} Q{(start + end) / 2 + bow:g},{(y1 + y2) / 2:g}"
-        line += f" {end:g},{y2:g}"
+        line = f"M{start:g},{y1 + BOX_HEIGHT:g} "
+        if x1 == x2 and y2 - y1 > FLOOR_HEIGHT:  # straight down it would hide behind other boxes
+            bow = start - BOX_WIDTH * 0.7
+            line += f"C{bow:g},{y1 + BOX_HEIGHT + 20:g} {bow:g},{y2 - 20:g} {end:g},{y2:g}"
+        else:
+            line += f"L{end:g},{y2:g}"
     return f'<path d="{line}" marker-end="url(#end)"/>'
 
 
