@@ -1,3 +1,3 @@
 """cpo_ds: Contrastive Preference Optimization for LLM translators on DeepSpeed."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
