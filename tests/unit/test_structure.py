@@ -33,15 +33,12 @@ LONG = {
     "tests/unit/checkpoint/test_manifest.py": ["the file"],
     "tests/unit/data/test_formats.py": ["the file"],
     "tests/unit/data/test_tokenize.py": ["the file"],
-    "tests/unit/model/test_attention.py": ["the file"],
     "tests/unit/planner/test_planner.py": ["the file"],
     "tests/unit/prepare/test_prepare_candidates.py": ["the file"],
     "tests/unit/prepare/test_prepare_noise.py": ["the file"],
     "tests/unit/prepare/test_prepare_report.py": ["the file"],
     "tests/unit/prepare/test_prepare_select.py": ["the file"],
     "tests/unit/scoring/test_scoring.py": ["the file"],
-    "tests/unit/test_config.py": ["the file"],
-    "tests/unit/test_losses.py": ["the file"],
 }  # exceptions
 
 IMPORTS = architecture.package_imports()
