@@ -21,7 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import epoch_order, step_totals
 from cpo_ds.data.tokenize import tokenize_rows
-from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy, load_reference
@@ -279,4 +279,4 @@ def test_a_second_model_in_hierarchical_partitions_is_refused(tmp_path: Path) ->
     config = config.model_copy(update={"deepspeed": str(file)})
     two_hosts = Place("deepspeed", world_size=4, local_world_size=2)
     with pytest.raises(UserError, match=r"set loss\.reference to precomputed"):
-        read_deepspeed_config(config, planned=two_hosts)
+        read_deepspeed_settings(config, planned=two_hosts)

@@ -21,7 +21,7 @@ from repository import ROOT
 from runs import LORA, lines, small_recipe
 
 from cpo_ds.engine.groups import check_int8_parts, group_size, group_warning
-from cpo_ds.engine.settings import of_the_file, read_deepspeed_config, with_universal_loading
+from cpo_ds.engine.settings import DeepSpeedSettings, read_deepspeed_settings
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.place import Place
 from cpo_ds.recipe import parse_config
@@ -35,16 +35,15 @@ def cluster(hosts: int, on_host: int) -> Place:
     return Place("deepspeed", world_size=hosts * on_host, local_world_size=on_host)
 
 
-def read(file: Path, place: Place | None = None, **sections: Any) -> dict[str, Any]:
+def read(file: Path, place: Place | None = None, **sections: Any) -> DeepSpeedSettings:
     values = {"data": {"format": "sample"}, "model": {"name_or_path": "m"}} | sections
-    return read_deepspeed_config(parse_config(values | {"deepspeed": str(file)}, "test"), place)
+    return read_deepspeed_settings(parse_config(values | {"deepspeed": str(file)}, "test"), place)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_file_is_taken_on_any_cluster(file: Path) -> None:
     for hosts, on_host in ((1, 1), (1, 8), (2, 8), (3, 4)):
-        zero = read(file, cluster(hosts, on_host))["zero_optimization"]
-        size = zero.get("zero_hpz_partition_size", 1)
+        size = read(file, cluster(hosts, on_host)).zero.secondary_partition
         assert size == (on_host if "hpz" in file.read_text() and hosts > 1 else 1)
 
 
@@ -107,7 +106,7 @@ def test_float16_is_refused_at_stage_0_alone(file: Path) -> None:
         with pytest.raises(UserError, match=r"float16 and .*zero0\.json sets ZeRO stage 0"):
             read(file, cluster(1, 1), model=model)
     else:
-        assert read(file, cluster(1, 1), model=model)["fp16"] == {"enabled": True}
+        assert read(file, cluster(1, 1), model=model).as_deepspeed()["fp16"] == {"enabled": True}
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -156,9 +155,10 @@ def test_the_checkpoint_section(tmp_path: Path) -> None:
     file = tmp_path / "deepspeed.json"
     said = {"zero_optimization": {"stage": 3}, "checkpoint": {"use_node_local_storage": True}}
     file.write_text(json.dumps(said))
-    universal = with_universal_loading(read(file))
-    assert universal["checkpoint"] == {"use_node_local_storage": True, "load_universal": True}
-    assert of_the_file(universal) == said
+    universal = read(file).with_universal_loading()
+    checkpoint = universal.as_deepspeed()["checkpoint"]
+    assert checkpoint == {"use_node_local_storage": True, "load_universal": True}
+    assert universal.file == said and universal.keeps_local_checkpoints
     for wrong in ({}, {"use_node_local_storage": 1}, {"load_universal": True}, [True]):
         file.write_text(json.dumps(said | {"checkpoint": wrong}))
         with pytest.raises(UserError, match="use_node_local_storage"):

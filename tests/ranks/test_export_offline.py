@@ -1,4 +1,4 @@
-"""`export` makes of a checkpoint what the run itself exports, bit for bit, and refuses others."""
+"""`cpo-ds export` writes the same bits as the run's own export, and refuses what does not fit."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-import workers
 import yaml
 from export_runs import ALL_CASES, CASES, load_export
-from helpers import plain_logps, random_pairs, save_tiny_model
-from hypothesis import given
-from hypothesis import strategies as st
-from launch import main_on_ranks, on_ranks, write_recipe
+from exported import assert_same_bits, run_of, tensors_of
+from helpers import plain_logps, random_pairs
 from safetensors.torch import load_file, save_file
 
 from cpo_ds.checkpoint.manifest import read_manifest, write_manifest
 from cpo_ds.errors import UserError
-from cpo_ds.export.folder import plan_shards
 from cpo_ds.export.from_checkpoint import export
 
-Tensors = dict[str, torch.Tensor]
 FULL, LORA = "full, untied, ZeRO-3", "LoRA, untied, ZeRO-3"
 MERGEABLE = [
     "LoRA, untied, ZeRO-3",
@@ -35,24 +29,6 @@ MERGEABLE = [
     "adapter continued, ZeRO-3",
     "adapter continued, tied, ZeRO-0",
 ]
-
-
-def run_of(values: dict[str, Any]) -> Path:
-    return Path(values["output_dir"])
-
-
-def tensors_of(folder: Path) -> Tensors:
-    named: Tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        named |= load_file(file)
-    return named
-
-
-def assert_same_bits(found: Tensors, expected: Tensors) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
 
 
 def settings_of(file: Path) -> Any:
@@ -238,74 +214,3 @@ def test_the_card_s_code_runs(export_runs: Any, monkeypatch: pytest.MonkeyPatch)
         code = (folder / "README.md").read_text().split("```")[1].removeprefix("python\n")
         monkeypatch.chdir(folder)
         exec(code.replace("max_new_tokens=256", "max_new_tokens=2"), {})
-
-
-def test_no_room_for_it_is_said_and_leaves_nothing(export_runs: Any, tmp_path: Path) -> None:
-    run = run_of(export_runs[FULL])
-    for largest in (4_000, 30_000):  # neither the settings nor the weights have room
-        arguments = [str(run), str(tmp_path / "export"), False, 10**9, largest]
-        (done,) = on_ranks(workers.export_watched, arguments)
-        assert done.code == 2, done.output
-        assert "could not be written" in done.output and "Traceback" not in done.output
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_cannot_write_its_export_says_what_to_do(
-    export_runs: Any, tmp_path: Path
-) -> None:
-    values = export_runs[FULL]
-    run = shutil.copytree(run_of(values), tmp_path / "run")
-    shutil.rmtree(run / "export")
-    (run / "tmp-export").write_text("in the way")
-    recipe = write_recipe(tmp_path, values | {"output_dir": str(run)})
-    done, _ = main_on_ranks("--config", recipe, ranks=2)
-    assert done.code == 2, done.output
-    assert f"cpo-ds export {run}" in done.output and "step 2 is saved" in done.output
-    assert not (run / "export").exists()
-    (run / "tmp-export").unlink()
-    assert_same_bits(tensors_of(export(run)), tensors_of(run_of(values) / "export"))
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Recipes of runs on a model of over 100 MB, LoRA at ZeRO-2 and full at ZeRO-3."""
-    folder = tmp_path_factory.mktemp("large")
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10}
-    base = save_tiny_model(folder / "base", **sizes)
-    common = {
-        "model": {"name_or_path": str(base), "dtype": "float32"},
-        "data": {"format": "sample", "directions": ["en-de"]},
-        "batch": {"pairs": 1, "tokens_per_rank": 512},
-        "train": {"max_steps": 1},
-        "logging": {"tensorboard": False},
-        "checkpoint": {"export": False},
-    }
-    lora = {"rank": 4, "alpha": 8, "target_modules": "all-linear"}
-    full = {"deepspeed": "ds_configs/zero3.json", "output_dir": str(folder / "full")}
-    adapted = {"deepspeed": "ds_configs/zero2.json", "output_dir": str(folder / "lora")}
-    recipes = {"full": common | full, "LoRA": common | adapted | {"lora": lora}}
-    (done,) = on_ranks(workers.run_each, [list(recipes.values())])
-    assert done.code == 0, done.output
-    return recipes
-
-
-@pytest.mark.parametrize("name", ["full", "LoRA"])
-def test_memory_holds_about_a_shard(large: Any, name: str, tmp_path: Path) -> None:
-    shard = 16 * 2**20
-    arguments = [large[name]["output_dir"], str(tmp_path / "export"), name == "LoRA", shard, None]
-    (done,) = on_ranks(workers.export_watched, arguments)
-    assert done.code == 0, done.output
-    size = sum(file.stat().st_size for file in (tmp_path / "export").glob("*.safetensors"))
-    assert size > 120 * 2**20
-    grown = json.loads((tmp_path / "export.json").read_text())["grown_bytes"]
-    assert grown < 3 * shard, f"{grown / 2**20:.0f} MiB for shards of {shard / 2**20:.0f} MiB"
-
-
-@given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 60))
-def test_shards_keep_order_and_limit(sizes: list[int], limit: int) -> None:
-    named = {str(i): size for i, size in enumerate(sizes)}
-    shards = plan_shards(named, limit)
-    assert [item for shard in shards for item in shard.items()] == list(named.items())
-    assert all(shard and (len(shard) == 1 or sum(shard.values()) <= limit) for shard in shards)
-    for shard, following in pairwise(shards):  # none could be fuller
-        assert sum(shard.values()) + next(iter(following.values())) > limit

@@ -31,7 +31,7 @@ from cpo_ds.config import CheckpointConfig
 from cpo_ds.data import rows
 from cpo_ds.data.pack import pack
 from cpo_ds.engine import engine
-from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
 from cpo_ds.export import folder as pretrained
 from cpo_ds.export.from_checkpoint import export
@@ -69,7 +69,7 @@ def train_each(recipes: dict[str, dict[str, Any]], folder: str, controls: dict[s
 def build(values: dict[str, Any], ranks: Ranks) -> trainer.Run:
     """A run that is ready to train, as `train.run_recipe` makes it."""
     config = parse_config(values, "test")
-    settings = read_deepspeed_config(config)
+    settings = read_deepspeed_settings(config)
     _, train_pairs, eval_pairs = prepare_pairs(config, tell=False)
     return build_run(config, settings, ranks, train_pairs, eval_pairs, {})
 
@@ -78,20 +78,20 @@ def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     run = build(values, ranks)
     gradients: list[Named] = []
     start = _whole_weights(run.engine)
-    update = run.engine.deepspeed.optimizer.step
+    update = run.engine._deepspeed.optimizer.step
 
     def record_gradients_then_update(*arguments: Any) -> Any:
         gradients.append(_whole_gradients(run.engine))
         return update(*arguments)
 
-    run.engine.deepspeed.optimizer.step = record_gradients_then_update
+    run.engine._deepspeed.optimizer.step = record_gradients_then_update
     trainer.train(run)
     run.monitor.close()
     steps = range(1, run.total_steps + 1)
     plans = [trainer.plan(run, step)[0] for step in steps]
     stand_ins = torch.tensor(sum(not batch.counted for batches in plans for batch in batches))
     weights = _whole_weights(run.engine)
-    run.engine.deepspeed.destroy()
+    run.engine._deepspeed.destroy()
     lines = Path(run.config.output_dir, "metrics.jsonl").read_text().splitlines()
     return {
         "losses": [json.loads(line)["loss"] for line in lines if '"loss"' in line],
@@ -358,7 +358,7 @@ def load_sharded(recipes: dict[str, dict[str, Any]], folder: str) -> None:
     ranks = init_ranks()
     for name, values in recipes.items():
         config = parse_config(values, "test")
-        settings = read_deepspeed_config(config)
+        settings = read_deepspeed_settings(config)
         with MemoryWatch() as memory, engine.sharded_loading(settings, ranks):
             policy, _ = load_policy(config, device=ranks.device, gather=engine.gather_parameters)
         named = list(policy.named_parameters())
@@ -379,7 +379,7 @@ def print_fingerprints(recipes: dict[str, dict[str, Any]]) -> None:
     ranks = init_ranks()
     for name, values in recipes.items():
         config = parse_config(values, "test")
-        with engine.sharded_loading(read_deepspeed_config(config), ranks):
+        with engine.sharded_loading(read_deepspeed_settings(config), ranks):
             policy, _ = load_policy(config, device=ranks.device, gather=engine.gather_parameters)
         print(f"fingerprint {name} {policy.fingerprint}", flush=True)
     torch.distributed.destroy_process_group()

@@ -1,0 +1,76 @@
+"""Memory and seconds of a step, by the planner's formulas."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from repository import ROOT
+
+from cpo_ds.engine.zero import ZeroSettings, zero_settings
+from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.states import Weights, state_memory
+from cpo_ds.planner.step_time import StepTime, micro_batches_per_step
+from cpo_ds.recipe import parse_config
+
+weight_sizes = st.lists(st.integers(1, 10**9), min_size=1, max_size=8).map(tuple)
+
+
+@given(weight_sizes, weight_sizes, st.integers(2, 64))
+def test_each_stage_needs_less_than_the_one_before(trained, frozen, ranks):
+    weights = Weights(trained, frozen)
+    states = [
+        state_memory(weights, ZeroSettings(stage, persistence_threshold=0), "bfloat16", ranks)
+        for stage in range(4)
+    ]
+    standing = [s.parameters + s.optimizer + s.gradients for s in states]
+    assert standing == sorted(standing, reverse=True)
+
+
+@given(weight_sizes, st.integers(1, 64))
+def test_states_are_split_evenly(trained, ranks):
+    """arXiv 1910.02054: 16 bytes for each weight in mixed precision, split over the ranks."""
+    zero = ZeroSettings(3, persistence_threshold=0)
+    states = state_memory(Weights(trained), zero, "bfloat16", ranks)
+    standing = states.parameters + states.optimizer + states.gradients
+    assert standing == pytest.approx(16 * sum(trained) / ranks)
+
+
+def test_offloading_moves_states_to_the_host():
+    weights = Weights((10**9,))
+    zero = ZeroSettings(3, offload_optimizer=True, offload_parameters=True)
+    states = state_memory(weights, zero, "bfloat16", 8)
+    assert states.parameters == states.optimizer == states.gradients == 0
+    assert states.host == (2 + 2 + 4 + 12) * 10**9 / 8
+
+
+def test_dpo_counts_a_second_model():
+    values = {"model": {"name_or_path": "x"}, "data": {"format": "sample"}}
+    outlines = Outlines("tiny")
+    plain = outlines.weights(parse_config(values, "test"))
+    dpo = outlines.weights(parse_config(values | {"loss": {"name": "dpo"}}, "test"))
+    assert plain.reference == () and sum(dpo.reference) == plain.num_policy
+
+
+def test_files_in_ds_configs_are_read():
+    read = {
+        name: zero_settings(
+            json.loads((ROOT / f"ds_configs/{name}.json").read_text())["zero_optimization"]
+        )
+        for name in ("zero0", "zero2", "zero3-offload")
+    }
+    assert read["zero0"] == ZeroSettings()
+    assert read["zero2"].reduce_bucket == 200_000_000 and read["zero2"].overlap_communication
+    assert read["zero3-offload"].offload_parameters and read["zero3-offload"].offload_optimizer
+
+
+@given(st.integers(1, 4096), st.integers(1, 512), st.integers(1, 10**6))
+def test_micro_batches_hold_all_pairs(pairs, ranks, budget):
+    count = micro_batches_per_step(pairs, 145, ranks, budget)
+    assert count >= 1 and count * max(1, budget // 145) * ranks >= pairs
+
+
+def test_a_step_takes_what_is_not_hidden():
+    assert StepTime(3, 2, 1, 0, overlaps=True).total == 4
+    assert StepTime(3, 2, 1, 0, overlaps=False).total == 6
+    assert StepTime(3, 5, 1, 0, overlaps=True).bound == "communication"

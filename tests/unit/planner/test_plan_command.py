@@ -1,0 +1,85 @@
+"""`cpo-ds plan`: its answers, its refusals, and the page made from it."""
+
+import json
+import re
+
+import pytest
+from repository import ROOT
+
+from cpo_ds.cli import main
+
+
+def plan(capsys, *words):
+    code = main(["plan", "--config", str(ROOT / "recipes/alma-7b-r-full.yaml"), *words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_answers_in_text_and_in_json(capsys):
+    options = ("--shape", "tiny", "--device", "RTX 4090", "--gpus", "2", "--pairs", "1000")
+    code, text, _ = plan(capsys, *options)
+    assert code == 0 and "It fits" in text and "zero3-offload" in text and "Assumed" in text
+    code, text, _ = plan(capsys, *options, "--json", "--batch.pairs", "64")
+    values = json.loads(text)
+    assert code == 0 and values["fits"] and values["time"]["steps"] == 16
+    assert len(values["table"]) == 10
+    assert values["total_gib"] == pytest.approx(sum(values["memory_gib"].values()))
+
+
+def test_dpo_on_a_continued_adapter_is_planned_by_shape(capsys):
+    words = ["--shape", "tiny", "--device", "H100", "--json", "--loss.name"]
+    sizes = []
+    for name in ("cpo", "dpo"):
+        code = main(["plan", "--config", str(ROOT / "recipes/alma-7b-r-lora.yaml"), *words, name])
+        assert code == 0
+        sizes.append(json.loads(capsys.readouterr().out)["memory_gib"])
+    assert sizes[1]["reference model"] == pytest.approx(sizes[1]["parameters"])
+    assert "reference model" not in sizes[0] or sizes[0]["reference model"] == 0
+
+
+def test_too_little_room_is_an_answer_with_advice(capsys):
+    code, text, _ = plan(capsys, "--shape", "llama-25m", "--gpu-memory", "1.6", "--gpus", "1")
+    assert code == 0 and "GiB are short" in text and "No batch.tokens_per_rank" in text
+    assert "nothing here fits" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shape", "huge", "--device", "H100"), "there is no shape huge"),
+        (("--shape", "tiny", "--device", "T4"), "there is no device T4"),
+        (("--shape", "tiny"), "Give --device NAME or --gpu-memory GIB"),
+        (("--shape", "tiny", "--device", "H100", "--gpus", "0"), "--gpus is 0"),
+        (("--shape", "tiny", "--gpu-memory", "nan"), "--gpu-memory is nan"),
+        (("--shape", "tiny", "--device", "H100", "--lora.target_modules", "[query]"), "query"),
+        (("--shape", "tiny", "--device", "H100", "--batch.pears", "3"), "batch.pairs"),
+        (("--model.name_or_path", "nowhere/none", "--device", "H100"), "give --shape"),
+        (
+            ("--shape", "tiny", "--device", "H100", "--deepspeed", "none.json"),
+            "there is no file none.json",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_said(capsys, words, said):
+    code, _, error = plan(capsys, *words)
+    assert code == 2 and said in error and "Traceback" not in error
+
+
+def test_other_commands_take_no_recipe_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "runs/x", "--batch.pairs", "3"])
+    assert re.search("unrecognized arguments", capsys.readouterr().err)
+
+
+def test_the_scaling_page_is_what_its_script_writes():
+    from scaling_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_table_offers_only_what_training_takes(dtype, capsys):
+    options = ["--config", str(ROOT / "recipes" / "alma-7b-r-lora.yaml"), "--model.dtype", dtype]
+    assert main(["plan", *options, "--shape", "tinyllama-1.1b", "--device", "H100"]) == 0
+    table = capsys.readouterr().out.partition("ds_configs/ ")[2]
+    assert ("zero0" in table) == (dtype == "bfloat16") and "zero2" in table
