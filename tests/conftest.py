@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
+from small_disk import Disk, small_disk
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,13 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHos
         pytest.skip(reason)
     with simulated_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
         yield hosts
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk of a few MiB that a test may fill."""
+    with small_disk(tmp_path / "disk") as mounted:
+        yield mounted
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 from helpers import save_tiny_model
-from launch import finish, write_recipe
+from launch import Finished, finish, main_on_ranks, write_recipe
 
 TIMED = {"step_seconds", "pairs_per_second", "tokens_per_second", "peak_memory_gib"}
 TIMED |= {"model_tflops", "mfu"}
@@ -41,6 +41,16 @@ def small_recipe(folder: Path, *, stage: int = 3, **sections: Any) -> Path:
     for name, settings in sections.items():
         values[name] = values.get(name, {}) | settings if settings is not None else None
     return write_recipe(folder, values)
+
+
+def run_recipe(recipe: Path, output: Path, *arguments: object, ranks: int = 2) -> Finished:
+    """Runs a recipe and returns what rank 0 did; the others must not have been left behind."""
+    first, *others = main_on_ranks(
+        "--config", recipe, "--output_dir", output, *arguments, ranks=ranks
+    )
+    assert "Traceback" not in first.output, first.output
+    assert all(other.code in (first.code, -9) for other in others), others
+    return first
 
 
 def lines(output: Path) -> list[dict[str, Any]]:

@@ -41,10 +41,10 @@ from cpo_ds.ranks import watch
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config
-from cpo_ds.run import folder as run_folder
 from cpo_ds.run import trainer
 from cpo_ds.run.build import build_run, prepare_pairs
 from cpo_ds.schema import PackedBatch
+from cpo_ds.storage import lock
 from cpo_ds.train import main, run_recipe
 
 Named = dict[str, torch.Tensor]
@@ -160,7 +160,7 @@ def die_while_saving(step: int, *arguments: str) -> int:
 
 def main_without_patience(*arguments: str) -> int:
     """Does not wait for a run that holds the folder."""
-    with mock.patch.object(run_folder, "_LOCK_SECONDS", 0.0):
+    with mock.patch.object(lock, "_LOCK_SECONDS", 0.0):
         return main(list(arguments))
 
 

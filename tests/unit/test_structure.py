@@ -25,14 +25,9 @@ ALLOWED = {
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 LONG = {
-    "tests/ranks/test_disk.py": ["the file"],
     "tests/support/workers.py": ["the file"],
     "tests/unit/benchmarks/test_memory_vs_dpo.py": ["the file"],
     "tests/unit/data/test_formats.py": ["the file"],
-    "tests/unit/prepare/test_prepare_candidates.py": ["the file"],
-    "tests/unit/prepare/test_prepare_noise.py": ["the file"],
-    "tests/unit/prepare/test_prepare_report.py": ["the file"],
-    "tests/unit/prepare/test_prepare_select.py": ["the file"],
 }  # exceptions
 
 IMPORTS = architecture.package_imports()

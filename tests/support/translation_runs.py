@@ -1,0 +1,93 @@
+"""Runs of `cpo-ds prepare candidates` with a tiny model, and what they keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import launch
+import transformers
+
+from cpo_ds import cli
+from cpo_ds.prepare.translation.job import Kept, Translation
+from cpo_ds.ranks.quiet import silence_after_import
+
+GREEDY = ["--dtype", "float32", "--beams", "1", "--max-new-tokens", "12"]
+SENTENCES = [
+    "the old house",
+    "by the sea",
+    "English to Czech",
+    "a",
+    "old old old house",
+    "by the sea",
+]
+SENTENCES += [f"the house {number} by the sea" for number in range(6)]
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def candidates(*arguments: object) -> int:
+    return cli.main(["prepare", "candidates", *map(str, arguments)])
+
+
+def run_on_rank(die_after: int, *arguments: str) -> int:
+    """`cpo-ds prepare candidates`; with `die_after` above 0 kill -9 once it has kept so many."""
+    add, added = Kept.add, 0
+
+    def add_and_die(self: Kept, translations: dict[str, Translation]) -> None:
+        nonlocal added
+        add(self, translations)
+        added += 1
+        if added == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Kept.add = add_and_die  # type: ignore[method-assign,assignment]
+    silence_after_import()  # this process has imported all before the program can silence it
+    return candidates(*arguments)
+
+
+def translate(
+    source: Path, model: Path, output: Path, *options: str, ranks: int = 1, die_after: int = 0
+) -> list[launch.Finished]:
+    plain = ["--input", str(source), "--language-pair", "en-de", "--output", str(output)]
+    arguments = [die_after, *plain, "--model", str(model), *options]
+    return launch.on_ranks(run_on_rank, arguments, ranks=ranks)
+
+
+def kept_keys(output: Path) -> list[str]:
+    files = sorted(Path(f"{output}.cache").glob("translations.*"))
+    lines = [line for file in files for line in file.read_text().split("\n") if line]
+    return [key for line in lines for key in json.loads(line)]
+
+
+def with_padding(model: Path, folder: Path, change: str) -> Path:
+    """The model with an id for padding, or for the end, that has no embedding."""
+    shutil.copytree(model, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    beyond = len(tokenizer)
+    settings: dict[str, Any] = {}
+    if change == "tokenizer":
+        assert tokenizer.add_special_tokens({"pad_token": "<PAD>"}) == 1
+        assert tokenizer.pad_token_id == beyond
+    elif change == "end":
+        tokenizer.pad_token = None
+        settings = {"eos_token_id": [beyond + 3, 2], "pad_token_id": None}
+    else:
+        settings = {"pad_token_id": beyond + 1 if change == "beyond" else int(change)}
+        tokenizer.pad_token = None if change == "-1" else "<pad>"
+    tokenizer.save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((folder / name).read_text()) | settings
+        (folder / name).write_text(json.dumps(values))
+    return folder

@@ -1,0 +1,72 @@
+"""Batches of prompts, translations that are kept, and models known by content."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import save_tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpo_ds.prepare.translation.generate import Generation, Item, plan_batches
+from cpo_ds.prepare.translation.job import Kept, Translation
+from cpo_ds.prepare.translation.local_model import folder_fingerprint
+
+# What is kept, and in which batches.
+
+
+def test_kept_translations_survive_any_text(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "out.jsonl")
+    texts = ["a\u2028b\x85c\x0bd", "", '"\\', "你"]
+    whole = {str(i): Translation(text, True, 1, 2) for i, text in enumerate(texts)}
+    kept.add(whole)
+    Kept(tmp_path / "out.jsonl", rank=1).add({"x": Translation("y", False, 0, 0)})
+    assert kept.read() == whole | {"x": Translation("y", False, 0, 0)}
+
+
+ITEMS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), max_size=12)
+
+
+@given(ITEMS, st.integers(1, 3), st.integers(1, 120), st.randoms())
+def test_batches_hold_every_prompt_once_whatever_the_order(
+    prompts: list[list[int]], beams: int, budget: int, random: Any
+) -> None:
+    items = [Item(str(tokens), tuple(tokens)) for tokens in prompts]
+    generation = Generation("float32", beams, 5, None, None, 0)
+    batches = plan_batches(items, generation, budget)
+    assert sorted(i.key for b in batches for i in b) == sorted({item.key for item in items})
+    for batch in batches:
+        longest = max(len(item.tokens) for item in batch)
+        assert len(batch) == 1 or len(batch) * beams * (longest + 5) <= budget
+    lengths = [len(item.tokens) for batch in batches for item in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    random.shuffle(items)
+    assert plan_batches(items, generation, budget) == batches
+
+
+# Models of transformers.
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_a_model_is_known_by_what_is_in_its_folder(tmp_path: Path, model: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    assert folder_fingerprint(copy) == folder_fingerprint(model)
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "README.md").write_text("nothing that counts")
+    seen = {folder_fingerprint(copy)}
+    weights.write_bytes(data[: 2**12] + bytes(2**23) + b"x" * 2**12)  # larger than is read whole
+    seen.add(folder_fingerprint(copy))
+    weights.write_bytes(data[: 2**12] + bytes(2**23) + b"y" * 2**12)
+    seen.add(folder_fingerprint(copy))
+    (copy / "tokenizer.json").write_text("{}")
+    seen.add(folder_fingerprint(copy))
+    assert len(seen) == 4
