@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import workers
 import yaml
 from helpers import save_tiny_model, tiny_tokenizer
 from launch import main_on_ranks, on_ranks
 from runs import LORA, lines, small_recipe
 from trl import DPOConfig, DPOTrainer
+from workers import training
 
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import epoch_order, step_totals
@@ -190,7 +190,7 @@ def test_one_training_whatever_the_reference_comes_from(
         | {"loss": {"name": "dpo", "reference": reference}, "output_dir": str(tmp_path / reference)}
         for reference in REFERENCES[kind]
     ]
-    for done in on_ranks(workers.run_each, [recipes], ranks=ranks):
+    for done in on_ranks(training.run_each, [recipes], ranks=ranks):
         assert done.code == 0, done.output
     for reference in REFERENCES[kind]:
         runs[reference] = lines(tmp_path / reference)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workers
 from launch import main_on_ranks, on_ranks
 from runs import lines, small_recipe
+from workers import damage
 
 RANKS = 2
 STEPS = 3  # checkpoints after steps 2 and 3, whose names are one bit apart
@@ -65,7 +65,7 @@ def test_a_manifest_lists_every_file(whole: Path) -> None:
 def test_every_file_damaged_in_every_way(whole: Path, output: Path) -> None:
     """Truncated, emptied, a bit flipped, removed: in turn, and each time set right again."""
     report = output / "report.json"
-    (done,) = on_ranks(workers.find_damaged, [str(output / "checkpoints"), NEWEST, str(report)])
+    (done,) = on_ranks(damage.find_damaged, [str(output / "checkpoints"), NEWEST, str(report)])
     assert done.code == 0, done.output
     found = json.loads(report.read_text())
     files = {path.name for path in (whole / "checkpoints" / NEWEST).iterdir()}
@@ -90,7 +90,7 @@ def test_every_damage_to_latest_is_said(output: Path) -> None:
     """Every bit of it, too. One of them makes it name the older checkpoint, as a kill may."""
     report = output / "report.json"
     arguments = [str(output / "checkpoints"), NEWEST, str(report)]
-    (done,) = on_ranks(workers.find_with_damaged_latest, arguments)
+    (done,) = on_ranks(damage.find_with_damaged_latest, arguments)
     assert done.code == 0, done.output
     cases = json.loads(report.read_text())
     last_bit = f"bit {8 * (len(NEWEST) - 1)}"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workers
 from exported import assert_same_bits, run_of, tensors_of
 from helpers import save_tiny_model
 from launch import main_on_ranks, on_ranks, write_recipe
+from workers import loading, training
 
 from cpo_ds.export.from_checkpoint import export
 
@@ -22,7 +22,7 @@ def test_no_room_for_it_is_said_and_leaves_nothing(export_runs: Any, tmp_path: P
     run = run_of(export_runs[FULL])
     for largest in (4_000, 30_000):  # neither the settings nor the weights have room
         arguments = [str(run), str(tmp_path / "export"), False, 10**9, largest]
-        (done,) = on_ranks(workers.export_watched, arguments)
+        (done,) = on_ranks(loading.export_watched, arguments)
         assert done.code == 2, done.output
         assert "could not be written" in done.output and "Traceback" not in done.output
         assert list(tmp_path.iterdir()) == []
@@ -62,7 +62,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     full = {"deepspeed": "ds_configs/zero3.json", "output_dir": str(folder / "full")}
     adapted = {"deepspeed": "ds_configs/zero2.json", "output_dir": str(folder / "lora")}
     recipes = {"full": common | full, "LoRA": common | adapted | {"lora": lora}}
-    (done,) = on_ranks(workers.run_each, [list(recipes.values())])
+    (done,) = on_ranks(training.run_each, [list(recipes.values())])
     assert done.code == 0, done.output
     return recipes
 
@@ -71,7 +71,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_memory_holds_about_a_shard(large: Any, name: str, tmp_path: Path) -> None:
     shard = 16 * 2**20
     arguments = [large[name]["output_dir"], str(tmp_path / "export"), name == "LoRA", shard, None]
-    (done,) = on_ranks(workers.export_watched, arguments)
+    (done,) = on_ranks(loading.export_watched, arguments)
     assert done.code == 0, done.output
     size = sum(file.stat().st_size for file in (tmp_path / "export").glob("*.safetensors"))
     assert size > 120 * 2**20

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-import workers
 from helpers import save_tiny_adapter, save_tiny_model
 from launch import on_ranks
 from preference_data import write
+from workers import training
 
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import step_indices, step_totals
@@ -123,7 +123,7 @@ def records(inputs: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
         }
         mistakes = {f"{kind}-{name}": m for kind in KINDS for name, (m, _) in MISTAKES.items()}
         folder = inputs / str(ranks)
-        for done in on_ranks(workers.train_each, [recipes, str(folder), mistakes], ranks=ranks):
+        for done in on_ranks(training.train_each, [recipes, str(folder), mistakes], ranks=ranks):
             assert done.code == 0, done.output
         for name in recipes:
             kind, cut = name.split("-", 1)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import workers
 from helpers import save_tiny_model, tiny_tokenizer
 from launch import deepspeed, on_ranks, write_recipe
 from preference_data import write
+from workers import training
 
 from cpo_ds.data.plan import step_indices
 
@@ -86,7 +86,7 @@ def outcomes(inputs: Path) -> dict[str, dict[str, Any]]:
         for name, (model, stage, dtype, more) in (POISONED | STEEP | FINE).items()
     }
     folder = inputs / "runs"
-    for done in on_ranks(workers.stop_each, [recipes, str(folder)], ranks=2):
+    for done in on_ranks(training.stop_each, [recipes, str(folder)], ranks=2):
         assert done.code == 0, done.output
     found = {}
     for name in recipes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import workers
 from launch import deepspeed_command, finish, on_ranks, start
 from model_hub import model_hub
 from runs import lines, small_recipe
+from workers import training
 
 ONE_STEP = {"max_steps": 1, "eval_every_steps": None}
 
@@ -28,7 +28,7 @@ def test_the_data_is_tokenized_by_one_rank_and_equal_on_all(tmp_path: Path) -> N
     recipe = small_recipe(tmp_path, train=ONE_STEP, checkpoint={"export": False})
     for ranks in (1, 2):
         options = ["--config", str(recipe), "--output_dir", str(tmp_path / str(ranks))]
-        done = on_ranks(workers.count_tokenized, options, ranks=ranks)
+        done = on_ranks(training.count_tokenized, options, ranks=ranks)
         assert [rank.code for rank in done] == [0] * ranks, done
         logs = [tmp_path / str(ranks) / "logs" / f"rank_{rank}.txt" for rank in range(ranks)]
         made = [log.read_text().count("tokenized rows: ") for log in logs]

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import workers
 import yaml
 from launch import main_on_ranks, on_ranks
 from runs import lines, run_recipe, small_recipe
 from small_disk import Disk
+from workers import training
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
             assert not first.done(), first.result()
             time.sleep(0.002)
         holder = (output / "lock").read_text()
-        (second,) = on_ranks(workers.main_without_patience, [*same, "--train.seed", "9"])
+        (second,) = on_ranks(training.main_without_patience, [*same, "--train.seed", "9"])
         assert not first.done(), "the first was over before the second was refused"
         (done,) = first.result()
     assert second.code == 2 and "Traceback" not in second.output, second.output

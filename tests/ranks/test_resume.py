@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import workers
 from helpers import save_tiny_model
 from launch import (
     deepspeed,
@@ -25,6 +24,7 @@ from launch import (
     start,
 )
 from runs import LORA, lines, newest, small_recipe, wait_for_step
+from workers import faults, training
 
 STEPS, RANKS = 8, 2
 
@@ -86,7 +86,7 @@ def test_lora_run_killed_while_it_saves(
 ) -> None:
     folder = recipes["lora"].parent / "killed"
     arguments = ["--config", str(recipes["lora"]), "--output_dir", str(folder)]
-    first, _ = on_ranks(workers.die_while_saving, [6, *arguments], ranks=RANKS)
+    first, _ = on_ranks(faults.die_while_saving, [6, *arguments], ranks=RANKS)
     assert first.code == -9, first.output
     assert newest(folder) == "step-00000003"
     assert (folder / "checkpoints" / "tmp-step-00000006").is_dir()
@@ -104,7 +104,7 @@ def test_negative_control_another_seed_is_another_run(
     """Dropout's random states are part of a checkpoint: without them the lines would differ."""
     folder = recipes["lora"].parent / "reseeded"
     arguments = ["--config", str(recipes["lora"]), "--output_dir", str(folder)]
-    for done in on_ranks(workers.train_with_other_dropout, arguments, ranks=RANKS):
+    for done in on_ranks(training.train_with_other_dropout, arguments, ranks=RANKS):
         assert done.code == 0, done.output
     assert lines(folder) != lines(never_stopped["lora"])
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import launch
 import pytest
-import workers
 from candidate_rows import ROW, rows_file
 from sacrebleu.metrics import BLEU, CHRF
+from workers import loading, training
 
 # The command, with metrics that need no model.
 
@@ -18,7 +18,7 @@ from sacrebleu.metrics import BLEU, CHRF
 def score_lexical(folder: Path, *options: object, ranks: int = 1) -> list[launch.Finished]:
     arguments = ["prepare", "score", "--input", folder / "rows.jsonl", "--output"]
     arguments += [folder / "scored.jsonl", *options]
-    return launch.on_ranks(workers.cpo_ds_command, [str(a) for a in arguments], ranks=ranks)
+    return launch.on_ranks(training.cpo_ds_command, [str(a) for a in arguments], ranks=ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -75,7 +75,7 @@ def test_what_cannot_be_scored_is_said_once(
 
 
 def test_a_split_encoder_gives_the_same_and_each_rank_holds_its_half(tmp_path: Path) -> None:
-    done = launch.on_ranks(workers.split_encoder, [str(tmp_path)], ranks=2)
+    done = launch.on_ranks(loading.split_encoder, [str(tmp_path)], ranks=2)
     assert [one.code for one in done] == [0, 0], done[0].output + done[1].output
     for rank in range(2):
         seen = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-import workers
 from helpers import save_tiny_adapter, save_tiny_model
 from launch import on_ranks
+from workers import loading
 
 RANKS, FLOAT_BYTES = 2, 4
 LORA = {"rank": 4, "alpha": 8, "target_modules": "all-linear"}
@@ -39,7 +39,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
             ("merged", adapter, {}),
         )
     }
-    for done in on_ranks(workers.load_sharded, [recipes, str(folder)], ranks=RANKS):
+    for done in on_ranks(loading.load_sharded, [recipes, str(folder)], ranks=RANKS):
         assert done.code == 0, done.output
     return {
         name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(RANKS)]

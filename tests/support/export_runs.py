@@ -9,9 +9,9 @@ from typing import Any
 
 import peft
 import transformers
-import workers
 from helpers import save_tiny_adapter, save_tiny_model
 from launch import on_ranks
+from workers import training
 
 ALL_SHARDED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
 LORA = {"rank": 4, "alpha": 8, "target_modules": ["v_proj", "down_proj"]}
@@ -88,7 +88,7 @@ def run_all(folder: Path) -> dict[str, dict[str, Any]]:
     recipes = {name: recipe(folder, name, case) for name, case in ALL_CASES.items()}
     for ranks in (1, 2):
         some = [recipes[name] for name, case in ALL_CASES.items() if case.ranks == ranks]
-        for done in on_ranks(workers.run_each, [some], ranks=ranks):
+        for done in on_ranks(training.run_each, [some], ranks=ranks):
             assert done.code == 0, done.output
             assert "Writing model shards" not in done.output
     return recipes

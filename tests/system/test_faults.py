@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import workers
 from launch import deepspeed_command, finish, main_on_ranks, on_ranks, start
 from runs import LORA, lines, rank_processes, small_recipe, wait_for_step
 from torture import torture
+from workers import faults
 
 HOST = socket.gethostname()
 
@@ -46,7 +46,7 @@ def test_a_killed_rank_is_named_by_the_others(rank: int, recipe: Path) -> None:
 def test_a_hung_rank_is_found_and_all_stacks_are_written(recipe: Path) -> None:
     output = recipe.parent / "hung"
     options = ["--config", str(recipe), "--output_dir", str(output), "--train.stall_minutes=0.05"]
-    done = on_ranks(workers.hang, [3, *options], ranks=2, timeout=100)
+    done = on_ranks(faults.hang, [3, *options], ranks=2, timeout=100)
     assert {rank.code for rank in done} <= {5, -9} and 5 in {rank.code for rank in done}
     said = [t for rank in done for t in rank.output.splitlines() if "cpo_ds: stopped" in t]
     assert len(said) == 1 and "no rank got on for 0.05 minutes (train.stall_minutes)" in said[0]
@@ -76,7 +76,7 @@ def test_a_rank_that_hangs_before_the_first_step_is_named(phase: str, tmp_path: 
             assert done.code == 0, done.output
         options += ["--train.max_steps=2"]
     options += ["--train.stall_minutes=0.1"]
-    done = on_ranks(workers.hang_before_training, [where, rank, *options], ranks=2, timeout=60)
+    done = on_ranks(faults.hang_before_training, [where, rank, *options], ranks=2, timeout=60)
     assert 5 in {finished.code for finished in done}, done
     said = [t for one in done for t in one.output.splitlines() if "cpo_ds: stopped" in t]
     assert len(said) == 1 and "no rank got on for 0.1 minutes" in said[0], done
@@ -91,7 +91,7 @@ def test_a_start_and_an_export_longer_than_the_limit_are_no_hang(tmp_path: Path)
     recipe = small_recipe(tmp_path, train={"max_steps": 1})
     options = ["--config", str(recipe), "--output_dir", str(tmp_path / "out")]
     options += ["--train.stall_minutes=0.1"]
-    for done in on_ranks(workers.start_and_export_slowly, [11.0, *options], ranks=2):
+    for done in on_ranks(faults.start_and_export_slowly, [11.0, *options], ranks=2):
         assert done.code == 0, done.output
     assert (tmp_path / "out" / "export" / "model.safetensors").exists()
 
@@ -100,7 +100,7 @@ def test_no_group_of_ranks_gives_up_before_the_watch_does(tmp_path: Path) -> Non
     recipe = small_recipe(tmp_path, train={"max_steps": 1, "stall_minutes": 3000})
     options = [str(tmp_path / "limits"), "--config", str(recipe)]
     options += ["--output_dir", str(tmp_path / "out")]
-    for done in on_ranks(workers.write_limits, options, ranks=2):
+    for done in on_ranks(faults.write_limits, options, ranks=2):
         assert done.code == 0, done.output
     for rank in (0, 1):
         limits = json.loads((tmp_path / f"limits-{rank}.json").read_text())
@@ -111,7 +111,7 @@ def test_no_group_of_ranks_gives_up_before_the_watch_does(tmp_path: Path) -> Non
 def test_a_clock_that_is_set_ends_no_run(recipe: Path) -> None:
     output = recipe.parent / "clock"
     options = ["--config", str(recipe), "--output_dir", str(output), "--train.max_steps=4"]
-    for done in on_ranks(workers.train_while_the_clock_is_set, [2, *options], ranks=2):
+    for done in on_ranks(faults.train_while_the_clock_is_set, [2, *options], ranks=2):
         assert done.code == 0, done.output
     assert lines(output)[-1]["step"] == 4
 
@@ -120,7 +120,7 @@ def test_a_stopped_process_is_named(recipe: Path) -> None:
     """It runs nothing, so it beats no more; the rank that keeps the store is the hard case."""
     output = recipe.parent / "suspended"
     options = ["--config", str(recipe), "--output_dir", str(output)]
-    _, second = on_ranks(workers.suspend, [2, *options], ranks=2, timeout=60)
+    _, second = on_ranks(faults.suspend, [2, *options], ranks=2, timeout=60)
     assert second.code == 5, second.output
     assert re.search(rf"rank 0 on host {HOST} \(process \d+\) ended or cannot", second.output)
 
@@ -128,7 +128,7 @@ def test_a_stopped_process_is_named(recipe: Path) -> None:
 def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
     output = recipe.parent / "error"
     options = ["--config", str(recipe), "--output_dir", str(output)]
-    first, second = on_ranks(workers.fail_alone, [2, 1, *options], ranks=2, timeout=90)
+    first, second = on_ranks(faults.fail_alone, [2, 1, *options], ranks=2, timeout=90)
     assert first.code == 5 and second.code == 1
     said, _, last = first.output.partition("cpo_ds: stopped: rank 1 on host ")
     assert "Traceback" not in said and last.rstrip().endswith("ValueError: of rank 1 alone")
@@ -142,7 +142,7 @@ def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
 def test_an_error_of_rank_0_alone_is_told_once_and_ends_all(recipe: Path) -> None:
     output = recipe.parent / "error-0"
     options = ["--config", str(recipe), "--output_dir", str(output)]
-    first, second = on_ranks(workers.fail_alone, [2, 0, *options], ranks=2, timeout=90)
+    first, second = on_ranks(faults.fail_alone, [2, 0, *options], ranks=2, timeout=90)
     assert (first.code, second.code) in [(1, 5), (1, -9)]  # rank 0 is waited for by nobody
     assert first.output.count("ValueError: of rank 0 alone") == 1
     assert "stopped: rank" not in first.output

@@ -25,9 +25,7 @@ ALLOWED = {
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 LONG = {
-    "tests/support/workers.py": ["the file"],
     "tests/unit/benchmarks/test_memory_vs_dpo.py": ["the file"],
-    "tests/unit/data/test_formats.py": ["the file"],
 }  # exceptions
 
 IMPORTS = architecture.package_imports()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import workers
 from helpers import save_tiny_adapter, save_tiny_model, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch import main_on_ranks, on_ranks, write_recipe
+from workers import loading
 
 from cpo_ds.errors import UserError
 from cpo_ds.model import fingerprint
@@ -122,7 +122,7 @@ def test_stages_and_ranks_agree(tmp_path: Path) -> None:
     recipes = {str(stage): recipe(model, stage) for stage in REPOSITORY_DS}
     found = set()
     for ranks in (1, 2):
-        for done in on_ranks(workers.print_fingerprints, [recipes], ranks=ranks):
+        for done in on_ranks(loading.print_fingerprints, [recipes], ranks=ranks):
             assert done.code == 0, done.output
             lines = [line for line in done.output.splitlines() if line.startswith("fingerprint ")]
             assert len(lines) == len(recipes)

@@ -1,0 +1,81 @@
+"""Checkpoints that are damaged in every way, and what a resume finds then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpo_ds.checkpoint.resume import find_checkpoint
+from cpo_ds.config import CheckpointConfig
+from cpo_ds.errors import UserError
+from cpo_ds.ranks.ranks import Ranks, init_ranks
+
+
+def find_damaged(folder: str, newest: str, report: str) -> None:
+    """Damages each file of a checkpoint in each way, looks for one to resume from, sets it right.
+
+    Writes down what was found and said where the run may fall back, where it has to stop, and
+    where this checkpoint is named.
+    """
+    ranks, checkpoints = init_ranks(), Path(folder)
+    found: dict[str, list[Any]] = {"damaged": [], "untouched": []}
+    for path in sorted((checkpoints / newest).iterdir()):
+        content = path.read_bytes()
+        found["untouched"].append(_find_each_way(checkpoints, newest, ranks))
+        for way, changed in _ways_to_damage(content, bits=(0, 4 * len(content), -1)):
+            path.unlink()
+            if changed is not None:
+                path.write_bytes(changed)
+            fall_back, said, stop, named = _find_each_way(checkpoints, newest, ranks)
+            case = {"file": path.name, "way": way, "fall_back": fall_back}
+            found["damaged"].append(case | {"said": said, "stop": stop, "named": named})
+            path.write_bytes(content)
+    found["untouched"].append(_find_each_way(checkpoints, newest, ranks))
+    Path(report).write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def find_with_damaged_latest(folder: str, newest: str, report: str) -> None:
+    """The same for every bit of the file `latest`."""
+    ranks, checkpoints, cases = init_ranks(), Path(folder), []
+    path = checkpoints / "latest"
+    content = path.read_bytes()
+    for way, changed in _ways_to_damage(content, bits=range(8 * len(content))):
+        path.unlink(missing_ok=True)
+        if changed is not None:
+            path.write_bytes(changed)
+        found, said, stop, _ = _find_each_way(checkpoints, newest, ranks)
+        stopped = None if stop == found else stop
+        cases.append({"way": way, "found": found, "said": said, "stop": stopped})
+    Path(report).write_text(json.dumps(cases))
+    torch.distributed.destroy_process_group()
+
+
+def _ways_to_damage(content: bytes, bits: Iterable[int]) -> list[tuple[str, bytes | None]]:
+    """What a file may have become; None: it is gone."""
+    ways: list[tuple[str, bytes | None]] = [("removed", None), ("emptied", b"")]
+    ways += [(f"truncated to {size}", content[:size]) for size in {1, len(content) - 1}]
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit % (8 * len(content)) // 8] ^= 1 << bit % 8
+        ways.append((f"bit {bit}", bytes(flipped)))
+    return ways
+
+
+def _find_each_way(folder: Path, newest: str, ranks: Ranks) -> tuple[Any, list[str], Any, Any]:
+    """What is found, and said, by default; with on_damage: stop; and where `newest` is named."""
+
+    def find(say: Any, **settings: Any) -> str:
+        try:
+            found = find_checkpoint(CheckpointConfig(**settings), folder, ranks, say)
+        except UserError as error:
+            return str(error)
+        return found[0].name if found else "none"
+
+    said: list[str] = []
+    named = find(lambda text: None, resume=str(folder / newest))
+    return find(said.append), said, find(lambda text: None, on_damage="stop"), named

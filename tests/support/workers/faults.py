@@ -1,0 +1,166 @@
+"""Runs in which a rank dies, hangs, fails or is slow at a chosen moment."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import torch
+
+import cpo_ds.run.build
+from cpo_ds.checkpoint import save as saver
+from cpo_ds.checkpoint.manifest import checkpoint_name
+from cpo_ds.data import rows
+from cpo_ds.export import folder as pretrained
+from cpo_ds.ranks import watch
+from cpo_ds.run import trainer
+from cpo_ds.train import main
+
+
+def die_while_saving(step: int, *arguments: str) -> int:
+    """Trains, but is killed where a step's checkpoint is written, though not yet under its name."""
+    publish = saver.publish
+
+    def publish_or_die(unfinished: Path, final: Path) -> None:
+        if final.name == checkpoint_name(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        publish(unfinished, final)
+
+    with mock.patch.object(saver, "publish", publish_or_die):
+        return main(list(arguments))
+
+
+def hang(step: int, *arguments: str) -> int:
+    """Trains, but rank 1 never gets past the planning of a step; the watch is less patient."""
+    plan = trainer.plan
+
+    def plan_or_hang(run: trainer.Run, now: int) -> Any:
+        while now == step and run.ranks.rank == 1:
+            time.sleep(1)
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_or_hang),
+        mock.patch.object(watch, "_GRACE_SECONDS", 2.0),
+    ):
+        return main(list(arguments))
+
+
+def hang_before_training(where: str, rank: int, *arguments: str) -> int:
+    """Trains, but a rank never comes back from a function that is called before the first step."""
+    module, _, name = where.rpartition(".")
+    original = getattr(importlib.import_module(module), name)
+
+    def call_or_hang(*inputs: Any, **options: Any) -> Any:
+        while os.environ["RANK"] == str(rank):
+            time.sleep(1)
+        return original(*inputs, **options)
+
+    with mock.patch(where, call_or_hang), mock.patch.object(watch, "_GRACE_SECONDS", 2.0):
+        return main(list(arguments))
+
+
+def start_and_export_slowly(seconds: float, *arguments: str) -> int:
+    """Trains, but reading rows and writing the export take so long each, moving all the time."""
+    make_row, save_file = rows._make_row, pretrained.save_file
+    pauses = 20
+    slow_rows = iter(range(pauses))
+
+    def make_row_slowly(*inputs: Any) -> Any:
+        if next(slow_rows, None) is not None:
+            time.sleep(seconds / pauses)
+        return make_row(*inputs)
+
+    def save_file_slowly(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        with tempfile.TemporaryFile() as file:
+            for _ in range(pauses):
+                time.sleep(seconds / pauses)
+                file.write(bytes(2**20))
+                file.flush()
+        save_file(tensors, path, **options)
+
+    with (
+        mock.patch.object(rows, "_make_row", make_row_slowly),
+        mock.patch.object(pretrained, "save_file", save_file_slowly),
+        mock.patch.object(watch, "_GRACE_SECONDS", 2.0),
+    ):
+        return main(list(arguments))
+
+
+def train_while_the_clock_is_set(step: int, *arguments: str) -> int:
+    """Trains, but from a step on the system says that it was started three seconds later."""
+    plan, boot_time = trainer.plan, psutil._pslinux.boot_time
+
+    def plan_and_set(run: trainer.Run, now: int) -> Any:
+        if now == step:
+            psutil._pslinux.boot_time = lambda: boot_time() + 3
+            time.sleep(5 * watch.BEAT_SECONDS)
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_and_set),
+        mock.patch.object(psutil._pslinux, "boot_time", boot_time),
+        mock.patch.object(watch, "_GRACE_SECONDS", 1.0),
+    ):
+        return main(list(arguments))
+
+
+def write_limits(report: str, *arguments: str) -> int:
+    """Trains; each rank writes for how many minutes its groups of ranks wait for one of them."""
+    train = cpo_ds.run.trainer.train
+
+    def write_and_train(run: trainer.Run) -> None:
+        c10d = torch.distributed.distributed_c10d
+        groups = [group for group in c10d._world.pg_map if isinstance(group, c10d.ProcessGroup)]
+        limits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+        limits += [c10d._get_default_timeout("nccl"), c10d._get_default_timeout("gloo")]
+        limits.append(c10d._get_default_store().timeout)
+        minutes = [limit.total_seconds() / 60 for limit in limits]
+        Path(f"{report}-{run.ranks.rank}.json").write_text(json.dumps(minutes))
+        train(run)
+
+    with mock.patch.object(cpo_ds.run.trainer, "train", write_and_train):
+        return main(list(arguments))
+
+
+def suspend(step: int, *arguments: str) -> int:
+    """Trains, but rank 0's process is stopped at a step; others count as lost soon."""
+    plan = trainer.plan
+
+    def plan_or_stop(run: trainer.Run, now: int) -> Any:
+        if now == step and run.ranks.rank == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_or_stop),
+        mock.patch.multiple(watch, SILENT_SECONDS=4.0, _GRACE_SECONDS=2.0),
+    ):
+        return main(list(arguments))
+
+
+def fail_alone(step: int, rank: int, *arguments: str) -> int:
+    """Trains, but one rank fails at a step, and the others do not know.
+
+    The watch asks all the time: also between the rank's telling of its error and its end.
+    """
+    plan = trainer.plan
+
+    def plan_or_fail(run: trainer.Run, now: int) -> Any:
+        if now == step and run.ranks.rank == rank:
+            raise ValueError(f"of rank {rank} alone")
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_or_fail),
+        mock.patch.object(watch, "BEAT_SECONDS", 0.01),
+    ):
+        return main(list(arguments))
