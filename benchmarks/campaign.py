@@ -29,7 +29,7 @@ from workload import (
     write_rows,
 )
 
-from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
 from cpo_ds.model.load import load_model_config
 from cpo_ds.model.offline import outline
@@ -101,7 +101,7 @@ class Campaign:
             if method in OURS:
                 job = self._job(workload, 1, None, training, method, 0)
                 config = config_of(job, str(self._folder))
-                read_deepspeed_config(config)
+                read_deepspeed_settings(config)
                 outline(config)
 
     def _prepare_model(self) -> str:

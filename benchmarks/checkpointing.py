@@ -50,7 +50,7 @@ def main() -> None:
 
 def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     from cpo_ds.checkpoint.save import Saver
-    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.engine.settings import read_deepspeed_settings
     from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.recipe import load_config
@@ -58,7 +58,7 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
 
     silence_libraries()
     config, _ = load_config(recipe)
-    settings = read_deepspeed_config(config)
+    settings = read_deepspeed_settings(config)
     ranks = init_ranks()
     silence_after_import()
     folder = Path(ranks.on_first(tempfile.mkdtemp))  # one for all ranks

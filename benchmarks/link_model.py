@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.devices import Device
+from cpo_ds.engine.zero import ZeroSettings, zero_settings
 from cpo_ds.errors import UserError
 from cpo_ds.planner.communication import Cluster, gather, zero_volume
-from cpo_ds.planner.zero import ZeroSettings, zero_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 _LARGE = 7e9  # weights of the model whose proportions the small one gets

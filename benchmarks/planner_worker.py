@@ -45,7 +45,7 @@ def configuration(task: dict[str, Any], model: str, folder: str) -> Any:
 
 def main(task: dict[str, Any]) -> None:
     """Trains and measures; rank 0 writes."""
-    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.engine.settings import read_deepspeed_settings
     from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.run.build import build_run
@@ -57,7 +57,7 @@ def main(task: dict[str, Any]) -> None:
     config = configuration(task, str(folder / "model"), str(folder / "run"))
     ranks.on_first(lambda: _save_random_model(task["shape"], task["dtype"], folder / "model"))
     pairs = _pairs(2 * config.batch.pairs)
-    run = build_run(config, read_deepspeed_config(config), ranks, pairs, [], {})
+    run = build_run(config, read_deepspeed_settings(config), ranks, pairs, [], {})
     held, _ = _step(run, 1)
     on_gpu = ranks.device.type == "cuda"
     baseline = 0.0 if on_gpu else memory_now() * 1024 - held

@@ -27,7 +27,7 @@ def run_ours(
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.engine.settings import read_deepspeed_settings
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.run.build import build_run
     from cpo_ds.run.monitor import Monitor
@@ -43,7 +43,7 @@ def run_ours(
                 raise Finished
 
     config = config_of(job, folder)
-    settings = read_deepspeed_config(config)
+    settings = read_deepspeed_settings(config)
     ranks = init_ranks()
     pairs = tokenized_pairs(job) if pairs is None else pairs
     probe.libraries_are_loaded()
@@ -81,7 +81,7 @@ def split(run: Any, peak: float, libraries: float) -> dict[str, float]:
         run.engine.accumulate(share * float(batch.counted))
         watch.end()
         del terms, share
-    held = states_gib(run.engine.policy, run.engine.reference, run.engine.deepspeed.optimizer)
+    held = states_gib(run.engine.policy, run.engine.reference, run.engine.sharded_optimizer)
     run.engine.update(run.config.optim.learning_rate)
     levels = max(watch.seen, key=lambda seen: seen.peak)
     parts = parts_of_peak(peak, libraries, held, levels)

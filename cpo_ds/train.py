@@ -50,9 +50,10 @@ from cpo_ds.errors import (  # noqa: E402
 )
 from cpo_ds.ranks.place import place, take_environment_file  # noqa: E402
 from cpo_ds.ranks.quiet import silence_after_import, silence_libraries  # noqa: E402
-from cpo_ds.recipe import keeps_local_checkpoints, load_config  # noqa: E402
+from cpo_ds.recipe import load_config  # noqa: E402
 
 if TYPE_CHECKING:
+    from cpo_ds.engine.settings import DeepSpeedSettings
     from cpo_ds.ranks.ranks import Ranks
     from cpo_ds.ranks.stopping import StopRequest
 
@@ -106,7 +107,7 @@ def run_recipe(config: Config) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from cpo_ds.engine.settings import read_deepspeed_config
+    from cpo_ds.engine.settings import read_deepspeed_settings
     from cpo_ds.ranks.logs import RankLog
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.ranks.stopping import StopRequest
@@ -115,7 +116,7 @@ def run_recipe(config: Config) -> None:
     from cpo_ds.storage.lock import hold_folder
 
     quiet = logging.getLogger("DeepSpeed").level == logging.ERROR
-    settings = read_deepspeed_config(config)
+    settings = read_deepspeed_settings(config)
     ranks = init_ranks(config.train.stall_minutes)
     stop = StopRequest(config.train.max_hours)
     stop.listen()
@@ -124,7 +125,7 @@ def run_recipe(config: Config) -> None:
     folder = Path(config.output_dir)
     ranks.everywhere(lambda: make_output_folder(folder))
     lock: list[Any] = []  # kept open as long as this runs
-    in_folders = ranks.per_folder(is_local=keeps_local_checkpoints(settings))
+    in_folders = ranks.per_folder(is_local=settings.keeps_local_checkpoints)
     in_folders(lambda: lock.append(hold_folder(folder)))
     log = RankLog(ranks.rank, folder)
     log.open()
@@ -135,7 +136,9 @@ def run_recipe(config: Config) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _run_watched(config: Config, settings: dict[str, Any], ranks: Ranks, stop: StopRequest) -> None:
+def _run_watched(
+    config: Config, settings: DeepSpeedSettings, ranks: Ranks, stop: StopRequest
+) -> None:
     from cpo_ds.run.build import as_trained, build_run, find_resume, prepare_pairs, run_identity
     from cpo_ds.run.folder import clear_finished, finished_step, write_config, write_finished
     from cpo_ds.run.trainer import planned_steps, train

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cpo_ds.devices import DEVICES  # noqa: E402
+from cpo_ds.engine.zero import ZeroSettings  # noqa: E402
 from cpo_ds.planner.communication import (  # noqa: E402
     Cluster,
     Volume,
@@ -25,7 +26,6 @@ from cpo_ds.planner.step_time import (  # noqa: E402
     communication_seconds,
     compute_seconds,
 )
-from cpo_ds.planner.zero import ZeroSettings  # noqa: E402
 from cpo_ds.recipe import parse_config  # noqa: E402
 
 PAGE = ROOT / "docs" / "scaling.md"

@@ -25,6 +25,7 @@ from cpo_ds.checkpoint.manifest import (
 )
 from cpo_ds.config import CheckpointConfig, Config
 from cpo_ds.engine.engine import Engine
+from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.ranks import Ranks
 
@@ -169,10 +170,10 @@ def check_weights_before(path: Path, manifest: Manifest, fingerprint: str) -> No
         )
 
 
-def changed_settings(manifest: Manifest, config: Config, deepspeed: dict[str, Any]) -> list[str]:
+def changed_settings(manifest: Manifest, config: Config, settings: DeepSpeedSettings) -> list[str]:
     """Settings that the run was saved with and are another way now, as `name: before -> now`."""
     there = _flat(manifest.configuration) | _flat(manifest.deepspeed)
-    here = _flat(config.model_dump(mode="json")) | _flat(deepspeed)
+    here = _flat(config.model_dump(mode="json")) | _flat(settings.file)
     skipped = ("checkpoint.", "logging.", "output_dir", "model.name_or_path")
     there.pop("deepspeed", None)  # the file's name; what it holds counts
     here.pop("deepspeed", None)
@@ -197,29 +198,10 @@ def load(engine: Engine, ranks: Ranks, path: Path, *, adapter_only: bool, same_r
 
     The optimizer's settings (betas, weight decay...) are those of this run, not the checkpoint's.
     """
-    settings = [_settings(group) for group in engine.deepspeed.optimizer.param_groups]
-    loaded, _ = engine.deepspeed.load_checkpoint(
-        str(path.parent),
-        tag=path.name,
-        load_module_strict=not adapter_only,  # frozen weights come from the base model
-        load_lr_scheduler_states=False,
-    )
-    if loaded is None:
-        raise UserError(f"DeepSpeed finds nothing in the checkpoint {path}.")
-    # DeepSpeed's universal loading at stage 3 gives all groups the first one's settings, and all
-    # states one tensor to count their steps in, which each would then advance, and on the host.
-    for group, before in zip(engine.deepspeed.optimizer.param_groups, settings, strict=True):
-        group.update(before)
-    for parameter, state in engine.optimizer.state.items():
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].to(parameter.device, copy=True)
+    engine.load_shards(path, without_frozen=adapter_only)  # these come from the base model
     if same_ranks:
         random_states = torch.load(path / random_state_name(ranks.rank), weights_only=True)
         torch.set_rng_state(random_states["cpu"])
         if "cuda" in random_states:
             torch.cuda.set_rng_state(random_states["cuda"], ranks.device)
     ranks.wait_for_all()
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}

@@ -51,9 +51,6 @@ class Saver:
             in_background=config.checkpoint.in_background,
             left_out=_frozen_names(engine) if config.trains_adapter else frozenset(),
         )
-        engine.deepspeed.checkpoint_engine = self._writer
-        # Rank 0 alone would copy DeepSpeed's recovery scripts; `cpo-ds export` does their work.
-        engine.deepspeed._copy_recovery_script = lambda folder: None
         self._pending: int | None = None  # the step that is being written
         self._started = 0.0
         self._failed = False
@@ -77,11 +74,8 @@ class Saver:
         problem = self._attempt(lambda: _empty_folder(unfinished))
         self._pending = step
         if problem is None:
-            self._engine.deepspeed.save_checkpoint(
-                str(self._folder),
-                tag=unfinished.name,
-                save_latest=False,
-                exclude_frozen_parameters=self._config.trains_adapter,
+            self._engine.save_shards(
+                unfinished, self._writer, without_frozen=self._config.trains_adapter
             )
             random_states = {"cpu": torch.get_rng_state()}
             if self._ranks.device.type == "cuda":

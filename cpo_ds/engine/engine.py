@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from torch import nn
 
-from cpo_ds.config import Config, OptimConfig
-from cpo_ds.engine.groups import HPZ, QWZ, check_int8_parts, group_warning
-from cpo_ds.engine.settings import zero_stage
+from cpo_ds.config import Config
+from cpo_ds.engine.groups import check_int8_parts, group_warning
+from cpo_ds.engine.optimizer import make_optimizer
+from cpo_ds.engine.settings import DeepSpeedSettings
+from cpo_ds.errors import UserError
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.ranks.liveness import count_common_work
 from cpo_ds.ranks.ranks import Ranks
@@ -32,17 +36,18 @@ class Update:
 
 
 @contextmanager
-def sharded_loading(settings: dict[str, Any], ranks: Ranks) -> Iterator[None]:
+def sharded_loading(settings: DeepSpeedSettings, ranks: Ranks) -> Iterator[None]:
     """Inside it, transformers splits each parameter over the ranks as it loads it (ZeRO-3 only).
 
-    Raises `UserError` on all ranks where their groups of hierarchical partitioning do not match.
+    Raises `UserError` on all ranks if their groups of hierarchical partitioning do not match.
     """
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    _check_groups(settings["zero_optimization"], ranks)
+    if settings.sets_groups:
+        _check_groups(settings.zero.secondary_partition, ranks)
     # transformers looks at a weak reference to this object while it loads.
-    keep = HfDeepSpeedConfig(settings) if zero_stage(settings) == 3 else None
+    keep = HfDeepSpeedConfig(settings.as_deepspeed()) if settings.stage == 3 else None
     try:
         yield
     finally:
@@ -50,11 +55,9 @@ def sharded_loading(settings: dict[str, Any], ranks: Ranks) -> Iterator[None]:
             unset_hf_deepspeed_config()
 
 
-def _check_groups(zero: dict[str, Any], ranks: Ranks) -> None:
-    """Compares what the ranks made of `auto`; rank 0 says where groups are no hosts."""
-    if HPZ not in zero:
-        return
-    warning = group_warning(ranks.gather(zero[HPZ]), ranks.hosts)
+def _check_groups(size: int, ranks: Ranks) -> None:
+    """Compares the group sizes that ranks made of `auto`; rank 0 warns if groups are not hosts."""
+    warning = group_warning(ranks.gather(size), ranks.hosts)
     if warning and ranks.rank == 0:
         print(f"warning: {warning}.", flush=True)
 
@@ -74,38 +77,41 @@ class Engine:
         self,
         policy: PolicyModel,
         config: Config,
-        settings: dict[str, Any],
+        settings: DeepSpeedSettings,
         reference: PolicyModel | None = None,
     ) -> None:
-        if zero_stage(settings) == 3:
+        if settings.stage == 3:
             _share_head(policy)
         self.policy = policy
         self._switches_adapter_off = config.loss.takes_reference_from("adapter")
         self.reference = reference and _sharded_reference(reference, settings)
-        self.stage = zero_stage(settings)
+        self.stage = settings.stage
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
-        self.optimizer = optimizer = _optimizer(policy, config.optim)
+        self.optimizer = optimizer = make_optimizer(policy, config.optim)
+        for_deepspeed = settings.as_deepspeed()
         if self.stage == 0 and config.model.dtype == "float32":
             # DeepSpeed wraps nothing here, so its clipping is ours: it reports no norm.
-            settings = settings | {"gradient_clipping": 0.0}
+            for_deepspeed["gradient_clipping"] = 0.0
             optimizer.register_step_pre_hook(self._clip_plain_gradients)
         self._max_grad_norm = config.optim.max_grad_norm
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=policy, optimizer=optimizer, config=settings, dist_init_required=False
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=policy, optimizer=optimizer, config=for_deepspeed, dist_init_required=False
         )
-        if settings["zero_optimization"].get(QWZ):
+        if settings.zero.quantized_weights:
             named: Iterable[tuple[str, Any]] = policy.named_parameters()
             gathered = {name: p.ds_numel for name, p in named if not p.ds_persist}
             check_int8_parts(gathered, self.world_size)
         if self.stage == 0 and config.model.dtype == "float32" and self.world_size == 1:
             # It would copy all gradients, twice, to add them up over this one rank.
-            self.deepspeed.enable_backward_allreduce = False
+            self._deepspeed.enable_backward_allreduce = False
+        # Rank 0 alone would copy DeepSpeed's recovery scripts; `cpo-ds export` does their work.
+        self._deepspeed._copy_recovery_script = lambda folder: None
 
     @property
     def world_size(self) -> int:
         """Ranks over all hosts."""
-        return self.deepspeed.world_size
+        return self._deepspeed.world_size
 
     def score(self, batch: PackedBatch) -> PairLogps:
         """One forward pass, and one of the reference where there is one to be made.
@@ -114,7 +120,7 @@ class Engine:
         """
         count_common_work()
         reference = self._reference_logps(batch)
-        chosen, rejected = self.deepspeed(batch)
+        chosen, rejected = self._deepspeed(batch)
         counts = (batch.num_chosen_tokens, batch.num_rejected_tokens)
         return PairLogps(chosen, rejected, *counts, *reference)
 
@@ -125,7 +131,7 @@ class Engine:
             return self.reference(batch)
         if self._switches_adapter_off:
             with self.policy.language_model.disable_adapter():
-                return self.deepspeed(batch)
+                return self._deepspeed(batch)
         return () if batch.reference_logps is None else batch.reference_logps.unbind(1)
 
     def accumulate(self, loss_share: torch.Tensor) -> None:
@@ -139,21 +145,21 @@ class Engine:
         # A share that is not finite must not hide behind a finite gradient: it becomes NaN, which
         # DeepSpeed finds in the gradient's norm on all ranks before it touches the weights.
         poison = torch.where(finite, 1.0, torch.nan)
-        self.deepspeed.backward(loss_share * poison * self.world_size, scale_wrt_gas=False)
+        self._deepspeed.backward(loss_share * poison * self.world_size, scale_wrt_gas=False)
 
     def update(self, learning_rate: float) -> Update:
         """One optimizer step over what was accumulated; all ranks get the same answer."""
         count_common_work()
-        for group in self.deepspeed.optimizer.param_groups:
+        for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         try:
-            self.deepspeed.step()
+            self._deepspeed.step()
         except _NonFiniteGradient:
             return Update(grad_norm=float("nan"), applied=False)
-        applied = not getattr(self.deepspeed.optimizer, "overflow", False)
+        applied = not getattr(self._deepspeed.optimizer, "overflow", False)
         norm = self._plain_norm
         if norm is None:
-            norm = float(self.deepspeed.get_global_grad_norm())
+            norm = float(self._deepspeed.get_global_grad_norm())
         return Update(grad_norm=norm, applied=applied)
 
     def _clip_plain_gradients(self, optimizer: Any, *_: Any) -> None:
@@ -163,6 +169,63 @@ class Engine:
         if not torch.isfinite(norm):
             raise _NonFiniteGradient
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside it the model is in evaluation mode and no gradients are computed.
+
+        After it, also on an error, the model is in training mode again.
+        """
+        self._deepspeed.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._deepspeed.train()
+
+    @property
+    def sharded_optimizer(self) -> Any:
+        """DeepSpeed's optimizer around `optimizer`; for measurements of what it holds."""
+        return self._deepspeed.optimizer
+
+    def save_shards(
+        self, folder: Path, writer: CheckpointEngine, *, without_frozen: bool = False
+    ) -> None:
+        """Writes this rank's part of weights and optimizer to `folder`; all ranks call it.
+
+        `writer` writes the files. `without_frozen` leaves frozen weights out.
+        """
+        self._deepspeed.checkpoint_engine = writer
+        self._deepspeed.save_checkpoint(
+            str(folder.parent),
+            tag=folder.name,
+            save_latest=False,
+            exclude_frozen_parameters=without_frozen,
+        )
+
+    def load_shards(self, folder: Path, *, without_frozen: bool = False) -> None:
+        """Restores weights and optimizer from a folder of `save_shards`; all ranks call it.
+
+        The optimizer's settings (betas, weight decay...) stay those of this run. `without_frozen`
+        is for a folder without frozen weights. Raises `UserError` if DeepSpeed finds nothing in it.
+        """
+        settings = [_settings(group) for group in self._deepspeed.optimizer.param_groups]
+        loaded, _ = self._deepspeed.load_checkpoint(
+            str(folder.parent),
+            tag=folder.name,
+            load_module_strict=not without_frozen,
+            load_lr_scheduler_states=False,
+        )
+        if loaded is None:
+            raise UserError(f"DeepSpeed finds nothing in the checkpoint {folder}.")
+        # DeepSpeed's universal loading at stage 3 gives all groups the first one's settings. It
+        # also gives all states one tensor, on the host, to count their steps in: each state would
+        # advance it.
+        for group, before in zip(self._deepspeed.optimizer.param_groups, settings, strict=True):
+            group.update(before)
+        for parameter, state in self.optimizer.state.items():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].to(parameter.device, copy=True)
+
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """Sums a tensor over ranks, in place."""
         torch.distributed.all_reduce(values)
@@ -170,7 +233,7 @@ class Engine:
 
     def max_over_ranks(self, value: float) -> float:
         """The largest of the ranks' values."""
-        values = torch.tensor([value], dtype=torch.float64, device=self.deepspeed.device)
+        values = torch.tensor([value], dtype=torch.float64, device=self._deepspeed.device)
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
         return values.item()
 
@@ -188,42 +251,24 @@ def _share_head(policy: PolicyModel) -> None:
     deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
 
 
-def _sharded_reference(reference: PolicyModel, settings: dict[str, Any]) -> Any:
+def _sharded_reference(reference: PolicyModel, settings: DeepSpeedSettings) -> Any:
     """A frozen model as it is called: under ZeRO-3 by an engine of its own, without optimizer."""
-    if zero_stage(settings) < 3:
+    if settings.stage < 3:
         return reference
     _share_head(reference)
-    zero = {k: v for k, v in settings["zero_optimization"].items() if k != "offload_optimizer"}
+    for_deepspeed = settings.as_deepspeed()
+    for_deepspeed["zero_optimization"].pop("offload_optimizer", None)
     engine, *_ = deepspeed.initialize(
-        model=reference, config=settings | {"zero_optimization": zero}, dist_init_required=False
+        model=reference, config=for_deepspeed, dist_init_required=False
     )
     engine.eval()
     return engine
 
 
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an optimizer's parameter group."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
 class _NonFiniteGradient(Exception):
     """Raised inside torch's optimizer step, before it touches a weight."""
-
-
-def _optimizer(policy: PolicyModel, optim: OptimConfig) -> torch.optim.AdamW:
-    decayed: list[nn.Parameter] = []
-    other: list[nn.Parameter] = []
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
-            (other if _is_norm_or_bias(name) else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": other, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optim.learning_rate,
-        betas=optim.betas,
-        eps=optim.eps,
-        fused=True,
-    )
-
-
-def _is_norm_or_bias(name: str) -> bool:
-    """What transformers' Trainer does not decay either."""
-    return name.endswith("bias") or "norm" in name.lower()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from pydantic import ValidationError
 
 from cpo_ds.config import Config
 from cpo_ds.engine.groups import HPZ, QWZ, group_size, why_no_quantizer
+from cpo_ds.engine.zero import ZeroSettings, zero_settings
 from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.ranks.place import Place, place
-from cpo_ds.recipe import read_deepspeed_file
+from cpo_ds.recipe import keeps_local_checkpoints, read_deepspeed_file
 
 # What the recipe says; a DeepSpeed file that says it too would be a second source of truth.
 _FILLED_IN = {
@@ -28,7 +31,6 @@ _FILLED_IN = {
     "fp16": "model.dtype",
     "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW is used on every device",
 }
-
 
 # What a DeepSpeed file may hold; anything else it would ignore without a word.
 _TAKEN = (
@@ -49,41 +51,86 @@ _REFUSED = {
     "models only, and only where a program calls it for it, which this one does not",
 }
 
-_LOAD_UNIVERSAL = "load_universal"  # in DeepSpeed's checkpoint section; the run decides it
 
+@dataclass(frozen=True)
+class DeepSpeedSettings:
+    """A DeepSpeed file, checked and completed by the recipe.
 
-def read_deepspeed_config(config: Config, planned: Place | None = None) -> dict[str, Any]:
-    """The JSON file, with what the recipe decides filled in. Raises `UserError` for a bad file.
-
-    With `planned` for ranks that are not here, so that this machine need not have their devices.
+    `file` is the content of the JSON file as manifests keep it, hpZ's `auto` resolved.
     """
-    path, settings = read_deepspeed_file(config)
-    _check_settings(settings, path)
-    here = planned or place()
-    zero = settings["zero_optimization"]
-    if config.model.dtype == "float16" and not zero.get("stage"):
+
+    zero: ZeroSettings
+    file: dict[str, Any]
+    _from_recipe: dict[str, Any]  # DeepSpeed's keys that the recipe decides
+    keeps_local_checkpoints: bool = False  # each host keeps its part on a disk of its own
+    is_universal: bool = False  # for an engine that loads a universal checkpoint
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage, 0 to 3."""
+        return self.zero.stage
+
+    @property
+    def sets_groups(self) -> bool:
+        """Whether the file sets hpZ, hierarchical partitioning, to any size."""
+        return HPZ in self.file["zero_optimization"]
+
+    def as_deepspeed(self) -> dict[str, Any]:
+        """A new dictionary for `deepspeed.initialize`."""
+        settings = copy.deepcopy(self.file | self._from_recipe)
+        if self.is_universal:
+            settings.setdefault("checkpoint", {})["load_universal"] = True
+        return settings
+
+    def with_universal_loading(self) -> DeepSpeedSettings:
+        """The same settings for an engine that loads a universal checkpoint."""
+        return replace(self, is_universal=True)
+
+
+def read_deepspeed_settings(config: Config, planned: Place | None = None) -> DeepSpeedSettings:
+    """Reads and checks the recipe's DeepSpeed file. Raises `UserError` for a bad one.
+
+    `planned` is a cluster to plan for. Without it the settings are for the ranks of this run, and
+    this machine must have the devices that they need.
+    """
+    path, file = read_deepspeed_file(config)
+    _check_settings(file, path)
+    ranks = planned or place()
+    section = file["zero_optimization"]
+    if config.model.dtype == "float16" and not section.get("stage"):
         raise UserError(
             f"model.dtype is float16 and {path} sets ZeRO stage 0, at which DeepSpeed divides "
             "gradients by a loss scale that it never multiplied the loss by; take bfloat16 or "
             "float32, or a file of stage 1, 2 or 3."
         )
-    if HPZ in zero:
-        settings["zero_optimization"] = zero = zero | {HPZ: group_size(zero[HPZ], here, path)}
+    if HPZ in section:
+        section = section | {HPZ: group_size(section[HPZ], ranks, path)}
+    zero = zero_settings(section)
     if planned is None:
         _check_devices(config, zero, path)
-    if zero.get(HPZ, 1) > 1 and config.loss.takes_reference_from("model"):
+    if zero.secondary_partition > 1 and config.loss.takes_reference_from("model"):
         raise UserError(
             f"{path} sets {HPZ}, with which DeepSpeed loads no second model; set "
             "loss.reference to precomputed, or to adapter with a lora section."
         )
+    return DeepSpeedSettings(
+        zero,
+        file | {"zero_optimization": section},
+        _settings_from_recipe(config, ranks.world_size),
+        keeps_local_checkpoints=keeps_local_checkpoints(file),
+    )
+
+
+def _settings_from_recipe(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings that the recipe decides."""
     precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
-    return settings | {
+    return {
         # Micro-batches hold as many pairs as fit, so DeepSpeed is told nothing of their number:
         # any number of backward passes, then one step.
         "managed_gradient_accumulation": False,
         "gradient_accumulation_steps": 1,
         "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": here.world_size,
+        "train_batch_size": world_size,
         "gradient_clipping": config.optim.max_grad_norm,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -91,13 +138,13 @@ def read_deepspeed_config(config: Config, planned: Place | None = None) -> dict[
     }
 
 
-def _check_devices(config: Config, zero: dict[str, Any], path: Path) -> None:
+def _check_devices(config: Config, zero: ZeroSettings, path: Path) -> None:
     """Refuses what this machine has no device or compiler for."""
     if config.model.dtype == "float16" and not torch.cuda.is_available():
         raise UserError(
             "model.dtype is float16, which DeepSpeed trains on a GPU only; on a CPU use float32."
         )
-    reason = why_no_quantizer() if zero.get(QWZ) else None
+    reason = why_no_quantizer() if zero.quantized_weights else None
     if reason is not None:
         raise UserError(
             f"{path} sets {QWZ}, for which CUDA kernels must run: {reason}; or take "
@@ -166,20 +213,3 @@ def _check_zero(section: dict[str, Any], path: Path) -> None:
             f"{path} sets {HPZ} and offload_param: the second copy would be in host memory too, "
             "and losses were seen to be wrong (DeepSpeed's issue 6926); remove one of them."
         )
-
-
-def of_the_file(settings: dict[str, Any]) -> dict[str, Any]:
-    """The part of a completed configuration that the JSON file said."""
-    said = {key: value for key, value in settings.items() if key in _TAKEN}
-    checkpoint = {k: v for k, v in said.pop("checkpoint", {}).items() if k != _LOAD_UNIVERSAL}
-    return said | ({"checkpoint": checkpoint} if checkpoint else {})
-
-
-def with_universal_loading(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration for an engine that loads a universal checkpoint."""
-    return settings | {"checkpoint": settings.get("checkpoint", {}) | {_LOAD_UNIVERSAL: True}}
-
-
-def zero_stage(settings: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed configuration."""
-    return int(settings.get("zero_optimization", {}).get("stage", 0))

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cpo_ds.devices import Device
-from cpo_ds.planner.zero import ZeroSettings
+from cpo_ds.engine.zero import ZeroSettings
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from cpo_ds.config import Config
+from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.planner.activations import TYPICAL_PAIR, PassModel
 from cpo_ds.planner.communication import Cluster, zero_volume
 from cpo_ds.planner.states import ELEMENT_BYTES, StateMemory, Weights, state_memory
@@ -18,7 +19,6 @@ from cpo_ds.planner.step_time import (
     compute_seconds,
     micro_batches_per_step,
 )
-from cpo_ds.planner.zero import ZeroSettings
 
 GIB = 2**30
 RUNTIME_GIB = 1.5  # CUDA context, kernels and workspaces, NCCL's buffers

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from cpo_ds.config import Config
 from cpo_ds.devices import Device
-from cpo_ds.engine.settings import read_deepspeed_config
+from cpo_ds.engine.settings import read_deepspeed_settings
+from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.errors import UserError
 from cpo_ds.planner.communication import Cluster
 from cpo_ds.planner.estimate import PAIR_TOKENS, MemoryPlan, TimePlan, memory_plan, time_plan
 from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
 from cpo_ds.planner.states import Weights
-from cpo_ds.planner.zero import ZeroSettings, zero_settings
 from cpo_ds.ranks.place import Place
 
 TABLE_FILES = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
@@ -97,7 +97,7 @@ def read_zero(config: Config, gpus: int = 1, nodes: int = 1) -> ZeroSettings:
     Raises `UserError` as training does.
     """
     planned = Place("none", world_size=gpus * nodes, local_world_size=gpus)
-    return zero_settings(read_deepspeed_config(config, planned)["zero_optimization"])
+    return read_deepspeed_settings(config, planned).zero
 
 
 def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:

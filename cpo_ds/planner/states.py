@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cpo_ds.planner.zero import ZeroSettings
+from cpo_ds.engine.zero import ZeroSettings
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGE_0_BUCKET = 500_000_000  # elements; gradients are reduced in pieces of this size

@@ -26,7 +26,7 @@ from cpo_ds.data.plan import check_budget
 from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import pairs_fingerprint, tokenize_rows
 from cpo_ds.engine.engine import Engine, gather_parameters, sharded_loading
-from cpo_ds.engine.settings import of_the_file, with_universal_loading, zero_stage
+from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.model.file_checks import check_plain_lora
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import (
@@ -38,7 +38,7 @@ from cpo_ds.model.load import (
     model_shape,
 )
 from cpo_ds.ranks.ranks import Ranks
-from cpo_ds.recipe import keeps_local_checkpoints, parse_config
+from cpo_ds.recipe import parse_config
 from cpo_ds.run.monitor import Monitor, cut_back_metrics
 from cpo_ds.run.reference import with_reference_logps
 from cpo_ds.run.trainer import Run, planned_steps
@@ -109,22 +109,22 @@ class Resume:
 
 
 def find_resume(
-    config: Config, settings: dict[str, Any], ranks: Ranks, identity: dict[str, Any], say: Say
+    config: Config, settings: DeepSpeedSettings, ranks: Ranks, identity: dict[str, Any], say: Say
 ) -> Resume | None:
     """The checkpoint to go on from, verified and, for another number of ranks, converted.
 
     Raises `UserError` for one that is damaged, of another run, or of another ZeRO stage.
     """
     folder = Path(config.output_dir) / "checkpoints"
-    is_local = keeps_local_checkpoints(settings)
+    is_local = settings.keeps_local_checkpoints
     found = find_checkpoint(config.checkpoint, folder, ranks, say, is_local=is_local)
     if found is None:
         return None
     path, manifest = found
     check_identity(path, manifest, identity)
-    for change in changed_settings(manifest, config, of_the_file(settings)):
+    for change in changed_settings(manifest, config, settings):
         say(f"changed since {path.name} was saved: {change}")
-    if not needs_conversion(path, manifest, ranks.world_size, zero_stage(settings)):
+    if not needs_conversion(path, manifest, ranks.world_size, settings.stage):
         return Resume(manifest, path, path)
     say(
         f"{path} was saved by {manifest.ranks} rank(s), here are {ranks.world_size}: converting it "
@@ -148,7 +148,7 @@ def as_trained(config: Config, manifest: Manifest) -> Config:
 
 def build_run(
     config: Config,
-    settings: dict[str, Any],
+    settings: DeepSpeedSettings,
     ranks: Ranks,
     train_pairs: list[TokenizedPair],
     eval_pairs: list[TokenizedPair],
@@ -160,7 +160,7 @@ def build_run(
     With `resume`, weights, optimizer and random states are those of that checkpoint.
     """
     if resume and resume.is_converted:
-        settings = with_universal_loading(settings)
+        settings = settings.with_universal_loading()
     engine, attention = start_engine(config, settings, ranks)
     if config.loss.takes_reference_from("precomputed"):
         say: Say = print if ranks.rank == 0 else lambda _: None
@@ -203,14 +203,13 @@ def build_run(
     return Run(config, engine, ranks, monitor, train_pairs, eval_pairs, saver, first_step)
 
 
-def start_engine(config: Config, settings: dict[str, Any], ranks: Ranks) -> tuple[Engine, str]:
+def start_engine(config: Config, settings: DeepSpeedSettings, ranks: Ranks) -> tuple[Engine, str]:
     """Loads policy and, where it is a model, DPO's reference; the text is a line for the log."""
-    stage = zero_stage(settings)
     where: dict[str, Any] = {
         "device": ranks.device,
-        "place_on_device": stage < 3 and ranks.device.type == "cuda",
+        "place_on_device": settings.stage < 3 and ranks.device.type == "cuda",
     }
-    if stage == 3:
+    if settings.stage == 3:
         where["gather"] = gather_parameters
     with sharded_loading(settings, ranks):
         policy, attention = load_policy(config, **where)
@@ -222,7 +221,7 @@ def start_engine(config: Config, settings: dict[str, Any], ranks: Ranks) -> tupl
 
 def _about(
     config: Config,
-    settings: dict[str, Any],
+    settings: DeepSpeedSettings,
     ranks: Ranks,
     identity: dict[str, Any],
     fingerprint: str,
@@ -233,13 +232,13 @@ def _about(
     return Manifest(
         step=0,
         ranks=ranks.world_size,
-        zero_stage=zero_stage(settings),
+        zero_stage=settings.stage,
         identity=identity,
         weights_before=fingerprint,
         configuration=config.model_dump(mode="json"),
-        deepspeed=of_the_file(settings),
+        deepspeed=settings.file,
         data={"training pairs": _counts(train_pairs), "held-out pairs": _counts(eval_pairs)},
-        hosts=list(ranks.hosts) if keeps_local_checkpoints(settings) else [],
+        hosts=list(ranks.hosts) if settings.keeps_local_checkpoints else [],
     )
 
 

@@ -56,23 +56,21 @@ def _fingerprint(engine: Engine, config: Config, pairs: list[TokenizedPair]) -> 
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-@torch.no_grad()
 def _score(engine: Engine, ranks: Ranks, config: Config, pairs: list[TokenizedPair]) -> np.ndarray:
     """Log-probs of chosen and rejected: [pairs, 2], float32, the same on all ranks."""
-    engine.deepspeed.eval()
     lengths = np.array([len(pair.tokens) for pair in pairs])
     table = torch.zeros(len(pairs), 2, device=ranks.device)
-    for begin in range(0, len(pairs), config.batch.pairs):
-        indices = range(begin, min(begin + config.batch.pairs, len(pairs)))
-        stand_in = min(indices, key=lambda index: lengths[index])
-        planned = plan_step(indices, lengths, ranks.world_size, config.batch.tokens_per_rank)
-        for micro_batch in planned[ranks.rank]:
-            batch = pack_micro_batch(pairs, micro_batch, stand_in).to(ranks.device)
-            logps = engine.score(batch)
-            if batch.counted:
-                rows = torch.stack([logps.chosen, logps.rejected], dim=1)
-                table[list(batch.pair_indices)] = rows
-    engine.deepspeed.train()
+    with engine.evaluating():
+        for begin in range(0, len(pairs), config.batch.pairs):
+            indices = range(begin, min(begin + config.batch.pairs, len(pairs)))
+            stand_in = min(indices, key=lambda index: lengths[index])
+            planned = plan_step(indices, lengths, ranks.world_size, config.batch.tokens_per_rank)
+            for micro_batch in planned[ranks.rank]:
+                batch = pack_micro_batch(pairs, micro_batch, stand_in).to(ranks.device)
+                logps = engine.score(batch)
+                if batch.counted:
+                    rows = torch.stack([logps.chosen, logps.rejected], dim=1)
+                    table[list(batch.pair_indices)] = rows
     return engine.sum_over_ranks(table).cpu().numpy()  # each row is zero on all ranks but one
 
 

@@ -161,27 +161,25 @@ def _packed(
     return [batch.to(run.ranks.device) for batch in batches]
 
 
-@torch.no_grad()
 def evaluate(run: Run, step: int) -> None:
     """Writes a line of metrics over the held-out pairs, and by direction, under `eval_` names."""
     pairs, config = run.eval_pairs, run.config
     if not pairs:
         return
-    run.engine.deepspeed.eval()
     lengths = np.array([len(pair.tokens) for pair in pairs])
     planned = plan_step(
         range(len(pairs)), lengths, run.ranks.world_size, config.batch.tokens_per_rank
     )
     directions = sorted({pair.direction for pair in pairs})
     sums = torch.zeros(len(directions), len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
-    for batch in _packed(run, pairs, planned[run.ranks.rank], int(lengths.argmin())):
-        logps = run.engine.score(batch)
-        if batch.counted:
-            rows = [directions.index(pairs[i].direction) for i in batch.pair_indices]
-            columns = pair_columns(pair_terms(logps, config.loss), logps)
-            sums.index_add_(0, torch.tensor(rows, device=sums.device), columns)
+    with run.engine.evaluating():
+        for batch in _packed(run, pairs, planned[run.ranks.rank], int(lengths.argmin())):
+            logps = run.engine.score(batch)
+            if batch.counted:
+                rows = [directions.index(pairs[i].direction) for i in batch.pair_indices]
+                columns = pair_columns(pair_terms(logps, config.loss), logps)
+                sums.index_add_(0, torch.tensor(rows, device=sums.device), columns)
     run.engine.sum_over_ranks(sums)
-    run.engine.deepspeed.train()
     by_direction = {}
     for direction, row in zip(directions, sums.tolist(), strict=True):
         chosen: list[MicroBatch] = [
