@@ -1,10 +1,9 @@
-"""Models and adapters whose files would be loaded wrongly are refused; what is plain is served."""
+"""Models and adapters whose files would be loaded wrongly are refused; plain ones are served."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,18 @@ import peft
 import pytest
 import torch
 import transformers
-from export_runs import LORA
 from helpers import plain_logps, random_pairs, save_tiny_adapter, save_tiny_model
-from launch import main_on_ranks, write_recipe
+from model_files import change_json, separate_head, settings
 from safetensors.torch import load_file, save_file
 
 from cpo_ds.errors import UserError
-from cpo_ds.export.from_checkpoint import export
-from cpo_ds.model.file_checks import check_plain_lora, check_tied_head
+from cpo_ds.model.file_checks import check_tied_head
 from cpo_ds.model.load import load_model_config, load_policy
 from cpo_ds.model.offline import outline
 from cpo_ds.recipe import parse_config
 
 CPU = torch.device("cpu")
 Change = Callable[[Path], object]
-
-
-def settings(model: Path, adapter: Path | None = None, **sections: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {"name_or_path": str(model), "dtype": "float32"}
-    if adapter:
-        values |= {"adapter": str(adapter), "adapter_mode": "merge"}
-    data = {"format": "sample", "directions": ["en-de"], "eval_fraction": 0.2}
-    logs = {"tensorboard": False}
-    few = {"pairs": 8, "tokens_per_rank": 2048}
-    return {"model": values, "data": data, "logging": logs, "batch": few} | sections
-
-
-def change_json(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @pytest.fixture(scope="module")
@@ -167,57 +150,6 @@ def test_plain_lora_is_merged_as_peft_does(base: Path, tmp_path: Path, case: str
     assert not torch.allclose(found, unadapted, rtol=1e-3)
 
 
-def test_a_run_with_such_an_adapter_ends_before_the_model_is_loaded(
-    base: Path, tmp_path: Path
-) -> None:
-    save_tiny_adapter(base, tmp_path / "adapter", use_dora=True)
-    recipe = write_recipe(tmp_path, settings(base, tmp_path / "adapter"))
-    done, _ = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "out", ranks=2)
-    assert done.code == 2 and "Traceback" not in done.output, done.output
-    assert "use_dora" in done.output and "attention:" not in done.output
-    assert not (tmp_path / "out" / "config.yaml").exists()
-
-
-@pytest.mark.parametrize("merge", [False, True])
-def test_an_export_with_such_an_adapter_is_refused(
-    export_runs: dict[str, dict[str, Any]], tmp_path: Path, merge: bool
-) -> None:
-    """As of a run that was trained when such adapters still came through."""
-    values = export_runs["adapter continued, ZeRO-3"]
-    adapter = Path(values["model"]["adapter"])
-    kept = shutil.copytree(adapter, tmp_path / "kept")
-    try:
-        change_json(adapter / "adapter_config.json", use_dora=True)
-        with pytest.raises(UserError, match="sets use_dora"):
-            export(Path(values["output_dir"]), output=tmp_path / "export", merge=merge)
-    finally:
-        shutil.copytree(kept, adapter, dirs_exist_ok=True)
-    assert not (tmp_path / "export").exists()
-
-
-# --- base folders
-
-
-def test_a_base_with_an_adapter_beside_it_is_refused(base: Path, tmp_path: Path) -> None:
-    """transformers applies it again to weights that it is merged into."""
-    folder = shutil.copytree(base, tmp_path / "model")
-    save_tiny_adapter(base, folder)
-    recipe = write_recipe(tmp_path, settings(folder, train={"max_steps": 1}))
-    (done,) = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "out")
-    assert done.code == 2, done.output
-    assert f"({folder}/adapter_config.json)" in done.output.replace("\n", " ")
-    (folder / "config.json").unlink()
-    with pytest.raises(UserError, match=r"is an adapter .*give it as model\.adapter"):
-        load_model_config(str(folder))
-
-
-def separate_head(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    embeddings = weights["model.embed_tokens.weight"]
-    weights["lm_head.weight"] = embeddings.flip(0).contiguous()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def same_head(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
@@ -240,20 +172,6 @@ def pickled(folder: Path) -> None:
     separate_head(folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_tied_head_with_weights_of_its_own_is_refused_at_every_stage(
-    tmp_path: Path, stage: int, ranks: int
-) -> None:
-    folder = save_tiny_model(tmp_path / "model", tie_word_embeddings=True)
-    separate_head(folder)
-    values = settings(folder, deepspeed=f"ds_configs/zero{stage}.json", train={"max_steps": 1})
-    recipe = write_recipe(tmp_path, values)
-    done, *_ = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "out", ranks=ranks)
-    assert done.code == 2, done.output
-    assert "tie_word_embeddings" in done.output and "lm_head.weight" in done.output
 
 
 @pytest.mark.parametrize("change", [separate_head, several_files, pickled])
@@ -286,11 +204,3 @@ def test_padding_without_an_embedding_is_no_obstacle(tmp_path: Path) -> None:
     change_json(folder / "config.json", pad_token_id=99_999)
     found, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
     assert found.fingerprint == expected.fingerprint
-
-
-def test_lora_of_this_kind_is_what_runs_make(base: Path, tmp_path: Path) -> None:
-    """What a run exports can be started from."""
-    values = settings(base, train={"max_steps": 1}, lora=LORA, output_dir=str(tmp_path / "out"))
-    (done,) = main_on_ranks("--config", write_recipe(tmp_path, values))
-    assert done.code == 0, done.output
-    check_plain_lora(str(tmp_path / "out" / "export"))

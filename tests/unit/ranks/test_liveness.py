@@ -1,36 +1,23 @@
-"""What counts as getting on, and what a rank's process is known by."""
+"""Signs of life: work that counts, bytes that move, ranks that wait."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from counted_work import counted
 from helpers import tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ds.checkpoint import manifest
-from cpo_ds.checkpoint import reshard as universal
 from cpo_ds.config import DataConfig
 from cpo_ds.data.rows import read_rows
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.model.fingerprint import weights_fingerprint
-from cpo_ds.ranks.liveness import Beat, ByteWatch, own_beat, ranks_behind, work_done
-from cpo_ds.ranks.processes import is_running, own_process
-
-
-def counted(work: Callable[[], object]) -> int:
-    """Pieces of work that a call has counted."""
-    before = work_done()
-    work()
-    return work_done() - before
+from cpo_ds.ranks.liveness import Beat, ByteWatch, own_beat, ranks_behind
 
 
 def test_reading_and_tokenizing_count_as_they_go() -> None:
@@ -81,27 +68,6 @@ def test_bytes_that_threads_without_python_write_show(tmp_path: Path) -> None:
     assert watch.has_moved(1.0)
 
 
-WRITES = """
-import sys, time
-for _ in range(8):
-    time.sleep(0.1)
-    open(sys.argv[1], "wb").write(bytes(2**20))
-"""
-
-
-def test_a_command_counts_as_long_as_it_moves_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(universal, "_LOOK_SECONDS", 0.2)
-
-    def run(*command: str) -> tuple[int, str]:
-        return universal._run_counting(list(command), {"PATH": "/usr/bin:/bin"})
-
-    assert counted(lambda: run(sys.executable, "-c", WRITES, str(tmp_path / "file"))) > 1
-    assert counted(lambda: run("sleep", "1")) == 0
-    assert run("sh", "-c", "echo said; exit 3") == (3, "said\n")
-
-
 BEATS = st.dictionaries(
     st.integers(0, 9),
     st.builds(
@@ -139,24 +105,3 @@ def test_a_rank_inside_an_exchange_waits(module: str, waits: bool) -> None:
     looker.join()
     assert seen[0].waits is waits
     assert not own_beat().waits
-
-
-def test_a_process_is_known_by_its_start_and_its_state(tmp_path: Path) -> None:
-    me = own_process(0)
-    assert is_running(me) and not is_running(replace(me, started=me.started + 1))
-    # The name of a program may hold what separates the fields of /proc/PID/stat.
-    program = shutil.copy("/bin/sleep", tmp_path / ") Z 1 (2")
-    child = subprocess.Popen([program, "60"])
-    try:
-        time.sleep(0.1)
-        stat = Path(f"/proc/{child.pid}/stat").read_text()
-        started = int(stat.rpartition(")")[2].split()[19])
-        other = replace(me, pid=child.pid, started=started)
-        assert is_running(other)
-        child.kill()
-        time.sleep(0.1)
-        assert not is_running(other)  # dead, but not waited for
-    finally:
-        child.kill()
-        child.wait()
-    assert not is_running(other)

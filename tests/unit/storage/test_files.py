@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,21 +29,6 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
         unfinished.write_text("half of the n")
         1 / 0  # noqa: B018
     assert os.listdir(tmp_path) == ["file"] and path.read_text() == "old"
-
-
-def test_what_a_kill_left_does_not_matter(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    script = """if True:
-        import os, pathlib, sys
-        from cpo_ds.storage.files import replacing
-        with replacing(pathlib.Path(sys.argv[1])) as unfinished:
-            unfinished.write_text("longer than what comes later")
-            os.kill(os.getpid(), 9)"""
-    assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == -9
-    assert not path.exists() and len(os.listdir(tmp_path)) == 1
-    with replacing(path) as unfinished:
-        unfinished.write_text("whole")
-    assert os.listdir(tmp_path) == ["file"] and path.read_text() == "whole"
 
 
 @pytest.mark.parametrize("place", ["file/inside", "folder"])

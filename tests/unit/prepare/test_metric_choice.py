@@ -1,18 +1,13 @@
-"""Which metrics `cpo-ds prepare select` takes by itself, and the README's way to pairs."""
+"""The metrics that `cpo-ds prepare select` uses by itself."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
-import launch
 import pytest
 from preference_data import write, write_parquet
-from repository import ROOT
 
 from cpo_ds import cli
 
@@ -60,53 +55,6 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, lines: list[Any]) 
     said = capsys.readouterr().err
     assert said.startswith("cpo_ds: error: ") and said.count("\n") == 1
     return said
-
-
-# The README's commands.
-
-
-def commands_of_the_readme() -> list[list[str]]:
-    """Of the part on preference pairs, each as words."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    part = text.partition("## From sources to preference pairs")[2]
-    block = re.findall(r"```bash\n(.*?)```", part, flags=re.S)[0].replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in block.splitlines()]
-
-
-def run_in(folder: str, words: list[str]) -> int:
-    os.chdir(folder)
-    return cli.main(words)
-
-
-def test_the_way_of_the_readme_with_chrf(tmp_path: Path) -> None:
-    """Every command of it but those that need weights, with `--metric chrf` as it says there."""
-    german = "Das alte Haus Nummer {} am Meer, das ich gut kenne"
-    for name, line in {
-        "wmt.en": "The old house number {} by the sea, which I know well",
-        "wmt.de": german,
-        "gpt4.de": f"{german}, ja",
-        "winner.de": f"{german}, nein nein nein",
-    }.items():
-        lines = [f"{line.format(number)}\n" for number in range(4)]
-        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
-    ran, said = [], ""
-    for words in commands_of_the_readme():
-        if words[0] != "cpo-ds" or "--model" in words:
-            continue
-        if "score" in words:
-            words = [*words[: words.index("--metric")], "--metric", "chrf"]
-        words = ["candidates.jsonl" if word == "all.jsonl" else word for word in words]
-        (done,) = launch.on_ranks(run_in, [str(tmp_path), words[1:]])
-        assert done.code == 0, done.output
-        ran.append(words[2])
-        said = done.output
-    assert ran == ["candidates", "score", "report", "select"]
-    assert "read 4 rows, selected 4 pairs by chrf\n" in said
-    assert "  metrics taken: chrf, as all 4 rows have scores by it\n" in said
-    assert "Chosen by chrf: " in (tmp_path / "report.html").read_text(encoding="utf-8")
-    pairs = (tmp_path / "pairs" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    picked = {(pair["chosen_system"], pair["rejected_system"]) for pair in map(json.loads, pairs)}
-    assert len(pairs) == 4 and picked == {("gpt-4", "winner")}
 
 
 # What select takes without --metrics.
