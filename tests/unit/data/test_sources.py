@@ -7,18 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
-from preference_data import (
-    ALMA,
-    PAIR,
-    TRIPLET,
-    X_ALMA,
-    alma,
-    pairs_of,
-    read,
-    run_python,
-    write,
-    write_parquet,
-)
+from preference_data import ALMA, PAIR, TRIPLET, X_ALMA, alma, pairs_of, read, write, write_parquet
 
 from cpo_ds.errors import UserError
 
@@ -91,19 +80,6 @@ def test_dataset_by_name_loads_all_configurations_where_none_is_default(
     monkeypatch.setattr(datasets, "get_dataset_default_config_name", lambda name: "de-en")
     rows, _ = read("someone/preferences", "alma-r")
     assert [row.origin for row in rows] == ["someone/preferences:1"]
-
-
-def test_unreachable_dataset_is_named(tmp_path: Path) -> None:
-    code = (
-        "from cpo_ds.config import DataConfig\nfrom cpo_ds.data.rows import read_rows\n"
-        "from cpo_ds.schema import UserError\n"
-        "try:\n    read_rows(DataConfig(format='alma-r', path='someone/nothing'), None)\n"
-        "except UserError as error:\n    print(error)\n"
-    )
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    output = run_python(code, offline)
-    assert "dataset 'someone/nothing', split 'train', cannot be loaded" in output
-    assert "check data.path" in output and "download it" in output
 
 
 @pytest.mark.parametrize(
