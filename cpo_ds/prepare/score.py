@@ -58,33 +58,29 @@ def _comet_python() -> str:
 def _score(arguments: argparse.Namespace, metrics: list[Any], ranks: Any) -> None:
     from cpo_ds.scoring.run import Scoring, score_metric
 
-    def say(text: str) -> None:
-        if ranks.rank == 0:
-            print(text, flush=True)
-
     cache = arguments.cache or cache_of(arguments.output)
     rows, skipped = ranks.everywhere(lambda: read_candidates(str(arguments.input)))
     lock: list[Any] = []  # rank 0 keeps the file open as long as this runs
     ranks.on_first(lambda: lock.append(hold_cache(cache)))
-    say(f"read {len(rows)} rows, {sum(len(row.translations) for row in rows)} translations")
+    ranks.say(f"read {len(rows)} rows, {sum(len(row.translations) for row in rows)} translations")
     scoring = Scoring(
         arguments.dtype, arguments.shard, arguments.use_reference, arguments.batch_tokens
     )
     added: list[dict[str, Any]] = [{"scores": {}, "scorers": {}} for _ in rows]
     for metric in metrics:
-        scores = score_metric(metric, rows, cache, scoring, ranks, say)
+        scores = score_metric(metric, rows, cache, scoring, ranks, ranks.say)
         skipped += Counter({f"{metric.name}: {k}": n for k, n in scores.left_out.items()})
         if ranks.rank == 0:
             _add(added, metric.name, scores, with_spans=arguments.spans)
     for line in left_out(skipped):
-        say(line)
+        ranks.say(line)
     ranks.on_first(
         lambda: write_rows(
             arguments.output,
             [_merge(row.values, new) for row, new in zip(rows, added, strict=True)],
         )
     )
-    say(f"written to {arguments.output}")
+    ranks.say(f"written to {arguments.output}")
 
 
 def _add(added: list[dict[str, Any]], name: str, scores: Any, *, with_spans: bool) -> None:

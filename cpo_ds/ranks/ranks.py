@@ -38,6 +38,11 @@ class Ranks:
         """The ranks of this host, this one among them."""
         return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
 
+    def say(self, text: str) -> None:
+        """Prints a text on rank 0; the other ranks print nothing."""
+        if self.rank == 0:
+            print(text, flush=True)
+
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on some rank; all ranks get the same answer."""
         values = torch.tensor(flags, dtype=torch.int32)

@@ -231,12 +231,8 @@ def _translate_share(
     def cost(batch: list[Item]) -> int:
         return len(batch) * len(batch[0].tokens)
 
-    def say(text: str) -> None:
-        if ranks.rank == 0:
-            print(text, flush=True)
-
     sentences = sum(map(len, batches))
-    progress = Progress(SENTENCES, sentences, sum(map(len, own)), sum(map(cost, own)), say)
+    progress = Progress(SENTENCES, sentences, sum(map(len, own)), sum(map(cost, own)), ranks.say)
     for batch in own:
         seed = int(content_key(*(item.key for item in batch))[:8], 16)
         prompts = [item.tokens for item in batch]
@@ -244,4 +240,4 @@ def _translate_share(
         keys = [item.key for item in batch]
         kept.add(dict(zip(keys, translations, strict=True)))
         progress.advance(len(batch), cost(batch))
-    say(f"translated in {duration(progress.seconds)}")
+    ranks.say(f"translated in {duration(progress.seconds)}")
