@@ -48,7 +48,8 @@ from cpo_ds.errors import (  # noqa: E402
     Stopped,
     UserError,
 )
-from cpo_ds.ranks.place import place, take_environment_file  # noqa: E402
+from cpo_ds.ranks.environment_file import apply_environment_files  # noqa: E402
+from cpo_ds.ranks.place import place  # noqa: E402
 from cpo_ds.ranks.quiet import silence_after_import, silence_libraries  # noqa: E402
 from cpo_ds.recipe import load_config  # noqa: E402
 
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Runs a recipe; returns the exit code."""
     try:
-        take_environment_file()
+        apply_environment_files()
         here = place()
         if here.launcher != "none":
             os.environ.update(here.variables())

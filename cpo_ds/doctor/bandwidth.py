@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from cpo_ds.ranks.place import choose_interface
+from cpo_ds.ranks.interfaces import choose_interface
 
 _REPEATS = 5
 _SECONDS_EACH = 4.0  # no further repeat after so long

@@ -24,7 +24,7 @@ from cpo_ds.doctor.sessions import Party, Ssh, sessions
 from cpo_ds.doctor.survey import Survey, Wanted
 from cpo_ds.doctor.table import report
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
-from cpo_ds.ranks.place import environment_files
+from cpo_ds.ranks.environment_file import read_environment_files
 
 _PROGRAMS = {"pdsh": "pdsh", "openmpi": "mpirun"}
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises `UserError` for files that cannot be used."""
     _check_options(arguments)
     hosts = read_hostfile(arguments.hostfile)
-    environment = environment_files()
+    environment = read_environment_files()
     ssh = Ssh(arguments.hostfile, arguments.ssh_port, _exported(environment))
     if arguments.reachable_only:
         return reachable.run(ssh, hosts, arguments.write)

@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 from cpo_ds.errors import UserError
-from cpo_ds.ranks.place import ENVIRONMENT_FILE, Place, choose_interface, place
+from cpo_ds.ranks.environment_file import ENVIRONMENT_FILE
+from cpo_ds.ranks.interfaces import choose_interface
+from cpo_ds.ranks.place import Place, place
 
 Result = TypeVar("Result")
 

@@ -25,7 +25,7 @@ ip route add default via 10.1.0.1
 echo 127.0.1.1 master > "$1"; echo 10.2.0.9 worker >> "$1"; mount --bind "$1" /etc/hosts
 """
 ASK = """
-import sys; from cpo_ds.ranks.place import interface_towards
+import sys; from cpo_ds.ranks.interfaces import interface_towards
 print(*map(interface_towards, sys.argv[1:]))
 """
 

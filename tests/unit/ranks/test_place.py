@@ -1,9 +1,6 @@
-"""The place of a process among the ranks, as each launcher sets it, and `.deepspeed_env`."""
+"""The place of a process among the ranks, as each launcher sets it."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,10 +10,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.ranks.place import (
     Place,
     first_node,
-    interface_towards,
     place,
-    read_environment_file,
-    take_environment_file,
     tasks_per_node,
 )
 
@@ -151,42 +145,3 @@ def test_first_node(text: str, first: str) -> None:
 def test_what_is_no_list_of_nodes(text: str) -> None:
     with pytest.raises(ValueError, match="SLURM_STEP_NODELIST"):
         first_node(text)
-
-
-@pytest.mark.parametrize("address", ["localhost", "127.0.0.1", "127.0.1.1", "::1"])
-def test_ranks_of_one_host_need_no_interface(address: str) -> None:
-    assert interface_towards(address) is None
-
-
-names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,20}", fullmatch=True)
-values = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]), max_size=20)
-
-
-@given(st.dictionaries(names, values, max_size=5))
-def test_environment_file_is_taken_as_it_is(variables: dict[str, str]) -> None:
-    text = "".join(f"{name}={value}\n" for name, value in variables.items())
-    assert read_environment_file(text) == variables
-
-
-@pytest.mark.parametrize("line", ["", "# comment", "# A=1", "export A=1", "A", "=1", "1A=2"])
-def test_lines_that_the_launcher_fails_on_are_named(line: str) -> None:
-    with pytest.raises(ValueError, match=r"line 2 is .* instead of NAME=VALUE"):
-        read_environment_file(f"A=1\n{line}\nB=2\n")
-
-
-def test_what_the_environment_file_may_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set already stays; the launch folder's file wins over the home's."""
-    home, folder = tmp_path / "home", tmp_path / "folder"
-    for path, text in ((home, "A=home\nB=home\nC=home\n"), (folder, "A=folder\nB=folder\n")):
-        path.mkdir()
-        (path / ".deepspeed_env").write_text(text)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.delenv("DS_ENV_FILE", raising=False)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(os, "environ", os.environ | {"A": "set"})
-    take_environment_file()
-    assert [os.environ[name] for name in "ABC"] == ["set", "folder", "home"]
-
-    (folder / ".deepspeed_env").write_text("# A=1\n")
-    with pytest.raises(UserError, match=r"folder/\.deepspeed_env: line 1 is '# A=1'"):
-        take_environment_file()
