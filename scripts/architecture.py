@@ -70,6 +70,9 @@ def imported_names(source: str, module: str = "") -> set[str]:
             package = f"cpo_ds.{module}".split(".")[: -node.level] if node.level else []
             base = ".".join([*package, *([node.module] if node.module else [])])
             names |= {f"{base}.{alias.name}" for alias in node.names}
+        elif module == "cli" and isinstance(node, ast.Constant):
+            # cli.py names the modules of commands as strings, and imports the given one alone.
+            names |= {str(node.value)} if str(node.value).startswith("cpo_ds.") else set()
     return names
 
 

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
-def run_doctor(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """`cpo-ds doctor`."""
-    from cpo_ds.doctor.command import run
+    from cpo_ds.doctor import command
 
-    return run(arguments)
+    return command.run(arguments)
 
 
-def add_doctor(commands: Any) -> None:
-    """Adds `doctor` to `cpo-ds`."""
-
-    about = "look at the hosts of a hostfile before a run: what is wrong, and what to do"
-    doctor = commands.add_parser(
-        "doctor",
-        help=about,
-        description=f"{about}. Exit code 2 where something has to be put right. Recipe options as "
-        "in training (--config, --section.field value) have its files looked at too.",
-        allow_abbrev=False,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds doctor`."""
+    parser.description = (
+        f"{parser.description} Exit code 2 where something has to be put right. Recipe options as "
+        "in training (--config, --section.field value) have its files looked at too."
     )
-    doctor.set_defaults(run_command=run_doctor)
-    add = doctor.add_argument
+    add = parser.add_argument
     add("--hostfile", required=True, type=Path, metavar="FILE", help="as the launcher takes it")
     add("--ssh-port", type=int, metavar="PORT", help="where sshd listens (as ssh has it)")
     add("--launcher", choices=("pdsh", "openmpi"), default="pdsh", help="of the run (pdsh)")
@@ -35,10 +28,10 @@ def add_doctor(commands: Any) -> None:
     add("--need-disk", type=float, metavar="GIB", default=20.0, help="warn below it (20)")
     add("--need-memory", type=float, metavar="GIB", default=8.0, help="warn below it (8)")
     add("--json", action="store_true", help="print JSON instead of a table")
-    add = doctor.add_argument_group("bandwidth of all-reduces").add_argument
+    add = parser.add_argument_group("bandwidth of all-reduces").add_argument
     add("--skip-bandwidth", action="store_true", help="measure none")
     add("--size", type=int, metavar="MIB", default=64, help="of what is summed (64)")
     add("--limit", type=int, metavar="SECONDS", default=180, help="for all of it (180)")
-    add = doctor.add_argument_group("hosts that are left after a fault").add_argument
+    add = parser.add_argument_group("hosts that are left after a fault").add_argument
     add("--reachable-only", action="store_true", help="only log in, find Python and count GPUs")
     add("--write", type=Path, metavar="FILE", help="a hostfile of those that can take part")

@@ -5,17 +5,39 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 
 from cpo_ds.devices import Device, device_by_name
 from cpo_ds.errors import UserError
-from cpo_ds.planner.plan import make_plan
-from cpo_ds.planner.text import as_text, as_values
-from cpo_ds.recipe import load_config
+from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
 
 
-def run(arguments: argparse.Namespace, recipe: list[str]) -> int:
-    """Prints the plan; returns 0. Raises `UserError` for what cannot be planned."""
-    config, _ = load_config(recipe)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds plan`."""
+    parser.description = (
+        f"{parser.description} Recipe options as in training: --config, --section.field value."
+    )
+    add = parser.add_argument
+    add("--shape", metavar="NAME", help="a model shape in place of the recipe's")
+    add("--gpus", type=int, default=8, help="GPUs of each node (8)")
+    add("--nodes", type=int, default=1, help="nodes (1)")
+    add("--device", metavar="NAME", help="a known GPU: A100-80GB, H100, ...")
+    add("--gpu-memory", metavar="GIB", type=float, help="memory of each GPU")
+    add("--pairs", type=int, help="pairs in the data set, for the run's time")
+    add("--json", action="store_true", help="print JSON instead of text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the plan; returns 0. Raises `UserError` if the recipe cannot be planned."""
+    # Imported late: torch, transformers and DeepSpeed take seconds. The plan uses no GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    silence_libraries()
+    from cpo_ds.planner.plan import make_plan
+    from cpo_ds.planner.text import as_text, as_values
+    from cpo_ds.recipe import load_config
+
+    silence_after_import()
+    config, _ = load_config(arguments.recipe)
     device, memory_gib = _memory(arguments.device, arguments.gpu_memory)
     _check_positive(arguments)
     plan = make_plan(

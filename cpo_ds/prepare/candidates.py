@@ -1,38 +1,195 @@
-"""`cpo-ds prepare candidates`: sources -> the same rows with translations by another system."""
+"""`cpo-ds prepare candidates`: adds translations by one more system to rows of sources.
+
+The translations come from text files, from a model on this machine, or from a server.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from cpo_ds.data.candidates import REFERENCE, write_rows
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.translation.job import counted, sources_read, summary, with_candidates
-from cpo_ds.prepare.translation.lines import Sources, read_aligned, read_sources
+from cpo_ds.prepare.translation.lines import read_sources
+from cpo_ds.prepare.translation.systems import add_systems, check_name
 
-# Which options do something, by where translations come from.
-_OF_ANY_MODEL = {"model", "name", "prompt", "examples", "shots", "max_new_tokens", "temperature"}
-_OF_ANY_MODEL |= {"top_p", "seed"}
-_EFFECTIVE = {
-    "--system": {"systems"},
-    "--model": _OF_ANY_MODEL | {"adapter", "dtype", "beams", "batch_tokens", "ranks", "hostfile"},
-    "--server": _OF_ANY_MODEL | {"server", "key_variable", "concurrency", "retries", "timeout"},
-}
-_AT_LEAST: dict[str, float] = {
-    "shots": 1, "max_new_tokens": 1, "beams": 1, "batch_tokens": 1, "ranks": 1, "concurrency": 1,
-    "retries": 0, "temperature": 0, "top_p": 0, "timeout": 0,
-}  # fmt: skip
-_ABOVE = {"top_p", "timeout"}  # for these the bound itself is too small
+# Where translations come from, named by the option that asks for it.
+FILES, LOCAL_MODEL, SERVER = "--system", "--model", "--server"
+_MODELS = (LOCAL_MODEL, SERVER)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An option, the origins of translations that use it, and the least value that it may have."""
+
+    flag: str
+    origins: tuple[str, ...]
+    help: str
+    type: Callable[[str], object] = str
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    default: object = None
+    at_least: float | None = None
+    above: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The option's attribute in argparse's namespace."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    def add_to(self, group: argparse._ActionsContainer) -> None:
+        """Declares the option in a parser or in a group of one."""
+        group.add_argument(
+            self.flag,
+            help=self.help,
+            type=self.type,
+            metavar=self.metavar,
+            choices=self.choices,
+            default=self.default,
+        )
+
+    def check_origin(self, arguments: argparse.Namespace, origin: str) -> None:
+        """Raises `UserError` if the option is given and this origin makes no use of it."""
+        is_given = getattr(arguments, self.key) != self.default
+        if is_given and origin not in self.origins:
+            context = "without --server" if origin == LOCAL_MODEL else f"with {origin}"
+            raise UserError(f"{self.flag} has no effect {context}; leave it out.")
+
+    def check_value(self, arguments: argparse.Namespace) -> None:
+        """Raises `UserError` if the value is too small."""
+        value = getattr(arguments, self.key)
+        if value is None:
+            return
+        if self.at_least is not None and value < self.at_least:
+            raise UserError(
+                f"{self.flag} is {value:g}; give a number of at least {self.at_least:g}."
+            )
+        if self.above is not None and value <= self.above:
+            raise UserError(f"{self.flag} is {value:g}; give a number above {self.above:g}.")
+
+
+_RANK_OPTIONS = (
+    _Option("--ranks", (LOCAL_MODEL,), "processes on this host (1)", int, default=1, at_least=1),
+    _Option("--hostfile", (LOCAL_MODEL,), "hosts and slots, as for training, in place of --ranks"),
+)
+_MODEL_OPTIONS = (
+    _Option("--name", _MODELS, "of the system in the output (last part of the model's name)"),
+    _Option(
+        "--prompt",
+        _MODELS,
+        "what it is asked (alma; with --server, gpt4)",
+        choices=("alma", "few-shot", "chat", "gpt4"),
+    ),
+    _Option("--examples", _MODELS, "rows with references, for --prompt few-shot", Path),
+    _Option("--shots", _MODELS, "examples before each source (5)", int, at_least=1),
+    _Option(
+        "--max-new-tokens",
+        _MODELS,
+        "of a translation (256; with --server, its own limit)",
+        int,
+        at_least=1,
+    ),
+    _Option(
+        "--temperature",
+        _MODELS,
+        "sample at this temperature (no sampling; server's own)",
+        float,
+        at_least=0,
+    ),
+    _Option(
+        "--top-p",
+        _MODELS,
+        "sample from the likeliest tokens (no sampling; server's own)",
+        float,
+        above=0,
+    ),
+    _Option("--seed", _MODELS, "of sampling (0; with --server, none)", int),
+)
+_LOCAL_OPTIONS = (
+    _Option("--adapter", (LOCAL_MODEL,), "LoRA adapter of the model", metavar="NAME_OR_PATH"),
+    _Option(
+        "--dtype",
+        (LOCAL_MODEL,),
+        "of the model (bfloat16)",
+        choices=("float32", "bfloat16", "float16"),
+    ),
+    _Option("--beams", (LOCAL_MODEL,), "beam search (5)", int, at_least=1),
+    _Option(
+        "--batch-tokens",
+        (LOCAL_MODEL,),
+        "sentences x beams x (prompt and new tokens) of a batch (16384)",
+        int,
+        at_least=1,
+    ),
+)
+_SERVER_OPTIONS = (
+    _Option(
+        "--key-variable",
+        (SERVER,),
+        "environment variable of the key (OPENAI_API_KEY)",
+        metavar="NAME",
+    ),
+    _Option("--concurrency", (SERVER,), "requests at a time (8)", int, at_least=1),
+    _Option("--retries", (SERVER,), "of a request that fails (8)", int, at_least=0),
+    _Option(
+        "--timeout", (SERVER,), "seconds until a request counts as failed (60)", float, above=0
+    ),
+)
+_OPTIONS = (*_RANK_OPTIONS, *_MODEL_OPTIONS, *_LOCAL_OPTIONS, *_SERVER_OPTIONS)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds prepare candidates`."""
+    # Input and output, for translations of any origin.
+    add = parser.add_argument
+    add("--input", required=True, type=Path, help="rows (jsonl), or plain text, a sentence a line")
+    add("--output", required=True, type=Path, help="the same rows with more candidates, jsonl")
+    add("--language-pair", metavar="en-de", help="of plain text")
+    add("--references", type=Path, help="of plain text, line by line")
+
+    # One group for each origin. `--system`, `--model` and `--server` say which one it is.
+    group = parser.add_argument_group("translations from files")
+    group.add_argument(
+        "--system",
+        action="append",
+        dest="systems",
+        metavar="NAME=FILE",
+        help="plain text, line by line. Give it several times for several",
+    )
+    group = parser.add_argument_group("translations by a model, here or on a server")
+    group.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="a causal LM; with --server, its name there"
+    )
+    for option in _MODEL_OPTIONS:
+        option.add_to(group)
+    group = parser.add_argument_group("a model here")
+    for option in _LOCAL_OPTIONS:
+        option.add_to(group)
+    for option in _RANK_OPTIONS:
+        option.add_to(parser)
+    group = parser.add_argument_group("an OpenAI-compatible server")
+    group.add_argument(
+        "--server",
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="its address ($OPENAI_BASE_URL, or else OpenAI's)",
+    )
+    for option in _SERVER_OPTIONS:
+        option.add_to(group)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Translates, or reads translations; returns the exit code. Raises `UserError`."""
+    """Writes the rows with the new translations; returns the exit code. Raises `UserError`."""
     origin = _origin(arguments)
     _check(arguments, origin)
-    if origin == "--system":
-        return _read_systems(arguments)
-    if origin == "--server":
+    if origin == FILES:
+        sources = read_sources(arguments.input, arguments.language_pair, arguments.references)
+        add_systems(sources, arguments.systems, arguments.output)
+        return 0
+    # Imported late: the one needs torch and transformers, the other the package openai.
+    if origin == SERVER:
         from cpo_ds.prepare.translation.server import translate
     else:
         from cpo_ds.prepare.translation.generate import translate
@@ -40,16 +197,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _origin(arguments: argparse.Namespace) -> str:
+    """The origin of the translations that the options ask for. Raises `UserError`."""
     if arguments.systems and (arguments.model or arguments.server is not None):
         raise UserError("give either --system or --model, not both: one source of translations.")
     if arguments.server is not None and not arguments.model:
         raise UserError("--server needs --model, the name of a model that it serves.")
     if arguments.server is not None:
-        return "--server"
+        return SERVER
     if arguments.model:
-        return "--model"
+        return LOCAL_MODEL
     if arguments.systems:
-        return "--system"
+        return FILES
     raise UserError(
         "say where translations come from: --system NAME=FILE, --model NAME_OR_PATH, or --server "
         "URL --model NAME."
@@ -57,28 +215,18 @@ def _origin(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace, origin: str) -> None:
-    given = {key for key, value in vars(arguments).items() if value is not None}
-    if arguments.ranks == 1:  # its default
-        given.discard("ranks")
-    for option in set().union(*_EFFECTIVE.values()) - _EFFECTIVE[origin]:
-        if option in given:
-            where = f"with {origin}" if origin != "--model" else "without --server"
-            raise UserError(f"{_spelled(option)} has no effect {where}; leave it out.")
-    for option, least in _AT_LEAST.items():
-        value = getattr(arguments, option)
-        if value is not None and (value < least or (value == least and option in _ABOVE)):
-            above = "above" if option in _ABOVE else "of at least"
-            raise UserError(f"{_spelled(option)} is {value:g}; give a number {above} {least:g}.")
+    """Raises `UserError` for options without effect, values out of range or a bad `--output`."""
+    for option in _OPTIONS:
+        option.check_origin(arguments, origin)
+    for option in _OPTIONS:
+        option.check_value(arguments)
     if arguments.top_p is not None and arguments.top_p > 1:
         raise UserError(f"--top-p is {arguments.top_p:g}; give a number up to 1.")
     _check_output(arguments.input, arguments.output)
 
 
-def _spelled(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
 def _check_output(source: Path, output: Path) -> None:
+    """Raises `UserError` if the rows cannot be written to `output`."""
     if output.suffix != ".jsonl":
         raise UserError(f"--output {output} must end in .jsonl, for the next step to read it.")
     if output.is_dir():
@@ -91,49 +239,11 @@ def _check_output(source: Path, output: Path) -> None:
 
 
 def _system_name(arguments: argparse.Namespace) -> str:
-    """The name in the output: by default the last parts of model's and adapter's names."""
-    parts = [part for part in (arguments.model, getattr(arguments, "adapter", None)) if part]
+    """The system's name in the output: by default the last part of the model's name.
+
+    An adapter's follows after `+`.
+    """
+    parts = [part for part in (arguments.model, arguments.adapter) if part]
     name = arguments.name or "+".join(Path(part).name for part in parts)
-    return _checked_name(name, "--name")
-
-
-def _checked_name(name: str, option: str) -> str:
-    if not name.strip():
-        raise UserError(f"{option} gives the system no name; give it one.")
-    if name == REFERENCE:
-        raise UserError(f"{option}: {REFERENCE} is what a row's own reference is called.")
+    check_name(name, "--name")
     return name
-
-
-def _read_systems(arguments: argparse.Namespace) -> int:
-    """Adds what files of existing systems hold, a line each."""
-    sources = read_sources(arguments.input, arguments.language_pair, arguments.references)
-    texts: dict[str, list[str | None]] = {}
-    lines = []
-    for given in arguments.systems:
-        name, equals, file = given.partition("=")
-        if not equals or not file:
-            raise UserError(f"--system {given}: write NAME=FILE.")
-        if _checked_name(name, f"--system {given}") in texts:
-            raise UserError(f"--system {given}: there is a system {name} already; rename one.")
-        counts: Counter[str] = Counter()
-        texts[name] = _system(name, Path(file), sources, counts)
-        lines += [summary(arguments.output, name, texts[name]), *counted(counts)]
-    write_rows(arguments.output, with_candidates(sources.rows, texts))
-    print("\n".join([*sources_read(sources), *lines]))
-    return 0
-
-
-def _system(name: str, file: Path, sources: Sources, counts: Counter[str]) -> list[str | None]:
-    texts: list[str | None] = []
-    for row, line in zip(sources.rows, read_aligned(file, sources), strict=True):
-        text = line.strip()
-        counts["cleaned, spaces around it removed"] += bool(text) and text != line
-        counts["no translation, empty line"] += not text
-        if text and row.candidates.get(name, text) != text:
-            raise UserError(
-                f"{row.where}: there is another candidate of {name} already, not that of {file}; "
-                "give the system another name."
-            )
-        texts.append(text or None)
-    return texts

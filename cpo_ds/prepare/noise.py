@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import regex
@@ -155,6 +156,17 @@ def _last_text(raw: RawRow) -> str:
     if not isinstance(chosen[-1], dict):
         raise raw.error(where, "is not a message with role and content")
     return raw.checked_text(chosen[-1].get("content"), f"{where}.content")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds prepare noise`."""
+    add = parser.add_argument
+    add("--input", required=True, type=Path, help="pairs, as select writes them")
+    add("--output", required=True, type=Path, help="the same pairs with noise, jsonl")
+    add("--deletion", type=float, default=0.15, help="probability of deleting a word (0.15)")
+    add("--swap", type=float, default=0.3, help="probability of swapping a word (0.3)")
+    add("--range", type=int, default=1, help="how many places a swap moves a word at most (1)")
+    add("--seed", type=int, default=42, help="of the draws (42)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`cpo-ds prepare report`: analyses of scored rows, as one HTML file and a few lines of text."""
+"""`cpo-ds prepare report`: analyses scored rows in one HTML file and a few lines of text."""
 
 from __future__ import annotations
 
@@ -6,27 +6,39 @@ import argparse
 from pathlib import Path
 
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.analyses.agreement_section import agreement
-from cpo_ds.prepare.analyses.bias_section import bias
-from cpo_ds.prepare.analyses.choices_section import where_choices_come_from
-from cpo_ds.prepare.analyses.distributions_section import distributions
-from cpo_ds.prepare.analyses.page import Section, render
-from cpo_ds.prepare.analyses.reference_section import gold_or_gilded
-from cpo_ds.prepare.analyses.scored import read_scored
-from cpo_ds.prepare.analyses.scores_section import about_scores
-from cpo_ds.prepare.analyses.view import make_view, selecting_metrics
 from cpo_ds.storage.files import writing
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds prepare report`."""
+    add = parser.add_argument
+    add("--input", required=True, type=Path, help="rows with scores, jsonl")
+    add("--output", required=True, type=Path, help="the page to write, HTML")
+    add(
+        "--metrics",
+        metavar="kiwi+xcomet",
+        help="choose by the mean of these (all that do not compare with the reference)",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the page; returns the exit code. Raises `UserError`."""
+    """Writes the page and prints its findings; returns the exit code. Raises `UserError`."""
+    # Imported late: the charts need numpy and matplotlib, which take a second to import.
+    from cpo_ds.prepare.analyses.page import render
+    from cpo_ds.prepare.analyses.sections import analyse
+
+    # Refuse an output that would replace the input, before the work begins.
     path, output = arguments.input, arguments.output
     if output.is_dir() or output.resolve() == path.resolve():
         raise UserError(f"--output {output} is not free; name a file to write the page to.")
-    sections = analyse(str(path), arguments.metrics)
+
+    # The page is written whole or not at all.
+    sections = analyse(path, arguments.metrics)
     page = render(f"Scores and choices in {path.name}", sections).encode()
     with writing(output) as unfinished:
         unfinished.write_bytes(page)
+
+    # The terminal gets the sentences, not the tables.
     for section in sections:
         print(section.title)
         for text in section.findings or section.explanation:
@@ -35,17 +47,3 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"  - {note}")
     print(f"written to {output} ({len(page) / 2**20:.1f} MiB)")
     return 0
-
-
-def analyse(path: str, metrics: str | None) -> tuple[Section, ...]:
-    """The report's sections; `metrics`, like `kiwi+xcomet`, choose. Raises `UserError`."""
-    scored = read_scored(path)
-    view = make_view(scored, selecting_metrics(scored, metrics))
-    return (
-        about_scores(view, Path(path).name),
-        gold_or_gilded(view),
-        where_choices_come_from(view),
-        distributions(view),
-        agreement(view),
-        bias(view),
-    )

@@ -1,7 +1,7 @@
-"""`cpo-ds prepare score`: rows with candidates -> the same rows with scores.
+"""`cpo-ds prepare score`: adds scores to rows with candidates.
 
-COMET needs older libraries than training, so this process hands over to one in `.venv-comet` where
-a metric needs COMET, and to DeepSpeed's launcher for several ranks.
+COMET needs older libraries than training. So if a metric needs COMET, this process is replaced by
+one of the Python in `.venv-comet`. For several ranks it is replaced by DeepSpeed's launcher.
 """
 
 from __future__ import annotations
@@ -20,7 +20,40 @@ from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
 from cpo_ds.scoring.metrics import parse_metrics
 from cpo_ds.storage.results import cache_of, hold_cache
 
-_COMET_PYTHON = "CPO_DS_COMET_PYTHON"  # names the Python that has COMET, where it is elsewhere
+_COMET_PYTHON = "CPO_DS_COMET_PYTHON"  # path of a Python that has COMET, if not .venv-comet's
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds prepare score`."""
+    add = parser.add_argument
+    add("--input", required=True, type=Path, help="rows with candidates, jsonl")
+    add("--output", required=True, type=Path, help="the same rows with scores")
+    add(
+        "--metric",
+        required=True,
+        action="append",
+        dest="metrics",
+        metavar="NAME_OR_CHECKPOINT",
+        help="kiwi, xcomet, kiwi-22, comet-22, chrf, bleu, a Hugging Face name, or a checkpoint "
+        "file or folder; NAME=CHECKPOINT names it in the output. Give it several times for several",
+    )
+    add("--shard", action="store_true", help="split each COMET model over the ranks (ZeRO-3)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of COMET (float32)",
+    )
+    add(
+        "--use-reference",
+        action="store_true",
+        help="show the reference to metrics that work with and without one, like XCOMET",
+    )
+    add("--spans", action="store_true", help="keep XCOMET's error spans")
+    add("--batch-tokens", type=int, default=4096, help="tokens of a batch, padding included (4096)")
+    add("--cache", type=Path, help="folder of scores already made (OUTPUT.cache)")
+    add("--ranks", type=int, default=1, help="processes on this host (1)")
+    add("--hostfile", help="hosts and slots, as for training, in place of --ranks")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import left_out, read_candidates, write_rows
@@ -19,6 +20,53 @@ from cpo_ds.storage.files import writing
 from cpo_ds.storage.folders import check_replaceable, replacing_folder
 
 PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds prepare select`."""
+    add = parser.add_argument
+    add("--input", required=True, type=Path, help="rows with scores, jsonl")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="new, or of an earlier select")
+    add(
+        "--metrics",
+        metavar="kiwi+xcomet",
+        help="to average (kiwi+xcomet, the XXL models; else those that all rows have)",
+    )
+    add(
+        "--pairs",
+        choices=("best-worst", "best-each"),
+        default="best-worst",
+        help="the best against the worst, or against each other one (best-worst)",
+    )
+    add(
+        "--min-margin",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="drop pairs whose mean scores are closer (0)",
+    )
+    add("--directions", metavar="en-de,de-en", help="directions to keep (all)")
+    add(
+        "--check-language",
+        nargs="?",
+        type=float,
+        const=0.7,
+        metavar="CONFIDENCE",
+        help="drop pairs with a text in another language, or a copy of the source; how sure "
+        "py3langid must be (0.7)",
+    )
+    add(
+        "--max-length-ratio",
+        type=float,
+        metavar="TIMES",
+        help="drop pairs with a text so many times longer or shorter than is usual",
+    )
+    add(
+        "--prompt-style",
+        choices=("alma", "chat"),
+        default="alma",
+        help="prompts as text, or as a user's turn for a chat template (alma)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ python -m cpo_ds.run.report runs/demo        # prints the table, writes runs/dem
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -68,22 +69,32 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
     pyplot.close(figure)
 
 
-def main(arguments: list[str]) -> int:
-    """Reports on the run whose folder is given; returns the exit code."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds report`."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="output_dir of a run")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the table and draws the curves; returns 0. Raises `UserError`."""
+    folder: Path = arguments.run
+    training, held_out = read_metrics(folder)
+    if held_out:
+        print(summary(held_out))
+    draw_curves(training, held_out, folder / "curves.png")
+    print(f"curves: {folder / 'curves.png'}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Reports on the run whose folder is given, as a module of its own; returns the exit code."""
+    if len(argv) != 1 or argv[0].startswith("-"):
         print("usage: python -m cpo_ds.run.report RUN_FOLDER", file=sys.stderr)
         return EXIT_USER_ERROR
-    run = Path(arguments[0])
     try:
-        training, held_out = read_metrics(run)
+        return run(argparse.Namespace(run=Path(argv[0])))
     except UserError as error:
         print(f"cpo_ds: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    if held_out:
-        print(summary(held_out))
-    draw_curves(training, held_out, run / "curves.png")
-    print(f"curves: {run / 'curves.png'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import launch
 import pytest
 
 from cpo_ds import cli
+from cpo_ds.checkpoint.list_command import EXIT_DAMAGED
 
 MANIFEST = "manifest.json"
 
@@ -76,7 +77,7 @@ def test_checkpoints_are_listed_with_what_is_wrong(
     victim = next(newest.glob("*optim_states.pt"))
     victim.write_bytes(victim.read_bytes()[:-1])
     (newest.with_name("step-00000003") / MANIFEST).write_text("{}")
-    assert cli.main(["checkpoints", str(run)]) == cli.EXIT_DAMAGED
+    assert cli.main(["checkpoints", str(run)]) == EXIT_DAMAGED
     _, first, second, third = capsys.readouterr().out.splitlines()
     assert first.endswith("intact")
     assert f"damaged: {victim}" in second

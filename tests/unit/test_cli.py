@@ -5,11 +5,28 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from cpo_ds.cli import COMMANDS, PREPARE_STEPS
 
-def test_help_is_quick_and_names_every_command() -> None:
-    code = "import sys, cpo_ds.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "assert not {'torch', 'deepspeed', 'numpy'} & set(sys.modules)"
+
+def help_of(*command: str, without: set[str]) -> str:
+    """The help of a command, in a process that must not import the libraries in `without`."""
+    code = f"import sys, cpo_ds.cli as c\ntry: c.main({[*command, '--help']})\n"
+    code += f"except SystemExit: pass\nassert not {without} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for name in ("export", "report", "checkpoints", "universal"):
-        assert f"    {name}" in done.stdout
+    return done.stdout
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    printed = help_of(without={"torch", "deepspeed", "numpy", "pydantic"})
+    for name in ("export", "report", "checkpoints", "universal", *COMMANDS, "prepare"):
+        assert f"    {name}" in printed
+
+
+def test_the_help_of_each_command_is_quick() -> None:
+    heavy = {"torch", "deepspeed", "numpy"}
+    assert "--hostfile" in help_of("doctor", without=heavy | {"pydantic"})
+    for name in COMMANDS:
+        assert f"cpo-ds {name} [-h]" in help_of(name, without=heavy)
+    for name in PREPARE_STEPS:
+        assert f"cpo-ds prepare {name} [-h]" in help_of("prepare", name, without=heavy)

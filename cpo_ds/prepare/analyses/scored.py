@@ -13,8 +13,8 @@ import numpy as np
 from cpo_ds.data.candidates import REFERENCE, CandidateRow, read_candidates
 from cpo_ds.data.formats import compares_with_reference
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.metric_choice import is_lexical
 from cpo_ds.prepare.pairs.choose import rate
+from cpo_ds.prepare.pairs.metric_choice import is_lexical
 
 
 @dataclass(frozen=True)

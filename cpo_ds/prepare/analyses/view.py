@@ -11,7 +11,7 @@ import numpy as np
 from cpo_ds.data.candidates import REFERENCE
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.analyses.scored import Scored, ScoredRow
-from cpo_ds.prepare.metric_choice import find_metrics
+from cpo_ds.prepare.pairs.metric_choice import find_metrics
 
 ALL = "all directions"
 OTHERS = "other systems"

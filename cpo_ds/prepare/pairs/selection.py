@@ -10,7 +10,6 @@ from typing import Any
 
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.metric_choice import Taken, take_metrics
 from cpo_ds.prepare.pairs import filters
 from cpo_ds.prepare.pairs.choose import (
     Pair,
@@ -20,6 +19,7 @@ from cpo_ds.prepare.pairs.choose import (
     rate,
     scorer_name,
 )
+from cpo_ds.prepare.pairs.metric_choice import Taken, take_metrics
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Job:
             for row, prompt, answer in zip(self.sources.rows, self.prompts, answers, strict=True)
         ]
         write_rows(output, with_candidates(self.sources.rows, {self.name: texts}))
-        return [summary(output, self.name, texts), *counted(counts)]
+        return [summary(output, self.name, texts), *count_lines(counts)]
 
     def _text(
         self, row: CandidateRow, prompt: Prompt, answer: Translation | str, counts: Counter[str]
@@ -100,12 +100,12 @@ def summary(output: Path, name: str, texts: Sequence[str | None]) -> str:
     return f"{output}: {len(texts)} rows, {there} with a translation by {name}"
 
 
-def counted(counts: Counter[str]) -> list[str]:
+def count_lines(counts: Counter[str]) -> list[str]:
     """Lines to print, largest counts first."""
     return [f"  {what}: {count}" for what, count in counts.most_common() if count]
 
 
-def sources_read(sources: Sources) -> list[str]:
+def source_lines(sources: Sources) -> list[str]:
     """Lines to print on what was read."""
     return [f"read {len(sources.rows)} rows of {sources.path}", *left_out(sources.skipped)]
 
@@ -118,5 +118,5 @@ def read_untranslated(arguments: Any, name: str) -> Sources:
             raise UserError(
                 f"{row.where}: there is a candidate of {name} already; give another --name."
             )
-    print("\n".join(sources_read(sources)), flush=True)
+    print("\n".join(source_lines(sources)), flush=True)
     return sources
