@@ -31,9 +31,9 @@ from workload import (
 
 from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
+from cpo_ds.model.flops import MatrixWeights, step_flops
 from cpo_ds.model.load import load_model_config
 from cpo_ds.model.offline import outline
-from cpo_ds.run.monitor import step_flops
 
 MOST_PAIRS = 4096  # where the search for the largest micro-batch ends
 _LIMIT_STEPS = (1, 1)  # the second has optimizer states from its beginning
@@ -163,9 +163,9 @@ class Campaign:
     def _rates(self, job: Job, workload: Workload, seconds: float) -> Line:
         totals = workload.totals
         flops = step_flops(
-            totals,
-            self._body,
-            self._head,
+            MatrixWeights(self._body, self._head),
+            totals.unique_tokens,
+            totals.scored_tokens,
             trains_adapter=job.training == "lora",
             runs_reference=job.method in WITH_REFERENCE_PASS,
         )

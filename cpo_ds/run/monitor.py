@@ -49,19 +49,6 @@ def summarize(sums: list[float], totals: StepTotals, loss: LossConfig) -> dict[s
     }
 
 
-def step_flops(
-    totals: StepTotals, body: int, head: int, *, trains_adapter: bool, runs_reference: bool = False
-) -> float:
-    """Floating-point operations of a step's matrix products with the weights, recomputation aside.
-
-    2 per weight and token forward and 2 for the gradient of the activations; 2 more for the
-    gradient of the weights where they are trained, and 2 for a forward pass of DPO's reference.
-    `body` and `head` count weights; the head sees scored tokens only.
-    """
-    per_weight = (4 if trains_adapter else 6) + (2 if runs_reference else 0)
-    return per_weight * (body * totals.unique_tokens + head * totals.scored_tokens)
-
-
 def peak_memory_gib(device: torch.device) -> float:
     """Most memory held so far: allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":

@@ -23,6 +23,7 @@ from cpo_ds.data.plan import (
 from cpo_ds.engine.engine import Engine
 from cpo_ds.errors import NonFiniteError, Stopped
 from cpo_ds.losses import pair_terms, step_share
+from cpo_ds.model.flops import matrix_weights, step_flops
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.run.learning_rate import learning_rate
@@ -33,7 +34,6 @@ from cpo_ds.run.monitor import (
     pair_columns,
     peak_memory_gib,
     peak_tflops,
-    step_flops,
     summarize,
 )
 from cpo_ds.schema import PackedBatch, StepTotals, TokenizedPair
@@ -74,7 +74,8 @@ def train(run: Run) -> None:
     Raises `NonFiniteError`, weights untouched, and `Stopped`, where it was asked to stop.
     """
     config = run.config
-    peak, sizes = peak_tflops(run.ranks.device), _weight_counts(run.engine)
+    peak = peak_tflops(run.ranks.device)
+    weights = matrix_weights(run.engine.policy.causal_lm)
     passes = {
         "trains_adapter": config.trains_adapter,
         "runs_reference": config.loss.takes_reference_from("model", "adapter"),
@@ -97,7 +98,8 @@ def train(run: Run) -> None:
         update = run.engine.update(rate)
         if not update.applied:
             _stop_unless_rescaled(run, step, seen, update.grad_norm)
-        watch.count(totals, step_flops(totals, *sizes, **passes))
+        flops = step_flops(weights, totals.unique_tokens, totals.scored_tokens, **passes)
+        watch.count(totals, flops)
         run.monitor.advance()
         if step % config.logging.every_steps == 0 or step == run.total_steps:
             metrics = summarize(run.engine.sum_over_ranks(sums).tolist(), totals, config.loss)
@@ -208,18 +210,6 @@ def _evaluates_after(run: Run, step: int) -> bool:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _weight_counts(engine: Engine) -> tuple[int, int]:
-    """Weights in matrix products of the body, and of the head; whole, also under ZeRO-3."""
-    counts = {
-        name: getattr(parameter, "ds_numel", parameter.numel())
-        for name, parameter in engine.policy.causal_lm.named_parameters()
-        if "embed" not in name and "norm" not in name and not name.endswith("bias")
-    }
-    head_weight = engine.policy.head_weight
-    head = getattr(head_weight, "ds_numel", head_weight.numel())
-    return sum(counts.values()) - counts.get("lm_head.weight", 0), head
 
 
 def _stop_unless_rescaled(

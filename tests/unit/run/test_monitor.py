@@ -23,7 +23,6 @@ from cpo_ds.run.monitor import (
     pair_columns,
     peak_memory_gib,
     peak_tflops,
-    step_flops,
     summarize,
 )
 from cpo_ds.schema import PairLogps, StepTotals
@@ -72,14 +71,6 @@ def test_columns_carry_no_gradient() -> None:
     leaf = torch.tensor([-6.0], requires_grad=True)
     logps = PairLogps(leaf, leaf * 2, torch.tensor([3.0]), torch.tensor([3.0]))
     assert not pair_columns(pair_terms(logps, LossConfig()), logps).requires_grad
-
-
-def test_step_flops_by_hand() -> None:
-    """1,000 weights see 70 tokens, a head of 40 sees 25: 71,000 products, 4 or 6 each."""
-    assert step_flops(TOTALS, 1000, 40, trains_adapter=True) == 4 * 71_000
-    assert step_flops(TOTALS, 1000, 40, trains_adapter=False) == 6 * 71_000
-    with_reference = step_flops(TOTALS, 1000, 40, trains_adapter=False, runs_reference=True)
-    assert with_reference == 8 * 71_000
 
 
 @pytest.mark.parametrize(
