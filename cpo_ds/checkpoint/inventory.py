@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from cpo_ds.checkpoint.manifest import (
-    Manifest,
+from cpo_ds.checkpoint.manifest import Manifest, inspect
+from cpo_ds.checkpoint.publish import (
     checkpoint_name,
     checkpoints,
-    inspect,
     is_checkpoint_name,
     resume_candidates,
     step_of,

@@ -18,14 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.checkpoint.manifest import (
-    Manifest,
-    inspect,
-    publish_folder,
-    read_entry,
-    unfinished_name,
-    write_manifest,
-)
+from cpo_ds.checkpoint.manifest import Manifest, inspect, read_entry, write_manifest
+from cpo_ds.checkpoint.publish import publish_folder, unfinished_name
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import ByteWatch, count_work
 

@@ -15,11 +15,13 @@ import torch
 from cpo_ds.checkpoint.manifest import (
     DamagedCheckpoint,
     Manifest,
-    checkpoints,
     damage,
-    latest_problem,
     random_state_name,
     read_manifest,
+)
+from cpo_ds.checkpoint.publish import (
+    checkpoints,
+    latest_problem,
     restore_replaced,
     resume_candidates,
 )

@@ -11,17 +11,14 @@ from pathlib import Path
 
 import torch
 
-from cpo_ds.checkpoint.manifest import (
-    FileEntry,
-    Manifest,
+from cpo_ds.checkpoint.manifest import FileEntry, Manifest, random_state_name, write_manifest
+from cpo_ds.checkpoint.publish import (
     checkpoint_name,
     prune,
     publish,
-    random_state_name,
     remove_unfinished,
     restore_replaced,
     unfinished_name,
-    write_manifest,
 )
 from cpo_ds.checkpoint.resume import Say
 from cpo_ds.checkpoint.writer import CheckpointWriter

@@ -14,8 +14,8 @@ import peft
 import torch
 from safetensors.torch import save_file
 
-from cpo_ds.checkpoint.manifest import (
-    Manifest,
+from cpo_ds.checkpoint.manifest import Manifest
+from cpo_ds.checkpoint.publish import (
     checkpoint_name,
     publish_folder,
     replaced_name,

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from cpo_ds.checkpoint.inventory import find_intact, newest
-from cpo_ds.checkpoint.manifest import Manifest, replaced_name, unfinished_name
+from cpo_ds.checkpoint.manifest import Manifest
+from cpo_ds.checkpoint.publish import replaced_name, unfinished_name
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.export.folder import SHARD_BYTES, exports_adapter, make_export, write_folder

@@ -76,6 +76,12 @@ def test_deepspeed_and_comet_are_imported_where_they_belong():
             assert not forbidden_imports(architecture.module_name(ROOT / path), source), path
 
 
+def test_the_engine_keeps_deepspeed_to_itself():
+    reached = re.compile(r"\._deepspeed\b|\bengine\.deepspeed\b")
+    outside = [p for p in SOURCES if not p.startswith(("cpo_ds/engine/", "tests/"))]
+    assert [path for path in outside if reached.search(SOURCES[path])] == []
+
+
 def test_files_and_functions_are_short():
     assert {path: long for path, source in SOURCES.items() if (long := too_long(source))} == LONG
 

@@ -17,7 +17,7 @@ import torch
 
 import cpo_ds.run.build
 from cpo_ds.checkpoint import save as saver
-from cpo_ds.checkpoint.manifest import checkpoint_name
+from cpo_ds.checkpoint.publish import checkpoint_name
 from cpo_ds.data import rows
 from cpo_ds.export import folder as pretrained
 from cpo_ds.ranks import watch

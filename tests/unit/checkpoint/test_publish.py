@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
-from cpo_ds.checkpoint import manifest
 from cpo_ds.checkpoint.manifest import (
     DamagedCheckpoint,
     Manifest,
-    checkpoint_name,
-    checkpoints,
     damage,
-    prune,
-    publish,
     read_entry,
     read_manifest,
+    write_manifest,
+)
+from cpo_ds.checkpoint.publish import (
+    checkpoint_name,
+    checkpoints,
+    prune,
+    publish,
+    remove_unfinished,
     resume_candidates,
     unfinished_name,
-    write_manifest,
 )
 from cpo_ds.storage.files import sync
 
@@ -32,7 +34,7 @@ def save(folder: Path, step: int, keep_last: int = 2, content: str = "shard") ->
     """What `Saver` does on rank 0."""
     name = checkpoint_name(step)
     unfinished = folder / unfinished_name(name)
-    manifest.remove_unfinished(folder)
+    remove_unfinished(folder)
     unfinished.mkdir(parents=True)
     for file in ("a.pt", "b.pt"):
         (unfinished / file).write_text(f"{content} {step}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cpo_ds.checkpoint.manifest import (
+from cpo_ds.checkpoint.publish import (
     checkpoint_name,
     checkpoints,
     latest_problem,
