@@ -1,4 +1,4 @@
-"""Checkpoint folders get their names when they are whole, are listed, replaced and pruned."""
+"""Checkpoint folders get their names when they are whole, are listed, replaced and pruned.
 
     checkpoints/step-00000020/   a published checkpoint
     checkpoints/latest           the name of the newest one
