@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,13 +29,13 @@ def run_ours(
     from cpo_ds.engine.settings import read_deepspeed_settings
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.run.build import build_run
-    from cpo_ds.run.monitor import Monitor
+    from cpo_ds.run.monitor import SilentMonitor
     from cpo_ds.run.trainer import train
 
     class Finished(Exception):
         pass
 
-    class StepMonitor(Monitor):
+    class StepMonitor(SilentMonitor):
         def show(self, line: dict[str, Any]) -> None:
             probe.losses.append(line["loss"])
             if probe.step_is_done():
@@ -49,9 +48,7 @@ def run_ours(
     probe.libraries_are_loaded()
     run = build_run(config, settings, ranks, pairs, [], {})
     run.monitor.close()
-    run.monitor = StepMonitor(
-        Path(folder), is_writer=False, tensorboard=False, first_step=0, total_steps=job.steps
-    )
+    run.monitor = StepMonitor()
     with contextlib.suppress(Finished):
         train(run)
     measured = probe.result()

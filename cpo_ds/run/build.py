@@ -39,10 +39,11 @@ from cpo_ds.model.load import (
 )
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.recipe import parse_config
-from cpo_ds.run.monitor import Monitor, cut_back_metrics
+from cpo_ds.run.monitor import Monitor, SilentMonitor
 from cpo_ds.run.reference import with_reference_logps
 from cpo_ds.run.trainer import Run, planned_steps
 from cpo_ds.schema import PreferenceRow, TokenizedPair
+from cpo_ds.storage.metrics_file import cut_back_metrics
 
 
 def prepare_pairs(
@@ -182,15 +183,8 @@ def build_run(
         )
     folder = Path(config.output_dir)
     ranks.on_first(lambda: cut_back_metrics(folder, first_step))
-    monitor = ranks.everywhere(
-        lambda: Monitor(
-            folder,
-            is_writer=ranks.rank == 0,
-            tensorboard=config.logging.tensorboard,
-            first_step=first_step,
-            total_steps=planned_steps(config, len(train_pairs)),
-        )
-    )
+    total_steps = planned_steps(config, len(train_pairs))
+    monitor = ranks.everywhere(lambda: _open_monitor(config, ranks, first_step, total_steps))
     monitor.say(attention)
     monitor.say(
         f"training {'a LoRA adapter' if config.trains_adapter else 'all parameters'} with "
@@ -201,6 +195,17 @@ def build_run(
     about = _about(config, settings, ranks, identity, fingerprint, train_pairs, eval_pairs)
     saver = Saver(engine, ranks, config, about, monitor.say)
     return Run(config, engine, ranks, monitor, train_pairs, eval_pairs, saver, first_step)
+
+
+def _open_monitor(config: Config, ranks: Ranks, first_step: int, total_steps: int) -> SilentMonitor:
+    if ranks.rank > 0:
+        return SilentMonitor()
+    return Monitor(
+        Path(config.output_dir),
+        tensorboard=config.logging.tensorboard,
+        first_step=first_step,
+        total_steps=total_steps,
+    )
 
 
 def start_engine(config: Config, settings: DeepSpeedSettings, ranks: Ranks) -> tuple[Engine, str]:

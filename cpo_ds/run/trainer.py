@@ -27,15 +27,9 @@ from cpo_ds.model.flops import matrix_weights, step_flops
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.run.learning_rate import learning_rate
-from cpo_ds.run.monitor import (
-    COLUMNS,
-    Monitor,
-    Stopwatch,
-    pair_columns,
-    peak_memory_gib,
-    peak_tflops,
-    summarize,
-)
+from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
+from cpo_ds.run.monitor import SilentMonitor
+from cpo_ds.run.throughput import Stopwatch, peak_memory_gib, peak_tflops
 from cpo_ds.schema import PackedBatch, StepTotals, TokenizedPair
 
 
@@ -46,7 +40,7 @@ class Run:
     config: Config
     engine: Engine
     ranks: Ranks
-    monitor: Monitor
+    monitor: SilentMonitor
     train_pairs: list[TokenizedPair]
     eval_pairs: list[TokenizedPair]
     saver: Saver

@@ -11,14 +11,13 @@ import pytest
 from small_disk import Disk
 
 from cpo_ds.errors import UserError
-from cpo_ds.run.monitor import Monitor, cut_back_metrics
+from cpo_ds.run.monitor import Monitor
+from cpo_ds.storage.metrics_file import cut_back_metrics
 
 
 def monitor(folder: Path, first_step: int = 0, *, tensorboard: bool = False) -> Monitor:
     cut_back_metrics(folder, first_step)
-    return Monitor(
-        folder, is_writer=True, tensorboard=tensorboard, first_step=first_step, total_steps=99
-    )
+    return Monitor(folder, tensorboard=tensorboard, first_step=first_step, total_steps=99)
 
 
 def steps_in(folder: Path) -> list[int]:

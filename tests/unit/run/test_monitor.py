@@ -1,123 +1,21 @@
-"""What a run tells: the metrics of a step, throughput, and the file that survives a resume."""
+"""Metrics in files and on the terminal; metrics.jsonl survives a resume."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from cpo_ds.config import LossConfig
-from cpo_ds.losses import pair_terms, step_share
-from cpo_ds.run.monitor import (
-    COLUMNS,
-    Monitor,
-    Stopwatch,
-    cut_back_metrics,
-    pair_columns,
-    peak_memory_gib,
-    peak_tflops,
-    summarize,
-)
-from cpo_ds.schema import PairLogps, StepTotals
-
-TOTALS = StepTotals(pairs=4, chosen_tokens=10, scored_tokens=25, unique_tokens=70, padded_tokens=99)
-SUMS = dict(zip(COLUMNS, (2.0, 30.0, 3.0, 6.0, -30.0, -50.0), strict=True))
-
-
-def test_summarize_by_hand() -> None:
-    """preference 2 / 4, nll 30 / 10 tokens, 3 of 4 right, margin 6 / 4, log-probs over 4 pairs."""
-    assert summarize(list(SUMS.values()), TOTALS, LossConfig(alpha=0.5)) == {
-        "loss": 0.5 + 0.5 * 3.0,
-        "preference_loss": 0.5,
-        "nll_loss": 3.0,
-        "reward_accuracy": 0.75,
-        "reward_margin": 1.5,
-        "logp_chosen": -7.5,
-        "logp_rejected": -12.5,
-    }
-    by_pair = summarize(list(SUMS.values()), TOTALS, LossConfig(nll_reduction="pair"))
-    assert (by_pair["nll_loss"], by_pair["loss"]) == (7.5, 8.0)
-    simpo = summarize(list(SUMS.values()), TOTALS, LossConfig(name="simpo"))
-    assert (simpo["nll_loss"], simpo["loss"]) == (3.0, 0.5)  # told, but not part of the loss
-
-
-@pytest.mark.parametrize("name", ["cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft"])
-def test_the_loss_that_is_logged_is_the_loss_that_is_minimized(name: str) -> None:
-    loss = LossConfig(name=name)
-    logps = PairLogps(
-        torch.tensor([-6.0, -9.0, -3.0]),
-        torch.tensor([-16.0, -8.0, -3.0]),
-        torch.tensor([3.0, 4.0, 2.0]),
-        torch.tensor([4.0, 4.0, 2.0]),
-    )
-    totals = StepTotals(3, 9, 19, 30, 40)
-    terms = pair_terms(logps, loss)
-    columns = pair_columns(terms, logps)
-    assert columns.shape == (3, len(COLUMNS)) and columns.dtype == torch.float64
-    logged = summarize(columns.sum(0).tolist(), totals, loss)
-    assert logged["loss"] == pytest.approx(step_share(terms, totals, loss).item(), rel=1e-6)
-    assert logged["reward_accuracy"] == pytest.approx(1 / 3)  # a tie is not right
-    assert logged["logp_chosen"] == pytest.approx(-6.0)
-
-
-def test_columns_carry_no_gradient() -> None:
-    leaf = torch.tensor([-6.0], requires_grad=True)
-    logps = PairLogps(leaf, leaf * 2, torch.tensor([3.0]), torch.tensor([3.0]))
-    assert not pair_columns(pair_terms(logps, LossConfig()), logps).requires_grad
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989.0),
-        ("NVIDIA H200", 989.0),
-        ("NVIDIA A100-SXM4-80GB", 312.0),
-        ("NVIDIA GeForce GTX 1080", None),
-    ],
-)
-def test_peak_of_known_devices(
-    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    memory = SimpleNamespace(total_memory=80 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-    assert peak_tflops(torch.device("cuda")) == peak
-    assert peak_tflops(torch.device("cpu")) is None
-
-
-def test_memory_of_this_process_is_counted_in_gib() -> None:
-    assert 0.05 < peak_memory_gib(torch.device("cpu")) < 100
-
-
-def test_stopwatch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 103.0, 108.0, 111.0, 111.0 + 2.0])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    watch = Stopwatch()  # at 100
-    watch.count(TOTALS, 3e12)
-    watch.go_on(watch.pause())  # an evaluation from 103 to 108
-    watch.count(TOTALS, 3e12)
-    rates = watch.read(world_size=2, peak=10.0)  # at 111: 11 seconds, 5 of which do not count
-    assert rates == {
-        "step_seconds": 3.0,
-        "pairs_per_second": pytest.approx(8 / 6),
-        "tokens_per_second": pytest.approx(140 / 6),
-        "model_tflops": pytest.approx(6 / 6 / 2),  # a device's share of 6 TFLOP in 6 seconds
-        "mfu": pytest.approx(0.05),
-    }
-    watch.count(TOTALS, 0.0)
-    again = watch.read(world_size=1, peak=None)
-    assert again["pairs_per_second"] == 2.0 and again["mfu"] is None
+from cpo_ds.run.monitor import Monitor, SilentMonitor
+from cpo_ds.storage.metrics_file import cut_back_metrics
 
 
 def monitor(folder: Path, first_step: int = 0, **options: Any) -> Monitor:
-    defaults = {"is_writer": True, "tensorboard": False, "total_steps": 10}
+    defaults = {"tensorboard": False, "total_steps": 10}
     cut_back_metrics(folder, first_step)
     return Monitor(folder, first_step=first_step, **defaults | options)
 
@@ -203,15 +101,17 @@ def test_garbage_in_the_file_does_not_stop_a_resume(tmp_path: Path) -> None:
 
 
 def test_ranks_other_than_the_first_write_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = monitor(tmp_path / "x", is_writer=False, tensorboard=True)
+    monkeypatch.chdir(tmp_path)
+    out = SilentMonitor()
     out.write({"step": 1, "loss": 1.0})
     out.advance()
     out.show({})
     out.say("hello")
     out.close()
-    assert not (tmp_path / "x").exists()
+    out.sync()
+    assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""
 
 
