@@ -1,4 +1,4 @@
-"""The values that one stage hands to the next: rows, tokenized pairs, packed batches, step totals.
+"""Values that one stage passes to the next: rows, tokenized pairs, packed batches, step totals.
 
 Shapes in comments: T unique tokens of a micro-batch, S scored targets, P pairs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # commands that compute nothing want rows without the seconds of these imports
+if TYPE_CHECKING:  # commands that only handle rows start without these slow imports
     import numpy as np
     import torch
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # commands that compute nothing want rows without the seconds
 class PreferenceRow:
     """One preference: the prompt exactly as the model sees it, and two completions.
 
-    `direction` is `"en-de"` or `""` where it is not known; `origin` says where the row came from
-    (`"pairs.jsonl:12"`), for messages.
+    `direction` is like `"en-de"`, or `""` if it is not known. `origin` is the row's file and line,
+    like `"pairs.jsonl:12"`, for messages.
     """
 
     prompt: str
@@ -32,10 +32,11 @@ class PreferenceRow:
 class TokenizedPair:
     """A preference pair as one sequence, `prefix · chosen branch · rejected branch`.
 
-    The prefix is what (prompt + chosen) and (prompt + rejected) share, at most one token short of
-    either, so that no branch is empty. `chosen_start` and `rejected_start` index the first scored
-    token in `prefix + branch`; both are at least 1. `reference_logps` are the log-probs of the
-    chosen and the rejected completion under DPO's reference, where they are computed beforehand.
+    The prefix is the common beginning of (prompt + chosen) and (prompt + rejected). It stops at
+    least one token before the end of either, so that no branch is empty. `chosen_start` and
+    `rejected_start` index the first scored token in `prefix + branch`; both are at least 1.
+    `reference_logps` are the log-probs of the chosen and the rejected completion under DPO's
+    reference model, if they were computed before training.
     """
 
     tokens: np.ndarray  # int32, prefix · chosen branch · rejected branch
@@ -49,22 +50,22 @@ class TokenizedPair:
 
     @property
     def num_rejected(self) -> int:
-        """Tokens of the rejected branch."""
+        """Number of tokens of the rejected branch."""
         return len(self.tokens) - self.num_prefix - self.num_chosen
 
     @property
     def num_chosen_scored(self) -> int:
-        """Scored tokens of the chosen completion, the end-of-sequence token included."""
+        """Number of scored tokens of the chosen completion, with the end-of-sequence token."""
         return self.num_prefix + self.num_chosen - self.chosen_start
 
     @property
     def num_rejected_scored(self) -> int:
-        """Scored tokens of the rejected completion, the end-of-sequence token included."""
+        """Number of scored tokens of the rejected completion, with the end-of-sequence token."""
         return self.num_prefix + self.num_rejected - self.rejected_start
 
     @property
     def longest_sequence(self) -> int:
-        """Length of the longer of (prompt + chosen) and (prompt + rejected)."""
+        """Number of tokens of the longer of (prompt + chosen) and (prompt + rejected)."""
         return self.num_prefix + max(self.num_chosen, self.num_rejected)
 
 
@@ -119,7 +120,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 class PairLogps:
     """Log-probs of one micro-batch's completions: sums over tokens, [P] each, float32.
 
-    `reference_*` are those under DPO's reference, where the objective has one.
+    `reference_*` are the log-probs under DPO's reference model, or None if the objective has none.
     """
 
     chosen: torch.Tensor
@@ -134,8 +135,8 @@ class PairLogps:
 class StepTotals:
     """Counts over the global batch of one optimizer step, known before its first backward pass.
 
-    `pairs` and `chosen_tokens` are the loss's denominators. `padded_tokens` is what a padded
-    concatenation of the same micro-batches' pairs would have cost.
+    `pairs` and `chosen_tokens` are the denominators of the loss. `padded_tokens` is the number of
+    tokens that the same micro-batches would have as padded rows, one row per completion.
     """
 
     pairs: int

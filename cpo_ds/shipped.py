@@ -1,4 +1,4 @@
-"""Recipes and DeepSpeed files that come with the package, found by their bare names anywhere."""
+"""Finds the recipes and DeepSpeed files that come with the package by their bare names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ _PACKAGE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Shipped:
-    """A folder of files that people name: in the installed package, beside it in a checkout."""
+    """A folder of files that come with the package.
+
+    It is inside the installed package, or beside the package in a checkout.
+    """
 
     folder: str
     suffix: str
-    what: str  # for messages
+    kind: str  # of file, for messages
 
     def _path(self) -> Path:
         inside = _PACKAGE / self.folder
         return inside if inside.is_dir() else _PACKAGE.parent / self.folder
 
     def names(self) -> list[str]:
-        """The bare names, sorted."""
+        """The bare names of all files, sorted."""
         return sorted(path.stem for path in self._path().glob(f"*{self.suffix}"))
 
     def find(self, named: str) -> Path:
-        """The file that is meant; one that is named by a path may not be there.
+        """The path of the file that a user named; a path that a user gave may not exist.
 
-        A name without folder and suffix is a shipped one's. A path counts from the working
-        directory; where nothing is there, `ds_configs/zero3.json`, say, is the shipped one all the
-        same. Raises `UserError` for a name that is none.
+        A name without folder and suffix is that of a shipped file. Anything else is a path from the
+        working directory. If no file exists at a path like `ds_configs/zero3.json`, the path stands
+        for the shipped file too. Raises `UserError` for a bare name that no shipped file has.
         """
         path = Path(named)
         if "/" in named or path.suffix:
@@ -41,9 +44,9 @@ class Shipped:
         names = self.names()
         if named not in names:
             raise UserError(
-                f"there is no {self.what} {named}{did_you_mean(named, names)}; shipped are "
-                f"{', '.join(names)}, and a file of yours is named with its suffix or folder, as "
-                f"in mine{self.suffix}."
+                f"there is no {self.kind} {named}{did_you_mean(named, names)}; shipped ones are "
+                f"{', '.join(names)}. Name a file of your own with its suffix or folder, as in "
+                f"mine{self.suffix}."
             )
         return self._path() / f"{named}{self.suffix}"
 

@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """`replacing` for what a user asked to have written: raises `UserError` where it cannot be."""
+    """`replacing` for files that a user named: raises `UserError` if they cannot be written."""
     try:
         with replacing(path) as unfinished:
             yield unfinished
@@ -39,10 +39,10 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def cannot_be_written(path: Path, error: OSError) -> UserError:
-    """The error of a file or folder that a user named."""
+    """The error to raise if a file or folder that a user named cannot be written."""
     return UserError(
-        f"{path} cannot be written: {error.strerror or error}; make room, mend the permissions, or "
-        "choose another place."
+        f"{path} cannot be written: {error.strerror or error}; make room, correct the permissions, "
+        "or choose another place."
     )
 
 

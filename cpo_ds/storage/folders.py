@@ -1,4 +1,4 @@
-"""A folder of results that is written whole or not at all."""
+"""Writes a folder of results whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from cpo_ds.storage.files import cannot_be_written
 
 
 def check_replaceable(folder: Path, names: Collection[str], sign: str) -> None:
-    """Raises `UserError` where `folder` is neither new nor empty nor what a command wrote before.
+    """Raises `UserError` unless `folder` is new, empty, or from an earlier run of the command.
 
-    That is told by what is in it: nothing but `names`, and the file `sign` among them.
+    A folder is from the command if it holds no file but `names`, and the file `sign` among them.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder that is new or empty.")
-    found = sorted(path.name for path in folder.iterdir())
-    others = [name for name in found if name not in names]
-    if others or (found and sign not in found):
+    present = sorted(path.name for path in folder.iterdir())
+    others = [name for name in present if name not in names]
+    if others or (present and sign not in present):
         raise UserError(
-            f"{folder} holds {(others or found)[0]}, which is not from this command; give a folder "
-            "that is new, empty, or one that this command wrote."
+            f"{folder} holds {(others or present)[0]}, which is not from this command; give a "
+            "folder that is new, empty, or one that this command wrote."
         )
 
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Gives a new folder to write to; on leaving the block it takes the place of `folder`.
+    """Gives a new folder to write to; on leaving the block it replaces `folder`.
 
-    Raises `UserError` where it cannot be written.
+    Raises `UserError` if a folder cannot be written.
     """
-    place = folder.resolve()
-    unfinished = place.with_name(f".{place.name}.unfinished")
-    old = place.with_name(f".{place.name}.old")
+    final = folder.resolve()
+    unfinished = final.with_name(f".{final.name}.unfinished")
+    old = final.with_name(f".{final.name}.old")
     try:
         for leftover in (unfinished, old):
             if leftover.exists():
                 shutil.rmtree(leftover)
         unfinished.mkdir(parents=True)
         yield unfinished
-        if place.exists():
-            place.rename(old)
-        unfinished.rename(place)
+        if final.exists():
+            final.rename(old)
+        unfinished.rename(final)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise cannot_be_written(folder, error) from None

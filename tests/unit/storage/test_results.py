@@ -41,5 +41,5 @@ def test_parts_survive_a_line_that_was_cut_off(
 
 def test_parts_that_cannot_be_written_are_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="what is finished is kept"):
+    with pytest.raises(UserError, match="finished work is kept"):
         Parts(tmp_path / "file" / "x", "metric").add({"a": 1})
