@@ -1,8 +1,8 @@
-"""`cpo-ds prepare noise`: the rejected text of each pair becomes a noised copy of the chosen one.
+"""`cpo-ds prepare noise`: replaces each pair's rejected text by a noised copy of the chosen one.
 
-The baseline of the CPO paper's analysis of dis-preferred data: words are deleted at random, then
-change places with a near one. In scripts without spaces the units are characters as people see
-them (grapheme clusters), and words of other scripts among them.
+This is the baseline of the CPO paper's analysis of dis-preferred data: words are deleted at random,
+then words swap places with a near one. In scripts without spaces the units are characters as people
+see them (grapheme clusters), and words of other scripts among them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.storage.results import content_key
 
 UNSPACED = ("zh", "ja", "th")  # of the languages known here
-DRAWS = 20  # for a text that stays as it was, or loses all
+DRAWS = 20  # at most, for a text that stays unchanged or becomes empty
 _UNSPACED_LETTER = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 )
@@ -42,7 +42,10 @@ class Noise:
 
 
 def is_unspaced(text: str, direction: str) -> bool:
-    """Whether to noise characters, by the target language; by most letters where it is unknown."""
+    """Whether the units to noise are characters and not words.
+
+    The target language of `direction` decides; without a direction, most of the text's letters do.
+    """
     if direction:
         return direction.split("-")[1] in UNSPACED
     letters = regex.findall(r"\p{L}", text)
@@ -50,9 +53,10 @@ def is_unspaced(text: str, direction: str) -> bool:
 
 
 def split_units(text: str, *, unspaced: bool) -> tuple[list[str], list[str]]:
-    """Units to noise, and the white space before, between and after them: one more, often empty.
+    """Splits a text into units to noise and the white space before, between and after them.
 
-    Without `unspaced`, units are what white space separates. Grapheme clusters stay whole.
+    There is one white space more than units, and each may be empty. Units are the words between
+    white space, or with `unspaced` single characters. Grapheme clusters stay whole.
     """
 
     def kind(cluster: str) -> str:
@@ -64,39 +68,39 @@ def split_units(text: str, *, unspaced: bool) -> tuple[list[str], list[str]]:
 
     units: list[str] = []
     spaces = [""]
-    for which, group in groupby(regex.findall(r"\X", text), key=kind):
+    for kind_of_group, group in groupby(regex.findall(r"\X", text), key=kind):
         clusters = list(group)
-        if which == "space":
+        if kind_of_group == "space":
             spaces[-1] = "".join(clusters)
             continue
-        found = clusters if which == "alone" else ["".join(clusters)]
-        units += found
-        spaces += [""] * len(found)
+        new_units = clusters if kind_of_group == "alone" else ["".join(clusters)]
+        units += new_units
+        spaces += [""] * len(new_units)
     return units, spaces
 
 
 def delete_units(units: list[str], probability: float, rng: random.Random) -> list[int]:
-    """Indices of the units that stay; each goes with the same probability."""
+    """Indices of the units that stay; each is deleted with the same probability."""
     return [index for index in range(len(units)) if rng.random() >= probability]
 
 
 def swap_units(units: list[str], probability: float, reach: int, rng: random.Random) -> list[str]:
-    """From left to right, each unit changes places with one of the next `reach`, or does not.
+    """The units after swaps: from left to right, each may swap places with one of the next `reach`.
 
-    Units that came from the left stay where they are, so that none moves further than `reach`.
+    A unit that came from the left is not swapped again, so no unit moves further than `reach`.
     """
     swapped, last = list(units), len(units) - 1
     from_the_left = [False] * len(units)
-    for here in range(last):
-        if not from_the_left[here] and rng.random() < probability:
-            there = rng.choice(range(here + 1, min(here + reach, last) + 1))
-            swapped[here], swapped[there] = swapped[there], swapped[here]
-            from_the_left[there] = True
+    for left in range(last):
+        if not from_the_left[left] and rng.random() < probability:
+            right = rng.choice(range(left + 1, min(left + reach, last) + 1))
+            swapped[left], swapped[right] = swapped[right], swapped[left]
+            from_the_left[right] = True
     return swapped
 
 
 def noised(text: str, noise: Noise, rng: random.Random, *, unspaced: bool) -> str:
-    """`text` after deletions and swaps. White space stays in place, or goes with a deleted unit."""
+    """The text after deletions and swaps. A deleted unit takes white space beside it along."""
     units, spaces = split_units(text, unspaced=unspaced)
     kept = delete_units(units, noise.deletion, rng)
     if not kept:
@@ -107,11 +111,12 @@ def noised(text: str, noise: Noise, rng: random.Random, *, unspaced: bool) -> st
 
 
 def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
-    """The row with a noised rejected side; None where no draw gives a text that will do.
+    """The row with a noised rejected text; None if no draw gives a changed text with words left.
 
-    Draws depend on the seed and on the row's prompt and chosen side, not on where it stands.
+    Draws depend on the seed and on the row's prompt and chosen text, not on its place in the file.
     Raises `UserError` for a row that is not a pair.
     """
+    # Draw until the text is neither empty nor the chosen one.
     prompt, chosen, text = raw.values.get("prompt"), raw.values.get("chosen"), _last_text(raw)
     rng = random.Random(content_key(str(seed), json.dumps([prompt, chosen], sort_keys=True)))
     unspaced = is_unspaced(text, _direction(raw))
@@ -119,6 +124,8 @@ def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
     rejected = next((draw for draw in draws if draw.strip() and draw != text), None)
     if rejected is None:
         return None
+
+    # The margin and the system belonged to the old text.
     values = {key: value for key, value in raw.values.items() if key != "margin"}
     if "rejected_system" in values:
         values["rejected_system"] = "noise"
@@ -128,7 +135,7 @@ def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
 
 
 def _direction(raw: RawRow) -> str:
-    """The row's translation direction, "" where it has none."""
+    """The row's translation direction; "" if it has none."""
     for column in ("direction", "language_pair"):
         if raw.values.get(column) is None:
             continue
@@ -152,6 +159,7 @@ def _last_text(raw: RawRow) -> str:
         )
     if not isinstance(chosen, list):
         return raw.text("chosen")
+    # A conversation: noise goes into its last message.
     where = f"chosen[{len(chosen) - 1}]"
     if not isinstance(chosen[-1], dict):
         raise raw.error(where, "is not a message with role and content")
@@ -171,6 +179,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the noised pairs; returns the exit code. Raises `UserError`."""
+    # Check the options.
     noise = Noise(arguments.deletion, arguments.swap, arguments.range)
     for name, probability in (("deletion", noise.deletion), ("swap", noise.swap)):
         if not 0 <= probability <= 1:
@@ -179,6 +188,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--range is {noise.reach}; give 1 or more, or --swap 0 for no swaps.")
     if arguments.output.suffix != ".jsonl":
         raise UserError(f"--output {arguments.output} does not end in .jsonl; name it so.")
+
+    # Noise row by row.
     skipped: Counter[str] = Counter()
     rows, read = [], 0
     for raw in read_raw(str(arguments.input), "train"):
@@ -193,9 +204,12 @@ def run(arguments: argparse.Namespace) -> int:
             rows.append(row)
     if not rows:
         raise UserError(
-            f"{arguments.input}: no pair is left of {read} rows: no draw changes a text and leaves "
-            "some of it; raise --deletion or --swap, or give longer texts. Nothing was written."
+            f"{arguments.input}: no pair is left of {read} rows: every draw leaves a text "
+            "unchanged or empty; raise --deletion or --swap, or give longer texts. Nothing was "
+            "written."
         )
+
+    # Write all rows, then print the counts.
     write_rows(arguments.output, rows)
     print(f"read {read} rows, wrote {len(rows)} pairs to {arguments.output}")
     print("".join(f"{line}\n" for line in left_out(skipped)), end="")

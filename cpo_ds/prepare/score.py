@@ -12,13 +12,17 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cpo_ds.data.candidates import left_out, read_candidates, write_rows
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
-from cpo_ds.scoring.metrics import parse_metrics
+from cpo_ds.scoring.metrics import Metric, parse_metrics
 from cpo_ds.storage.results import cache_of, hold_cache
+
+if TYPE_CHECKING:
+    from cpo_ds.ranks.ranks import Ranks
+    from cpo_ds.scoring.run import MetricScores
 
 _COMET_PYTHON = "CPO_DS_COMET_PYTHON"  # path of a Python that has COMET, if not .venv-comet's
 
@@ -57,10 +61,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Scores; returns the exit code. Raises `UserError`."""
+    """Scores the rows and writes them; returns the exit code. Raises `UserError`."""
     metrics = parse_metrics(arguments.metrics)
     if arguments.batch_tokens < 1 or arguments.ranks < 1:
         raise UserError("--batch-tokens and --ranks take numbers above 0.")
+
+    # Unless a launcher started this process as a rank, go on in another process if need be.
     needs_comet = not all(metric.is_lexical for metric in metrics)
     if not is_rank():
         if not arguments.input.is_file():
@@ -74,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _comet_python() -> str:
-    """The Python that has COMET: this one, or that of `.venv-comet` beside this package."""
+    """The Python that has COMET: this one, or that of `.venv-comet` beside the package.
+
+    Raises `UserError` if there is none.
+    """
     if importlib.util.find_spec("comet"):
         return sys.executable
     beside = Path(__file__).resolve().parents[2] / ".venv-comet" / "bin" / "python"
@@ -88,25 +97,32 @@ def _comet_python() -> str:
     return str(python)
 
 
-def _score(arguments: argparse.Namespace, metrics: list[Any], ranks: Any) -> None:
+def _score(arguments: argparse.Namespace, metrics: list[Metric], ranks: Ranks) -> None:
+    """Scores the rows on all ranks; rank 0 writes them."""
+    # Imported late: it needs torch.
     from cpo_ds.scoring.run import Scoring, score_metric
 
+    # Every rank reads the rows. Rank 0 locks the cache until the process ends.
     cache = arguments.cache or cache_of(arguments.output)
     rows, skipped = ranks.everywhere(lambda: read_candidates(str(arguments.input)))
-    lock: list[Any] = []  # rank 0 keeps the file open as long as this runs
-    ranks.on_first(lambda: lock.append(hold_cache(cache)))
+    locks: list[Any] = []  # keeps the locked file open
+    ranks.on_first(lambda: locks.append(hold_cache(cache)))
     ranks.say(f"read {len(rows)} rows, {sum(len(row.translations) for row in rows)} translations")
+
+    # Score by one metric after the other.
     scoring = Scoring(
         arguments.dtype, arguments.shard, arguments.use_reference, arguments.batch_tokens
     )
     added: list[dict[str, Any]] = [{"scores": {}, "scorers": {}} for _ in rows]
     for metric in metrics:
-        scores = score_metric(metric, rows, cache, scoring, ranks, ranks.say)
+        scores = score_metric(metric, rows, cache, scoring, ranks)
         skipped += Counter({f"{metric.name}: {k}": n for k, n in scores.left_out.items()})
         if ranks.rank == 0:
             _add(added, metric.name, scores, with_spans=arguments.spans)
     for line in left_out(skipped):
         ranks.say(line)
+
+    # Write the rows with their new fields.
     ranks.on_first(
         lambda: write_rows(
             arguments.output,
@@ -116,12 +132,12 @@ def _score(arguments: argparse.Namespace, metrics: list[Any], ranks: Any) -> Non
     ranks.say(f"written to {arguments.output}")
 
 
-def _add(added: list[dict[str, Any]], name: str, scores: Any, *, with_spans: bool) -> None:
-    """Adds a metric's scores, how they were made, and error spans to what each row gets."""
+def _add(added: list[dict[str, Any]], name: str, scores: MetricScores, *, with_spans: bool) -> None:
+    """Adds a metric's scores, their record and error spans to the new fields of each row."""
     for new, items in zip(added, scores.items, strict=True):
         results = {candidate: scores.results[item.key] for candidate, item in items.items()}
         new["scores"][name] = {candidate: result[0] for candidate, result in results.items()}
-        new["scorers"][name] = scores.about
+        new["scorers"][name] = scores.record
         if with_spans:
             spans = {candidate: result[1] for candidate, result in results.items()}
             if any(value is not None for value in spans.values()):
@@ -129,5 +145,5 @@ def _add(added: list[dict[str, Any]], name: str, scores: Any, *, with_spans: boo
 
 
 def _merge(values: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A row with new scores beside those that it had; of the same name, the new ones count."""
+    """The fields of a row with the new ones. New scores replace old ones of the same metric."""
     return values | {key: (values.get(key) or {}) | value for key, value in new.items()}

@@ -1,4 +1,7 @@
-"""`cpo-ds prepare select`: rows with scores -> preference pairs, in two formats, and a summary."""
+"""`cpo-ds prepare select`: picks preference pairs from rows with scores.
+
+Writes the pairs in two formats, and a summary.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Selects and writes; returns the exit code. Raises `UserError`."""
+    """Selects pairs and writes the folder; returns the exit code. Raises `UserError`."""
+    # Select, before anything is written.
     options = _options(arguments)
     check_replaceable(arguments.output, (PAIRS, ALMA_ROWS, SUMMARY), SUMMARY)
     rows, skipped = read_candidates(str(arguments.input))
@@ -81,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.input}: no pair is left of {len(rows)} rows (dropped: {reasons}); nothing "
             "was written."
         )
+
+    # Write the folder, whole or not at all.
     summary = {
         "input": str(arguments.input),
         "options": asdict(options),
@@ -94,12 +100,16 @@ def run(arguments: argparse.Namespace) -> int:
         with writing(folder / SUMMARY) as unfinished:
             text = json.dumps(summary, ensure_ascii=False, indent=2)
             unfinished.write_text(text + "\n", encoding="utf-8")
+
+    # Print the counts.
     print("\n".join([*_lines(summary), *left_out(skipped)]))
     print(f"written to {arguments.output}: {PAIRS}, {ALMA_ROWS}, {SUMMARY}")
     return 0
 
 
 def _options(arguments: argparse.Namespace) -> Options:
+    """The options, checked. Raises `UserError`."""
+    # Directions, each a pair of known languages.
     directions = None
     if arguments.directions is not None:
         directions = tuple(part.strip() for part in arguments.directions.split(","))
@@ -108,6 +118,8 @@ def _options(arguments: argparse.Namespace) -> Options:
                 parse_direction(direction)
             except UserError as error:
                 raise UserError(f"--directions: {error}") from None
+
+    # Numbers. Comparisons are written so that NaN fails them.
     if not arguments.min_margin >= 0:
         raise UserError(f"--min-margin is {arguments.min_margin}; give a number from 0.")
     ratio, confidence = arguments.max_length_ratio, arguments.check_language
@@ -127,7 +139,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def pair_row(pair: Pair, prompt_style: str) -> dict[str, Any]:
-    """Prompt, chosen and rejected as TRL takes them, and where they are from."""
+    """A pair as TRL takes it: prompt, chosen and rejected, with their origin beside them."""
     prompt: Any = alma_prompt(pair.source, *parse_direction(pair.direction))
     chosen: Any = pair.chosen
     rejected: Any = pair.rejected
@@ -147,7 +159,7 @@ def pair_row(pair: Pair, prompt_style: str) -> dict[str, Any]:
 
 
 def _lines(summary: Mapping[str, Any]) -> list[str]:
-    """The summary to print."""
+    """Lines to print on the summary."""
     by, because = " + ".join(summary["metrics"]) or "no metric", summary["metrics_because"]
     total = sum(summary["pairs"].values())
     counts = {
@@ -159,15 +171,19 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
     return [
         f"read {summary['rows']} rows, selected {total} pairs by {by}",
         *([f"  metrics taken: {by}, as {because}"] if because else []),
-        *(f"  metric left out, {name}: {why}" for name, why in summary["metrics_left_out"].items()),
+        *(
+            f"  metric left out, {name}: {reason}"
+            for name, reason in summary["metrics_left_out"].items()
+        ),
         *(f"  {direction}: {count}" for direction, count in summary["pairs"].items()),
         *(f"  {side}: {_shares(summary[side], total)}" for side in ("chosen", "rejected")),
-        *(f"  {what}: {count}" for what, count in counts.items() if count),
+        *(f"  {label}: {count}" for label, count in counts.items() if count),
     ]
 
 
 def _shares(by_direction: Mapping[str, Mapping[str, int]], total: int) -> str:
+    """The share of each system in all directions together, the largest first."""
     names: Counter[str] = Counter()
-    for some in by_direction.values():
-        names.update(some)
+    for counts in by_direction.values():
+        names.update(counts)
     return ", ".join(f"{name} {count / total:.0%}" for name, count in names.most_common())

@@ -1,7 +1,7 @@
-"""COMET checkpoints: found, downloaded, identified and loaded, without a second copy in memory.
+"""Finds, downloads, identifies and loads COMET checkpoints, without a second copy in memory.
 
-COMET's own loading initializes a model at random and copies a whole checkpoint over it, twice the
-model in each process: 85 GB for a metric of 10.7 billion weights.
+COMET's own loading initializes a model at random and copies a whole checkpoint over it. That takes
+twice the model's size in each process: 85 GB for a metric of 10.7 billion weights.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import yaml
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.scoring.metrics import Metric
 
-_BLOCK_BYTES, _BLOCKS = 2**16, 64  # of a checkpoint that its fingerprint looks at
+_BLOCK_BYTES, _BLOCKS = 2**16, 64  # read of a checkpoint for its fingerprint
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's file, its COMET class's name, and 16 hexadecimal digits that identify it."""
+    """A checkpoint's file, its settings, and 16 hexadecimal digits that identify its content."""
 
     path: Path
     settings: dict[str, Any]  # hparams.yaml
@@ -33,15 +33,16 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """COMET's `class_identifier`."""
+        """The name of the COMET class, its `class_identifier`."""
         return self.settings["class_identifier"]
 
 
 def find_checkpoint(metric: Metric) -> Checkpoint:
-    """A metric's checkpoint here, downloaded where it is a hub name.
+    """The checkpoint of a metric on this machine; one with a hub name is downloaded first.
 
-    Raises `UserError` where it is not there, gated, or not a whole COMET checkpoint.
+    Raises `UserError` if the checkpoint is missing, gated, or not a whole COMET checkpoint.
     """
+    # Take the path if it exists; a text like OWNER/NAME is a name on the hub.
     given = Path(metric.model).expanduser()
     path = _in_folder(given) if given.is_dir() else given
     if not path.is_file():
@@ -51,6 +52,8 @@ def find_checkpoint(metric: Metric) -> Checkpoint:
                 "checkpoints/model.ckpt, its folder, or a Hugging Face name like Unbabel/XCOMET-XL."
             )
         path = _in_folder(_download(metric))
+
+    # Read the settings beside the checkpoint's folder.
     hparams = path.parent.parent / "hparams.yaml"
     if not hparams.is_file():
         raise UserError(f"{path} is no COMET checkpoint: there is no {hparams} beside it.")
@@ -62,12 +65,13 @@ def find_checkpoint(metric: Metric) -> Checkpoint:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The checkpoint in a folder as the hub gives it; the newest by name where it has several."""
-    found = sorted([*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")])
-    return found[-1] if found else folder / "checkpoints" / "model.ckpt"
+    """The checkpoint in a folder laid out as on the hub; of several the last by name."""
+    paths = sorted([*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")])
+    return paths[-1] if paths else folder / "checkpoints" / "model.ckpt"
 
 
 def _download(metric: Metric) -> Path:
+    """Downloads a metric's folder from the hub, unless it is in the cache. Raises `UserError`."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -90,7 +94,10 @@ def _download(metric: Metric) -> Path:
 
 
 def _fingerprint(path: Path, kind: str) -> str:
-    """Of the size and of blocks all over the file: reading all of 43 GB would take minutes."""
+    """A hash of the size and of blocks all over the file.
+
+    Reading all of a checkpoint of 43 GB would take minutes.
+    """
     size = path.stat().st_size
     digest = hashlib.sha256(f"{kind} {size}".encode())
     with path.open("rb") as file:
@@ -101,12 +108,15 @@ def _fingerprint(path: Path, kind: str) -> str:
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights by name; they are read from the file when they are looked at."""
+    """A checkpoint's weights by name, mapped into memory: they are read when they are used."""
     return _read(checkpoint.path)["state_dict"]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint is a pickle, which can run code: as with COMET itself, take those you trust."""
+    """The content of a checkpoint. Raises `UserError` if it cannot be read.
+
+    A checkpoint is a pickle, which can run code. As with COMET itself, load only those you trust.
+    """
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
     except (RuntimeError, OSError, pickle.UnpicklingError, EOFError) as error:
@@ -114,15 +124,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def make_model(checkpoint: Checkpoint) -> Any:
-    """The COMET model of a checkpoint, its weights still without values.
+    """The COMET model of a checkpoint; its weights have no values yet.
 
-    They take no memory before something is written to them. Raises `UserError` for a model whose
-    encoder's configuration or tokenizer is not there.
+    They take no memory until values are written to them. Raises `UserError` if the model gives no
+    scores, or its encoder's configuration or tokenizer is missing.
     """
     from comet.models import str2model
     from transformers.modeling_utils import no_init_weights
 
-    logging.getLogger("comet").setLevel(logging.ERROR)  # it says that its encoder is frozen
+    logging.getLogger("comet").setLevel(logging.ERROR)  # else it prints that its encoder is frozen
 
     if checkpoint.kind not in str2model or checkpoint.kind == "ranking_metric":
         raise UserError(
@@ -132,10 +142,11 @@ def make_model(checkpoint: Checkpoint) -> Any:
     settings = dict(_read(checkpoint.path)["hyper_parameters"], load_pretrained_weights=False)
     if checkpoint.settings.get("layer_transformation") == "sparsemax_patch":
         settings["layer_transformation"] = "softmax"  # as COMET does, for its issue 244
-    taken = inspect.signature(model_class.__init__).parameters
+    # As COMET does, pass on only those settings that the class has a parameter for.
+    parameters = inspect.signature(model_class.__init__).parameters
     try:
         with no_init_weights():
-            return model_class(**{k: v for k, v in settings.items() if k in taken})
+            return model_class(**{k: v for k, v in settings.items() if k in parameters})
     except (OSError, ValueError) as error:
         raise UserError(
             f"{checkpoint.path} is built on {settings.get('pretrained_model')}, whose configuration"
@@ -144,7 +155,7 @@ def make_model(checkpoint: Checkpoint) -> Any:
 
 
 def check_complete(model: Any, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Raises `UserError` where a checkpoint lacks weights, or has them in another shape."""
+    """Raises `UserError` if a checkpoint lacks weights, or has them in another shape."""
     for name, parameter in model.named_parameters():
         if name not in weights:
             raise UserError(f"{path} lacks the weight {name}; get the whole checkpoint.")

@@ -1,7 +1,7 @@
 """chrF and BLEU of single sentences against the reference, by sacrebleu.
 
-They need no model and run anywhere. They measure likeness to one reference, which is no estimate of
-quality of its own.
+Both need no model and run anywhere. They measure likeness to one reference, which is not a quality
+estimate.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from cpo_ds.scoring.plan import Item
 
-# As in the ALMA evaluation, but for Japanese, whose tokenizer needs a package of its own.
+# BLEU's tokenizers for languages without spaces, as in the ALMA evaluation. For Japanese, sacrebleu
+# has one that needs a further package, so characters stand in.
 _UNSPACED = {"zh": "zh", "ja": "char", "th": "char"}
 
 
 def score(name: str, items: list[Item]) -> list[float]:
-    """`chrf` or `bleu` of each translation, between 0 and 100."""
+    """The `chrf` or `bleu` of each translation, from 0 to 100."""
     return [
         _metric(name, item.language_pair.rpartition("-")[2])
         .sentence_score(item.translation, [item.reference])
@@ -28,13 +29,14 @@ def score(name: str, items: list[Item]) -> list[float]:
 
 
 def signature(name: str) -> str:
-    """What sacrebleu says of its settings, for a target language that is written with spaces."""
-    _metric(name, "en").sentence_score("a", ["a"])  # it knows only after a first score
+    """sacrebleu's record of its settings, for a target language that is written with spaces."""
+    _metric(name, "en").sentence_score("a", ["a"])  # the signature is complete after a score
     return str(_metric(name, "en").get_signature())
 
 
 @cache
 def _metric(name: str, target: str) -> Any:
+    """sacrebleu's metric for a target language."""
     if name == "chrf":
         return CHRF()
     return BLEU(effective_order=True, tokenize=_UNSPACED.get(target, "13a"))

@@ -18,38 +18,41 @@ _HUB = {  # lower case, without the owner Unbabel
     "comet-22": "wmt22-comet-da",
 }
 _HUB |= {name.lower(): name for name in _HUB.values()}
-# What ALMA-R-Preference calls the two that chose its pairs.
+# The two metrics that chose the pairs of ALMA-R-Preference, by their names in that data set.
 _SHORT = {"Unbabel/wmt23-cometkiwi-da-xxl": "kiwi", "Unbabel/XCOMET-XXL": "xcomet"}
 
 
 def model_name(metric: str) -> str:
-    """The hub's name of a metric that goes by a shorter one; any other name as it is."""
+    """The hub's name of a metric with a short name; any other name unchanged."""
     known = _HUB.get(metric.lower().removeprefix("unbabel/"))
     return f"Unbabel/{known}" if known else metric
 
 
 def short_name(metric: str) -> str:
-    """A metric's name in ALMA-R-Preference, `kiwi` or `xcomet`; any other name as it is."""
+    """A metric's name in ALMA-R-Preference, `kiwi` or `xcomet`; any other name unchanged."""
     return _SHORT.get(model_name(metric), metric)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`name` is what its scores are called; `model` a hub name, a path, chrf or bleu."""
+    """A metric: the name of its scores in the rows, and the model that makes them.
+
+    `model` is a name on the Hugging Face hub, a path, or `chrf` or `bleu`.
+    """
 
     name: str
     model: str
 
     @property
     def is_lexical(self) -> bool:
-        """Whether it compares strings with the reference, without a model."""
+        """Whether the metric is chrF or BLEU, which compare strings and need no model."""
         return self.model in LEXICAL
 
 
 def parse_metrics(texts: list[str]) -> list[Metric]:
-    """Metrics as they are given on the command line: `NAME`, a checkpoint, or `NAME=CHECKPOINT`.
+    """The metrics given on the command line, as `NAME`, a checkpoint, or `NAME=CHECKPOINT`.
 
-    Raises `UserError` where two have the same name.
+    Raises `UserError` for a malformed one, and if two have the same name.
     """
     metrics = []
     for text in texts:

@@ -1,7 +1,7 @@
-"""What is to be scored, and in which batches: pure functions.
+"""Translations to score and their batches: pure functions.
 
-The batches are the same for any order of the rows and any number of ranks, so that scores are too,
-to the last bit.
+The batches do not depend on the order of the rows or the number of ranks. So the scores do not
+either, to the last bit.
 """
 
 from __future__ import annotations
@@ -9,13 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
 from cpo_ds.storage.results import content_key
 
 
+class ErrorSpan(TypedDict):
+    """A part of a translation that XCOMET marks as an error; `start` and `end` in characters."""
+
+    text: str
+    confidence: float  # mean probability of the labels, from 0 to 1
+    severity: str  # minor, major or critical
+    start: int
+    end: int
+
+
+Score = tuple[float, "list[ErrorSpan] | None"]  # error spans by XCOMET alone
+
+
 @dataclass(frozen=True)
 class Item:
-    """A translation to be scored; `reference` only where the metric is to see it."""
+    """A translation to score; `reference` is None if the metric must not see one."""
 
     source: str
     translation: str
@@ -24,12 +38,12 @@ class Item:
 
     @cached_property
     def key(self) -> str:
-        """Changes with all that the score depends on, but for the metric."""
+        """A hash of all that the score depends on, apart from the metric."""
         return content_key(self.source, self.translation, self.reference, self.language_pair)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Source, translation, and reference where there is one."""
+        """Source and translation, and the reference if there is one."""
         texts = (self.source, self.translation)
         return texts if self.reference is None else (*texts, self.reference)
 
@@ -39,8 +53,8 @@ def joint_batches(
 ) -> list[list[Item]]:
     """Batches for metrics that read an item's texts as one sequence; the longest come first.
 
-    `count` gives a text's tokens. A batch has at most `batch_tokens`, padding included, or one
-    item.
+    `count` gives the number of tokens of a text. A batch has at most `batch_tokens` of them,
+    padding included, unless it is a single item.
     """
 
     def length(item: Item) -> int:
@@ -48,7 +62,7 @@ def joint_batches(
 
     ordered = sorted(items, key=lambda item: (-length(item), item.key))
     batches: list[list[Item]] = []
-    room = 0  # items that the current batch still takes
+    room = 0  # items that still fit into the current batch
     for item in ordered:
         if room == 0:
             batches.append([])
@@ -61,9 +75,10 @@ def joint_batches(
 def separate_batches(
     items: Iterable[Item], count: Callable[[str], int], batch_tokens: int
 ) -> list[list[Item]]:
-    """Batches for metrics that read each text by itself; items of one source stay together.
+    """Batches for metrics that encode each text by itself; items of one source stay together.
 
-    A text that several items of a batch share is read, and counts, once.
+    A text that several items of a batch share is encoded once and counts once. Otherwise as
+    `joint_batches`.
     """
     ordered = sorted(
         items, key=lambda item: (-count(item.source), item.source, item.reference or "", item.key)
@@ -71,6 +86,7 @@ def separate_batches(
     batches: list[list[Item]] = []
     texts: set[str] = set()
     for item in ordered:
+        # The batch is a table: as many lines as texts, each padded to the longest.
         together = texts.union(item.texts)
         if not batches or len(together) * max(map(count, together)) > batch_tokens:
             batches.append([])
@@ -81,9 +97,9 @@ def separate_batches(
 
 
 def share(batches: Sequence[list[Item]], rank: int, world_size: int) -> list[list[Item] | None]:
-    """A rank's batches; None in the end where others have one more.
+    """A rank's batches, with None at the end if other ranks have one more.
 
-    Neighbours cost about the same, so dealing them out in turn is fair.
+    Neighbouring batches cost about the same, so dealing them out in turn is fair.
     """
     own: list[list[Item] | None] = list(batches[rank::world_size])
     steps = -(-len(batches) // world_size)

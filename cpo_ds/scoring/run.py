@@ -1,13 +1,16 @@
-"""Scores rows by a metric, over all ranks: what is already scored is kept, and nothing is lost."""
+"""Scores rows by a metric on all ranks.
+
+Scores are kept as they are made, so after an interruption only the missing ones are computed.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.errors import UserError
@@ -15,17 +18,15 @@ from cpo_ds.ranks.progress import Progress, duration
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.scoring import lexical
 from cpo_ds.scoring.metrics import Metric
-from cpo_ds.scoring.plan import Item, joint_batches, share
+from cpo_ds.scoring.plan import Item, Score, joint_batches, share
 from cpo_ds.storage.results import Parts
-
-Say = Callable[[str], None]
 
 _LEXICAL_BATCH = 2**15  # characters
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How to score: what the command line says of it."""
+    """Options of scoring, as on the command line."""
 
     dtype: str = "float32"
     shard: bool = False
@@ -33,131 +34,154 @@ class Scoring:
     batch_tokens: int = 4096
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a metric gave: results by item key, how it was used, and what it left out."""
+class ScorerRecord(TypedDict, total=False):
+    """How scores were made: the entry of a metric under `scorers` in each row."""
 
-    about: dict[str, Any]
-    results: dict[str, Any]  # item key -> [score] or [score, error spans]
-    items: list[dict[str, Item]]  # of each row, by name of the candidate
-    left_out: Counter[str] = field(default_factory=Counter)
+    model: str
+    fingerprint: str
+    dtype: str
+    uses_reference: bool
+    version: str
+    note: str
+
+
+@dataclass(frozen=True)
+class MetricScores:
+    """The scores of all rows by one metric. On ranks other than 0, `results` is empty."""
+
+    record: ScorerRecord
+    results: dict[str, Any]  # by key of the item: [score, error spans or None]
+    items: list[dict[str, Item]]  # for each row, by name of the translation
+    left_out: Counter[str] = field(default_factory=Counter)  # translations, by reason
 
 
 def score_metric(
-    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks, say: Say
-) -> Scores:
+    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks
+) -> MetricScores:
     """Scores all translations of all rows by one metric. All ranks call it, with the same rows.
 
-    Raises `UserError` on all ranks for a metric that is not there, or that has nothing to score.
+    Raises `UserError` on all ranks if the metric's model is missing or there is nothing to score.
     """
     if metric.is_lexical:
-        return _score_lexical(metric, rows, cache, ranks, say)
-    return _score_comet(metric, rows, cache, scoring, ranks, say)
+        return _score_lexical(metric, rows, cache, ranks)
+    return _score_comet(metric, rows, cache, scoring, ranks)
 
 
 def _score_lexical(
-    metric: Metric, rows: list[CandidateRow], cache: Path, ranks: Ranks, say: Say
-) -> Scores:
+    metric: Metric, rows: list[CandidateRow], cache: Path, ranks: Ranks
+) -> MetricScores:
+    """Scores by chrF or BLEU."""
     items, left_out = _items(metric, rows, needs_reference=True, use_reference=True)
-    about = {
+    record: ScorerRecord = {
         "model": metric.model,
         "uses_reference": True,
         "version": lexical.signature(metric.model),
         "note": "likeness to one reference, not a quality estimate",
     }
-    say(f"{metric.name}: {about['note']}")
+    ranks.say(f"{metric.name}: {record['note']}")
     batches = joint_batches(_unique(items), len, _LEXICAL_BATCH)
 
-    def score(batch: list[Item]) -> list[Any]:
+    def score(batch: list[Item]) -> list[Score]:
         return [(value, None) for value in lexical.score(metric.model, batch)]
 
     parts = Parts(cache, metric.model, ranks.rank)
-    results = _score_all([batches], score, parts, ranks, metric.name, say)
-    return Scores(about, results, items, left_out)
+    results = _score_all([batches], score, parts, ranks, metric.name)
+    return MetricScores(record, results, items, left_out)
 
 
 def _score_comet(
-    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks, say: Say
-) -> Scores:
+    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks
+) -> MetricScores:
+    """Scores by a COMET model."""
+    # Imported late: chrF and BLEU run without COMET's environment.
     from cpo_ds.scoring.checkpoint import find_checkpoint
     from cpo_ds.scoring.comet_scorer import CometScorer
 
-    # The first rank of a host finds it, or downloads it, for all of them.
+    # Load the model. The first rank of each host finds the checkpoint, or downloads it for all.
     checkpoint = ranks.on_each_host(lambda: find_checkpoint(metric))
-    say(f"{metric.name}: loading {checkpoint.path}")
+    ranks.say(f"{metric.name}: loading {checkpoint.path}")
     scorer = ranks.everywhere(
         lambda: CometScorer(checkpoint, ranks, scoring.dtype, shard=scoring.shard)
     )
+
+    # Collect the translations to score, and warn about those that COMET cuts off.
     uses_reference = scorer.needs_reference or (scoring.use_reference and scorer.can_use_reference)
     items, left_out = _items(
         metric, rows, needs_reference=scorer.needs_reference, use_reference=uses_reference
     )
-    texts = sorted({text for named in items for item in named.values() for text in item.texts})
+    unique = _unique(items)
+    texts = sorted({text for item in unique for text in item.texts})
     count = dict(zip(texts, scorer.count_tokens(texts), strict=True)).__getitem__
-    longer = sum(scorer.cuts(item, count) for item in _unique(items))
+    longer = sum(scorer.cuts_off(item, count) for item in unique)
     if longer:
-        say(
-            f"{metric.name}: {longer} translations, with what they are compared with, are longer "
-            f"than the {scorer.longest} tokens that it reads; COMET cuts off the rest"
+        ranks.say(
+            f"{metric.name}: {longer} translations are too long together with the texts that they "
+            f"are compared with: COMET cuts them off at {scorer.longest} tokens"
         )
-    about = {
+
+    # Ranks of a split model compute in step. An item with a reference takes more passes through
+    # the model than one without, so the two kinds never share a batch.
+    groups = []
+    for has_reference in (True, False):
+        alike = [item for item in unique if (item.reference is not None) == has_reference]
+        groups.append(scorer.batches(alike, count, scoring.batch_tokens))
+
+    # Score. The name of the kept parts holds all that decides a score besides the texts.
+    parts = Parts(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
+    results = _score_all(groups, scorer.score, parts, ranks, metric.name, in_step=scoring.shard)
+    record: ScorerRecord = {
         "model": metric.model,
         "fingerprint": checkpoint.fingerprint,
         "dtype": scoring.dtype,
         "uses_reference": uses_reference,
         "version": f"unbabel-comet {version('unbabel-comet')}",
     }
-    # Ranks of a split model compute in step, so items that take another number of passes through it
-    # come apart.
-    groups = []
-    for has_reference in (True, False):
-        alike = [item for item in _unique(items) if (item.reference is not None) == has_reference]
-        groups.append(scorer.batches(alike, count, scoring.batch_tokens))
-    parts = Parts(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
-    results = _score_all(
-        groups, scorer.score, parts, ranks, metric.name, say, in_step=scoring.shard
-    )
-    return Scores(about, results, items, left_out)
+    return MetricScores(record, results, items, left_out)
 
 
 def _score_all(
-    groups: list[list[list[Item]]],
-    score: Callable[[list[Item]], list[Any]],
+    groups: Sequence[list[list[Item]]],
+    score: Callable[[list[Item]], Sequence[Score]],
     parts: Parts,
     ranks: Ranks,
     name: str,
-    say: Say,
     *,
     in_step: bool = False,
 ) -> dict[str, Any]:
-    """Scores what is not scored yet; rank 0 gets all results by item key, the others none.
+    """Scores the items without a kept score; returns all results by key on rank 0, {} elsewhere.
 
-    With `in_step` all ranks make equally many calls of `score` in each group.
+    With `in_step`, all ranks call `score` equally often in each group.
     """
+    # Drop what an earlier run scored. All ranks read before any of them adds new scores.
     known = parts.read()
-    ranks.gather(None)  # before any rank adds to what others are to read
-    todo = [_missing(batches, known) for batches in groups]
-    own = [share(batches, ranks.rank, ranks.world_size) for batches in todo]
-    mine = [batch for batches in own for batch in batches if batch]
-    missing = sum(len(batch) for batches in todo for batch in batches)
+    ranks.gather(None)
+    missing = [_missing(batches, known) for batches in groups]
+    shares = [share(batches, ranks.rank, ranks.world_size) for batches in missing]
+
+    # Score this rank's share. A rank without a batch left repeats one to keep in step.
+    own = [batch for batches in shares for batch in batches if batch]
+    num_missing = sum(len(batch) for batches in missing for batch in batches)
     line = f"{name}: {{done}} of {{total}} translations scored"
-    progress = Progress(line, missing, sum(map(len, mine)), len(mine), say)
-    for batches, shares in zip(todo, own, strict=True):
-        for batch in shares:
+    progress = Progress(line, num_missing, sum(map(len, own)), len(own), ranks.say)
+    for batches, own_batches in zip(missing, shares, strict=True):
+        for batch in own_batches:
             results = score(batch or batches[-1]) if batch or in_step else []
-            if batch:  # else it was to keep in step alone
+            if batch:
                 parts.add({item.key: list(r) for item, r in zip(batch, results, strict=True)})
                 progress.advance(len(batch), 1)
+
+    # Wait for the other ranks' scores, then report.
     ranks.gather(None)
-    rate = f", {missing / progress.seconds:.0f} a second" if missing else ""
-    before = sum(len(batch) for batches in groups for batch in batches) - missing
+    rate = f", {num_missing / progress.seconds:.0f} a second" if num_missing else ""
+    before = sum(len(batch) for batches in groups for batch in batches) - num_missing
     kept = f"; {before} were scored before" if before else ""
     took = duration(progress.seconds)
-    say(f"{name}: {missing} different translations scored in {took}{rate}{kept}")
+    ranks.say(f"{name}: {num_missing} different translations scored in {took}{rate}{kept}")
     return parts.read() if ranks.rank == 0 else {}
 
 
 def _missing(batches: list[list[Item]], known: Mapping[str, Any]) -> list[list[Item]]:
+    """The batches without the items whose score is known."""
     left = [[item for item in batch if item.key not in known] for batch in batches]
     return [batch for batch in left if batch]
 
@@ -165,7 +189,10 @@ def _missing(batches: list[list[Item]], known: Mapping[str, Any]) -> list[list[I
 def _items(
     metric: Metric, rows: list[CandidateRow], *, needs_reference: bool, use_reference: bool
 ) -> tuple[list[dict[str, Item]], Counter[str]]:
-    """Of each row, by name, what is to be scored; what is left out, counted."""
+    """The items to score of each row, by name, and counts of those that are left out.
+
+    Raises `UserError` if the metric needs a reference and no row has one.
+    """
     items: list[dict[str, Item]] = []
     left_out: Counter[str] = Counter()
     for row in rows:
@@ -186,4 +213,5 @@ def _items(
 
 
 def _unique(items: list[dict[str, Item]]) -> list[Item]:
+    """Each different item once, in the order of the rows."""
     return list(dict.fromkeys(item for named in items for item in named.values()))

@@ -1,10 +1,12 @@
-"""XCOMET's error spans from the probabilities of its labels."""
+"""Error spans from the probabilities of XCOMET's labels."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+from cpo_ds.scoring.plan import ErrorSpan
 
 
 def decode_spans(
@@ -13,26 +15,28 @@ def decode_spans(
     offsets: list[list[tuple[int, int]]],
     tokenizer: Any,
     labels: dict[int, str],
-) -> list[list[dict[str, Any]]]:
-    """Spans of each translation: text, severity, confidence, start and end in characters.
+) -> list[list[ErrorSpan]]:
+    """The error spans of each translation of a batch.
 
-    What `UnifiedMetric.decode` of COMET 2.2.7 gives without a threshold, but with a few operations
-    for a batch instead of several for each token. As there, a span begins at a token with an error
-    label, keeps that label's severity, goes on as long as tokens have one, and does not count
-    where the translation ends in it.
+    The result equals that of `UnifiedMetric.decode` in COMET 2.2.7 without a threshold. That
+    function takes several operations for each token, this one a few for the whole batch. A span
+    begins at a token with an error label and keeps that label's severity. It goes on as long as
+    tokens have an error label, and is left out if the translation ends in it.
 
     Args:
         probabilities: [items, tokens, labels], label 0 being no error.
         input_ids: [items, tokens or more].
-        offsets: of each item's tokens, special ones included.
+        offsets: (start, end) in characters of each item's tokens, special ones included.
+        tokenizer: decodes `input_ids`.
+        labels: names of the labels, like `I-minor`.
     """
     best, label = (values.cpu() for values in probabilities.max(dim=2))
     input_ids = input_ids.cpu()
-    found = []
+    spans: list[list[ErrorSpan]] = []
     for item, item_offsets in enumerate(offsets):
-        length = min(len(item_offsets), label.shape[1])
+        length = min(len(item_offsets), label.shape[1])  # without padding
         item_labels = label[item, :length].tolist()
-        found.append(
+        spans.append(
             [
                 {
                     "text": tokenizer.decode(input_ids[item, first:end]),
@@ -44,16 +48,16 @@ def decode_spans(
                 for first, end in closed_runs(item_labels)
             ]
         )
-    return found
+    return spans
 
 
 def closed_runs(labels: list[int]) -> list[tuple[int, int]]:
-    """(first, end) of each run of labels that are not 0 and that a 0 ends."""
+    """(first, end) of each run of labels other than 0 that a 0 follows."""
     runs, first = [], None
-    for place, label in enumerate(labels):
+    for position, label in enumerate(labels):
         if label and first is None:
-            first = place
+            first = position
         elif not label and first is not None:
-            runs.append((first, place))
+            runs.append((first, position))
             first = None
     return runs

@@ -11,7 +11,7 @@ import numpy as np
 
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.prepare.analyses.scored import ScoredRow
-from cpo_ds.prepare.pairs.choose import Rated, choose, rate
+from cpo_ds.prepare.pairs.choose import RatedRow, choose, rate
 
 Z95 = 1.959964  # half of a 95% interval, in standard errors
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -75,7 +75,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 def best_and_worst(scores: Mapping[str, float]) -> tuple[str, str] | None:
     """The names that `cpo-ds prepare select` chooses and rejects by these scores, if any."""
-    pairs = choose(Rated(_NO_ROW, {}, scores, 0, False), "best-worst")
+    pairs = choose(RatedRow(_NO_ROW, {}, scores, 0, False), "best-worst")
     return None if isinstance(pairs, str) else (pairs[0].chosen_system, pairs[0].rejected_system)
 
 

@@ -1,9 +1,11 @@
-"""Pairs in the schema of ALMA-R-Preference, so that ALMA's own loader picks the same texts.
+"""Writes pairs in the schema of ALMA-R-Preference, so that ALMA's own loader picks the same texts.
 
-Its rule (`get_chosen_reject` in ALMA's utils.py): where Delta is not 0 it prefers `gpt4` (above 0)
-or `alma` (below); else, over `ref`, `gpt4`, `alma` in this order, the first highest score is chosen
-and the first lowest rejected. So each pair gets a row of its own, for one direction, with three of
-the source's translations in the three slots; the names they really have stand beside them.
+ALMA's rule (`get_chosen_reject` in its utils.py) chooses among three slots, `ref`, `gpt4` and
+`alma`. If Delta is above 0 it prefers `gpt4`, if below 0 `alma`. If Delta is 0, it chooses the
+highest score and rejects the lowest. Of equal scores the first slot in this order counts.
+
+So each pair gets a row of its own, for one direction, with three of the source's translations in
+the slots. The systems' real names stand beside them.
 """
 
 from __future__ import annotations
@@ -25,27 +27,29 @@ SLOTS = ("ref", "gpt4", "alma")
 
 
 def config_name(direction: str) -> str:
-    """`de-en` for de-en and en-de; in alphabetical order where English is not in it."""
+    """The configuration of both directions, like `de-en`: English last, else alphabetically."""
     first, second = sorted(parse_direction(direction), key=lambda code: (code == "en", code))
     return f"{first}-{second}"
 
 
 def picked_names(names: Sequence[str], means: Mapping[str, float]) -> tuple[str, str]:
-    """The names that ALMA's rule chooses and rejects, with these in its three slots."""
+    """The names that ALMA's rule chooses and rejects if `names` stand in its three slots."""
     return max(names, key=means.__getitem__), min(names, key=means.__getitem__)
 
 
 def slot_names(pair: Pair) -> tuple[str, str, str]:
-    """Names of the row's translations for the slots ref, gpt4, alma.
+    """The translations of the row, by name, that stand in the slots ref, gpt4 and alma.
 
-    The reference takes its own slot and a third translation the one that is left, wherever ALMA's
-    rule still picks the pair; else the chosen or the rejected text stands in two of them.
+    The reference takes its own slot and a third translation the slot that is left, if ALMA's rule
+    then still picks the pair. Otherwise the chosen or the rejected text stands in two slots.
     """
     chosen, rejected, means = pair.chosen_system, pair.rejected_system, pair.rated.means
+    # A person's choice is between gpt4 and alma, by Delta.
     if pair.is_human:
         reference = REFERENCE if pair.rated.row.reference else chosen
         first, second = sorted((chosen, rejected), key=_by_slot)
         return reference, first, second
+    # Else try the allocations in the order of preference, until ALMA's rule picks the pair.
     systems = sorted((name for name in means if name != REFERENCE), key=_by_slot)
     couples = [*permutations(systems, 2), *((name, name) for name in systems)]
     both = {chosen, rejected} - {REFERENCE}
@@ -59,17 +63,19 @@ def slot_names(pair: Pair) -> tuple[str, str, str]:
 
 
 def _by_slot(name: str) -> int:
-    """Sorts names that speak of GPT first and of ALMA last."""
+    """A sort key: names with GPT in them come first, with ALMA last."""
     return ("alma" in name.lower()) - ("gpt" in name.lower())
 
 
 def alma_row(pair: Pair) -> dict[str, Any]:
-    """The row of a pair. Columns of the other direction are null, so that all rows have all."""
+    """The row of a pair. It has the columns of both directions; the other direction's are null."""
     rated = pair.rated
     source, target = parse_direction(pair.direction)
     codes = config_name(pair.direction).split("-")
     names = dict(zip(SLOTS, slot_names(pair), strict=True))
     text = {slot: rated.row.translations[name] for slot, name in names.items()}
+
+    # What the row is: languages, direction and texts.
     prefers_gpt4 = names["gpt4"] == pair.chosen_system
     values: dict[str, Any] = {
         "language_pair": config_name(pair.direction),
@@ -77,6 +83,8 @@ def alma_row(pair: Pair) -> dict[str, Any]:
         "Delta": (1.0 if prefers_gpt4 else -1.0) if pair.is_human else 0.0,
         **{code: pair.source if code == source else text["ref"] for code in codes},
     }
+
+    # The translations and their scores, for both languages.
     for code in codes:
         for slot in SLOTS[1:]:
             values[f"{slot}_{code}"] = text[slot] if code == target else None
@@ -88,25 +96,28 @@ def alma_row(pair: Pair) -> dict[str, Any]:
 
 
 def _scores(pair: Pair) -> dict[str, Mapping[str, float]]:
-    """`{what data.scorer calls it: {name: score}}`: each metric, and the mean of all."""
+    """`{name in data.scorer: {translation: score}}`, for each metric and for the mean of all."""
     scores = {short_name(metric): values for metric, values in pair.rated.scores.items()}
     return {**scores, scorer_name(tuple(scores)): pair.rated.means} if scores else {}
 
 
 def write_alma_rows(folder: Path, pairs: Iterable[Pair]) -> None:
-    """Writes `xx-en.jsonl` for each language pair and a dataset card that names them."""
+    """Writes `xx-en.jsonl` for each language pair, and a dataset card that names the files."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
         rows.setdefault(config_name(pair.direction), []).append(alma_row(pair))
-    for name, some in sorted(rows.items()):
-        write_rows(folder / f"{name}.jsonl", some)
+    for name, rows_of_pair in sorted(rows.items()):
+        write_rows(folder / f"{name}.jsonl", rows_of_pair)
     features = {name: rows[name][0]["translation"] for name in sorted(rows)}
     with writing(folder / "README.md") as unfinished:
         unfinished.write_text(_card(features), encoding="utf-8")
 
 
 def _card(columns: Mapping[str, Iterable[str]]) -> str:
-    """The dataset card; `columns` of each configuration. Types are fixed: nulls have none."""
+    """The dataset card. `columns` are those of each configuration.
+
+    The card fixes their types, since `datasets` cannot infer the type of a column of nulls.
+    """
     head = {
         "dataset_info": [
             {
@@ -114,11 +125,11 @@ def _card(columns: Mapping[str, Iterable[str]]) -> str:
                 "features": [
                     {
                         "name": "translation",
-                        "struct": [{"name": c, "dtype": _dtype(c)} for c in some],
+                        "struct": [{"name": c, "dtype": _dtype(c)} for c in names],
                     }
                 ],
             }
-            for name, some in columns.items()
+            for name, names in columns.items()
         ],
         "configs": [
             {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.jsonl"}]}
@@ -129,7 +140,7 @@ def _card(columns: Mapping[str, Iterable[str]]) -> str:
 
 
 def _dtype(column: str) -> str:
-    """Only scores have two underscores or more: slot, language, metric."""
+    """The type of a column: only scores have two underscores or more (slot, language, metric)."""
     return "float64" if column == "Delta" or column.count("_") > 1 else "string"
 
 
@@ -138,6 +149,6 @@ Preference pairs in the schema of ALMA-R-Preference, written by `cpo-ds prepare 
 
 Each row is one pair, for the direction in `required_directions`. `ref_system`, `gpt4_system` and
 `alma_system` say whose translations stand in the slots: `ref` (under the language's own key),
-`gpt4` and `alma`. `Delta` is 0 where scores decided, above 0 where a person preferred `gpt4`, below
-0 where a person preferred `alma`. Columns of the direction that a row is not for are null.
+`gpt4` and `alma`. `Delta` is 0 if scores decided, above 0 if a person preferred `gpt4`, below 0 if
+a person preferred `alma`. Columns of the other direction are null.
 """

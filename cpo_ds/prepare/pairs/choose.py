@@ -1,4 +1,4 @@
-"""Which translation of a row is chosen and which rejected: by its scores, or by a person."""
+"""Chooses and rejects a translation of each row, by scores or by a person's preference."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ EQUAL = "equal scores"  # why there is no pair
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedRow:
     """A row and its scores by the metrics that choose.
 
-    `means` holds the translations with a score by every metric, in the order that breaks ties: the
-    reference first, then as in the row. `unscored` counts the others; the reference is among
-    neither where it is left out, because a metric compares with it.
+    `means` holds the mean score of each translation that every metric scores. Its order breaks
+    ties: the reference first, then as in the row. `unscored` counts the other translations. If a
+    metric compares with the reference, the reference is left out of both.
     """
 
     row: CandidateRow
@@ -34,16 +34,16 @@ class Rated:
 
 @dataclass(frozen=True)
 class Pair:
-    """A preference between two translations of a row, by their names there."""
+    """A preference between two translations of a row, given by their names in the row."""
 
-    rated: Rated
+    rated: RatedRow
     chosen_system: str
     rejected_system: str
     is_human: bool = False
 
     @property
     def direction(self) -> str:
-        """Like `"en-de"`."""
+        """The translation direction, like `"en-de"`."""
         return self.rated.row.language_pair
 
     @property
@@ -63,7 +63,7 @@ class Pair:
 
     @property
     def margin(self) -> float | None:
-        """How far the chosen text's mean score is above the rejected one's; None without scores."""
+        """The chosen text's mean score minus the rejected one's; None without scores."""
         means = self.rated.means
         if self.chosen_system not in means or self.rejected_system not in means:
             return None
@@ -71,35 +71,44 @@ class Pair:
 
 
 def scorer_name(metrics: Sequence[str]) -> str:
-    """What `data.scorer` calls the mean of metrics, like `kiwi_xcomet`."""
+    """The name of the metrics' mean in `data.scorer`, like `kiwi_xcomet`."""
     names = [short_name(metric) for metric in metrics]
     return "kiwi_xcomet" if sorted(names) == ["kiwi", "xcomet"] else "_".join(names)
 
 
-def rate(row: CandidateRow, metrics: Sequence[str]) -> Rated:
-    """Means over the metrics. Raises `UserError`, naming the line, for what is not a number."""
+def rate(row: CandidateRow, metrics: Sequence[str]) -> RatedRow:
+    """Rates a row by the mean of metrics.
+
+    Raises `UserError`, naming the line, for a score that is not a finite number.
+    """
+    # A metric that compares with the reference cannot judge the reference.
     names = list(row.translations)
     scorers = row.values.get("scorers")
     leaves_out = any(compares_with_reference(scorers, metric) for metric in metrics)
     leaves_out &= row.reference is not None
     if leaves_out:
         names.remove(REFERENCE)
+
+    # Only translations with a score by every metric have a mean.
     all_scores = scores_of(row)
     scores: dict[str, dict[str, float]] = {}
     for metric in metrics:
         values = all_scores.get(metric, {})
-        there = [name for name in names if values.get(name) is not None]
-        scores[metric] = {name: _number(row, metric, name, values[name]) for name in there}
+        scored = [name for name in names if values.get(name) is not None]
+        scores[metric] = {name: _number(row, metric, name, values[name]) for name in scored}
     means = {
         name: sum(values[name] for values in scores.values()) / len(scores)
         for name in names
         if scores and all(name in values for values in scores.values())
     }
-    return Rated(row, scores, means, len(names) - len(means), leaves_out)
+    return RatedRow(row, scores, means, len(names) - len(means), leaves_out)
 
 
 def scores_of(row: CandidateRow) -> dict[str, dict[str, Any]]:
-    """`{metric: {name: score}}` of a row, without nulls: parquet gives every row all names."""
+    """The scores of a row, `{metric: {name: score}}`. Raises `UserError` for another shape.
+
+    Metrics that are null are left out: in parquet files every row has the metrics of all rows.
+    """
     scores = row.values.get("scores") or {}
     if not isinstance(scores, dict) or not all(
         values is None or isinstance(values, dict) for values in scores.values()
@@ -112,6 +121,7 @@ def scores_of(row: CandidateRow) -> dict[str, dict[str, Any]]:
 
 
 def _number(row: CandidateRow, metric: str, name: str, value: Any) -> float:
+    """A score as a finite number. Raises `UserError` if it is none."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise UserError(
@@ -122,9 +132,10 @@ def _number(row: CandidateRow, metric: str, name: str, value: Any) -> float:
 
 
 def human_preference(row: CandidateRow) -> tuple[str, str] | None:
-    """The names that a person prefers and rejects, `{"chosen": name, "rejected": name}`, if any.
+    """The names of the translations that a person prefers and rejects; None without a preference.
 
-    Raises `UserError` for names that are not the row's.
+    The row has them as `{"preference": {"chosen": name, "rejected": name}}`. Raises `UserError` if
+    they are not two translations of the row.
     """
     preference = row.values.get("preference")
     if preference is None:
@@ -134,6 +145,7 @@ def human_preference(row: CandidateRow) -> tuple[str, str] | None:
             f"{row.where}: field preference is not an object but {preference!r:.40}; write "
             '{"chosen": name, "rejected": name}.'
         )
+    # Both names must be translations of the row, and different.
     names = list(row.translations)
     for side in ("chosen", "rejected"):
         if preference.get(side) not in names:
@@ -150,10 +162,11 @@ def human_preference(row: CandidateRow) -> tuple[str, str] | None:
     return chosen, rejected
 
 
-def choose(rated: Rated, pairing: str) -> list[Pair] | str:
-    """The row's pairs, one or (best against each other one) several; or why it has none.
+def choose(rated: RatedRow, pairing: str) -> list[Pair] | str:
+    """The pairs of a row, or the reason why it has none.
 
-    A person's preference goes before the scores. Of equal scores the first counts.
+    `pairing` is `best-worst`, which gives one pair, or `best-each`, the best against each other
+    translation. A person's preference goes before the scores. Of equal scores the first counts.
     """
     preference = human_preference(rated.row)
     if preference:
@@ -161,7 +174,7 @@ def choose(rated: Rated, pairing: str) -> list[Pair] | str:
     means = rated.means
     if len(means) < 2:
         return "fewer than two scored translations"
-    best = max(means, key=means.__getitem__)  # the first of several
+    best = max(means, key=means.__getitem__)  # the first of equal ones
     worst = min(means, key=means.__getitem__)
     if pairing == BEST_EACH:
         return [Pair(rated, best, other) for other in means if other != best]

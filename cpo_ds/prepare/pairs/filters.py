@@ -1,4 +1,4 @@
-"""Which pairs are dropped, and why: a filter gives the reason, or None where it keeps the pair."""
+"""Filters of pairs: each returns the reason to drop a pair, or None to keep it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.choose import EQUAL, Pair
 
 Filter = Callable[[Pair], str | None]
-MIN_BYTES = 20  # of UTF-8: below, a text may well be a name or a number
+MIN_BYTES = 20  # of UTF-8: a shorter text may well be a name or a number
 
 
 def first_reason(pair: Pair, filters: Sequence[Filter]) -> str | None:
-    """Why the first filter that drops the pair does so; None where all keep it."""
+    """The reason of the first filter that drops the pair; None if all keep it."""
     return next((reason for keep in filters if (reason := keep(pair))), None)
 
 
 def not_equal(pair: Pair) -> str | None:
-    """Drops pairs with nothing to learn: of one score, or one text."""
+    """Drops pairs with nothing to learn: equal scores or equal texts."""
     if not pair.is_human and pair.margin == 0:
         return EQUAL
     return "chosen equals rejected" if pair.chosen == pair.rejected else None
@@ -39,7 +39,7 @@ def margin_filter(least: float) -> Filter:
 
 
 def duplicate_filter() -> Filter:
-    """Drops pairs of a source and two texts that it was shown before, in the same direction."""
+    """Drops pairs with the same direction, source and texts as a pair before."""
     seen: set[tuple[str, ...]] = set()
 
     def keep(pair: Pair) -> str | None:
@@ -62,7 +62,10 @@ def median_ratios(rows: Iterable[CandidateRow]) -> dict[str, float]:
 
 
 def length_filter(limit: float, medians: Mapping[str, float]) -> Filter:
-    """Drops pairs with a text `limit` times longer or shorter than its source leads to expect."""
+    """Drops pairs with a text `limit` times longer or shorter than usual for its source.
+
+    `medians` are those of `median_ratios`.
+    """
 
     def keep(pair: Pair) -> str | None:
         usual = medians[pair.direction] * len(pair.source)
@@ -76,19 +79,21 @@ def length_filter(limit: float, medians: Mapping[str, float]) -> Filter:
 def language_filter(confidence: float) -> Filter:
     """Drops pairs with a text in another language than the target's, or a copy of the source.
 
-    A text counts as such where py3langid, choosing among the languages known here, is at least as
-    sure of another language as `confidence`. The close ones among them share what probability
-    there is, so that Danish is not taken for Norwegian. Raises `UserError` without py3langid.
+    py3langid chooses among the languages that cpo_ds knows. A text is in another language if
+    py3langid gives that language a probability of at least `confidence`. Close languages share the
+    probability, so Danish is not taken for Norwegian. Raises `UserError` without py3langid.
     """
     identifier = _identifier()
 
+    # Texts come up again in other pairs and identification is slow: remember the outcome.
     @functools.cache
     def is_in(text: str, language: str) -> bool:
         if len(text.encode()) < MIN_BYTES:
             return True
-        found, probability = identifier.classify(text)
-        return found == language or probability < confidence
+        likeliest, probability = identifier.classify(text)
+        return likeliest == language or probability < confidence
 
+    # White space does not make a copy another text.
     def keep(pair: Pair) -> str | None:
         target = pair.direction.split("-")[1]
         source = pair.source.split()
@@ -102,6 +107,7 @@ def language_filter(confidence: float) -> Filter:
 
 
 def _identifier() -> Any:
+    """py3langid's classifier, limited to the known languages. Raises `UserError` without it."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:

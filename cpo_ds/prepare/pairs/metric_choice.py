@@ -1,4 +1,4 @@
-"""Which metrics choose: those asked for, or else those that the rows have scores by."""
+"""The metrics that choose: those of `--metrics`, or those that the rows have scores by."""
 
 from __future__ import annotations
 
@@ -12,76 +12,83 @@ from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.prepare.pairs.choose import human_preference, rate, scores_of
 from cpo_ds.scoring.metrics import short_name
 
-_USUAL = "kiwi+xcomet"  # the XXL models, as for ALMA-R
+_ALMA_R = "kiwi+xcomet"  # the XXL models that chose the pairs of ALMA-R-Preference
 _OTHER_SCALE = "from 0 to 100, not to be averaged with scores from 0 to 1"
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Metrics by their names in the rows' scores, and why these and not others.
+class MetricChoice:
+    """Metrics by their names in the rows' scores, the reason for them, and those left out.
 
-    `because` is None for metrics that were asked for, and for the usual two.
+    `because` is None for metrics that the user named, and for the two of ALMA-R.
     """
 
     metrics: tuple[str, ...]
     because: str | None = None  # like "all 4 rows have scores by it"
-    left_out: Mapping[str, str] = field(default_factory=dict)  # {name: why}
+    left_out: Mapping[str, str] = field(default_factory=dict)  # {name: reason}
 
 
-def take_metrics(wanted: str | None, rows: Sequence[CandidateRow]) -> Taken:
+def choose_metrics(wanted: str | None, rows: Sequence[CandidateRow]) -> MetricChoice:
     """The metrics of `wanted`, like `kiwi+xcomet`; if it is None, those that the rows suggest.
 
-    These are KIWI-XXL and XCOMET-XXL, or their stored mean, if any row has scores by them; else
-    all by which every row has scores that needs some. None at all if no row needs scores. Raises
-    `UserError` if rows need scores and there is no such metric.
+    If any row has scores by KIWI-XXL and XCOMET-XXL, or by their stored mean, these are taken.
+    Otherwise all metrics are taken that have scores in every row that needs scores. If no row needs
+    scores, there may be none. Raises `UserError` if rows need scores and no metric has them all.
     """
+    # The user's metrics, or the two of ALMA-R.
     if wanted is not None:
-        return Taken(find_metrics(wanted, rows))
-    there = list(dict.fromkeys(name for row in rows for name in _scored_by(row)))
-    usual = _usual(there)
-    if usual:
-        return Taken(usual)
-    if not there and not all(human_preference(row) for row in rows):
+        return MetricChoice(find_metrics(wanted, rows))
+    known = list(dict.fromkeys(name for row in rows for name in _scored_by(row)))
+    of_alma_r = _alma_r_metrics(known)
+    if of_alma_r:
+        return MetricChoice(of_alma_r)
+    if not known and not all(human_preference(row) for row in rows):
         raise _no_scores()
+
+    # Metrics that all rows have scores by, apart from rows that need no scores.
     needing = [row for row in rows if _needs_scores(row)]
-    asked = needing or rows
-    counts = {name: sum(bool(rate(row, (name,)).means) for row in asked) for name in there}
+    counted = needing or rows
+    counts = {name: sum(bool(rate(row, (name,)).means) for row in counted) for name in known}
     left_out = {
-        name: f"scores in {count} of {len(asked)} rows"
+        name: f"scores in {count} of {len(counted)} rows"
         for name, count in counts.items()
-        if count < len(asked)
+        if count < len(counted)
     }
-    metrics = [name for name in there if name not in left_out]
+    metrics = [name for name in known if name not in left_out]
     if not metrics and needing:
-        found = ", ".join(f"{name} in {count}" for name, count in counts.items())
+        by_metric = ", ".join(f"{name} in {count}" for name, count in counts.items())
         raise UserError(
-            f"no metric has scores in all of the {len(needing)} rows that need them ({found}); "
+            f"no metric has scores in all of the {len(needing)} rows that need them ({by_metric}); "
             "choose by --metrics, several joined by +, or score all rows by one."
         )
-    left_out |= _not_to_average(metrics, asked)
+
+    # A mean of all of these must make sense.
+    left_out |= _not_to_average(metrics, counted)
     metrics = [name for name in metrics if name not in left_out]
-    return Taken(tuple(metrics), _because(len(metrics), len(asked), len(rows)), left_out)
+    because = _because(len(metrics), len(counted), len(rows))
+    return MetricChoice(tuple(metrics), because, left_out)
 
 
-def _usual(there: Sequence[str]) -> tuple[str, ...]:
-    """The names of KIWI-XXL and XCOMET-XXL, or that of their mean; empty if they are not there."""
-    if _USUAL in there or {"kiwi", "xcomet"} <= {short_name(name) for name in there}:
-        return _named(_USUAL, there)
-    return tuple(name for name in MEAN_SPELLINGS if name in there)[:1]
+def _alma_r_metrics(known: Sequence[str]) -> tuple[str, ...]:
+    """KIWI-XXL and XCOMET-XXL by their names among `known`, or their mean; empty without them."""
+    if _ALMA_R in known or {"kiwi", "xcomet"} <= {short_name(name) for name in known}:
+        return _named(_ALMA_R, known)
+    return tuple(name for name in MEAN_SPELLINGS if name in known)[:1]
 
 
 def _scored_by(row: CandidateRow) -> list[str]:
-    """Metrics with a score of the row that is not null."""
+    """Metrics by which the row has a score that is not null."""
     scores = scores_of(row)
-    return [name for name in scores if any(one is not None for one in scores[name].values())]
+    return [name for name in scores if any(s is not None for s in scores[name].values())]
 
 
 def _needs_scores(row: CandidateRow) -> bool:
+    """Whether only scores can choose in this row."""
     return len(row.translations) > 1 and not human_preference(row)
 
 
 def _not_to_average(metrics: Sequence[str], rows: Sequence[CandidateRow]) -> dict[str, str]:
-    """Metrics that would spoil a mean of all, and why: of another scale, or the same once more."""
+    """Metrics to leave out of a mean, with the reason: another scale, or the same metric again."""
     lexical = [
         name for name in metrics if any(is_lexical(row.values.get("scorers"), name) for row in rows)
     ]
@@ -94,40 +101,43 @@ def _not_to_average(metrics: Sequence[str], rows: Sequence[CandidateRow]) -> dic
     return left_out
 
 
-def _because(metrics: int, asked: int, rows: int) -> str | None:
-    if not metrics:
+def _because(num_metrics: int, num_needing: int, num_rows: int) -> str | None:
+    """The reason for the metrics, as a part of a sentence."""
+    if not num_metrics:
         return None
-    them = "it" if metrics == 1 else "them"
-    if asked < rows:
-        return f"all {asked} rows that need scores have some by {them}"
-    return f"all {asked} rows have scores by {them}"
+    them = "it" if num_metrics == 1 else "them"
+    if num_needing < num_rows:
+        return f"all {num_needing} rows that need scores have some by {them}"
+    return f"all {num_needing} rows have scores by {them}"
 
 
 def is_lexical(scorers: Any, metric: str) -> bool:
-    """Whether a metric is chrF or BLEU, by a row's `scorers` as scoring records them."""
+    """Whether a metric is chrF or BLEU, judged by a row's `scorers` and else by its name."""
     record = scorers.get(metric) if isinstance(scorers, dict) else None
     model = record.get("model") if isinstance(record, dict) else None
     return str(model or metric).lower() in LEXICAL
 
 
 def find_metrics(wanted: str, rows: Iterable[CandidateRow]) -> tuple[str, ...]:
-    """The names under which the metrics of `wanted`, like `kiwi+xcomet`, are in the rows' scores.
+    """The metrics of `wanted`, like `kiwi+xcomet`, by their names in the rows' scores.
 
-    KIWI-XXL and XCOMET-XXL are found under any of their usual names. Empty where every row has a
-    person's preference and none has scores. Raises `UserError` for a metric that no row has.
+    KIWI-XXL and XCOMET-XXL may have any of their usual names. The result is empty if no row has
+    scores and every row has a person's preference. Raises `UserError` for a metric that no row has.
     """
     rows = list(rows)
-    there = list(dict.fromkeys(metric for row in rows for metric in scores_of(row)))
-    if not there and all(human_preference(row) for row in rows):
+    known = list(dict.fromkeys(metric for row in rows for metric in scores_of(row)))
+    if not known and all(human_preference(row) for row in rows):
         return ()
-    return _named(wanted, there)
+    return _named(wanted, known)
 
 
-def _named(wanted: str, there: Sequence[str]) -> tuple[str, ...]:
-    if wanted in MEAN_SPELLINGS and wanted not in there:
-        wanted = _USUAL
-    parts = [wanted] if wanted in there else [part.strip() for part in wanted.split("+")]
-    metrics = tuple(_find(part, there) for part in parts)
+def _named(wanted: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The metrics of `wanted` by their names among `known`. Raises `UserError`."""
+    if wanted in MEAN_SPELLINGS and wanted not in known:
+        wanted = _ALMA_R
+    # A metric's own name may hold a plus.
+    parts = [wanted] if wanted in known else [part.strip() for part in wanted.split("+")]
+    metrics = tuple(_find(part, known) for part in parts)
     names = [short_name(metric) for metric in metrics]
     for name in names:
         if names.count(name) > 1:
@@ -135,18 +145,19 @@ def _named(wanted: str, there: Sequence[str]) -> tuple[str, ...]:
     return metrics
 
 
-def _find(part: str, there: Sequence[str]) -> str:
-    if part in there:
-        return part
-    same = [metric for metric in there if short_name(metric) == short_name(part)]
+def _find(name: str, known: Sequence[str]) -> str:
+    """The metric among `known` that has this name or is another spelling of it."""
+    if name in known:
+        return name
+    same = [metric for metric in known if short_name(metric) == short_name(name)]
     if same:
         return same[0]
-    if not there:
+    if not known:
         raise _no_scores()
-    hint = did_you_mean(part, there, least_likeness=0.6)
+    hint = did_you_mean(name, known, least_likeness=0.6)
     raise UserError(
-        f"no row has a score by {part!r}{hint}; set --metrics to one of those there are, or "
-        f"several joined by +: {', '.join(there)}."
+        f"no row has a score by {name!r}{hint}; set --metrics to one of these, or several joined "
+        f"by +: {', '.join(known)}."
     )
 
 

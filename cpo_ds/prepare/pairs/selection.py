@@ -1,4 +1,4 @@
-"""Rows with scores -> the pairs that are kept, and counts of all the rest."""
+"""Selects pairs from rows with scores, and counts the rows and pairs that are dropped."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs import filters
 from cpo_ds.prepare.pairs.choose import (
     Pair,
-    Rated,
+    RatedRow,
     choose,
     human_preference,
     rate,
     scorer_name,
 )
-from cpo_ds.prepare.pairs.metric_choice import Taken, take_metrics
+from cpo_ds.prepare.pairs.metric_choice import MetricChoice, choose_metrics
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is selected and how; None where a filter is off."""
+    """Options of `cpo-ds prepare select`; None switches a filter off."""
 
-    pairs: str
-    metrics: str | None  # None: those that the rows suggest
+    pairs: str  # best-worst or best-each
+    metrics: str | None  # like kiwi+xcomet; None: those that the rows suggest
     min_margin: float
     directions: tuple[str, ...] | None
     check_language: float | None
@@ -37,30 +37,33 @@ class Options:
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of the directions selected, the pairs kept of them, and what was dropped.
+    """The rows of the selected directions, and the pairs kept of them, in the input's order.
 
-    All in the order of the input; `dropped` counts rows and pairs by reason.
+    `dropped` counts rows and pairs by reason.
     """
 
-    rated: list[Rated]
-    taken: Taken  # the metrics that choose
+    rated: list[RatedRow]
+    choice: MetricChoice
     pairs: list[Pair]
     dropped: Counter[str]
 
 
 def select(rows: Sequence[CandidateRow], options: Options) -> Selection:
-    """Picks pairs and filters them. Raises `UserError` for rows that are not as they should be."""
-    there = sorted({row.language_pair for row in rows})
+    """Picks pairs and filters them. Raises `UserError` for malformed rows or unknown directions."""
+    # Keep the rows of the selected directions.
+    known = sorted({row.language_pair for row in rows})
     for direction in options.directions or ():
-        if direction not in there:
+        if direction not in known:
             raise UserError(
                 f"--directions: {direction} is not in the rows; choose among those that are: "
-                f"{', '.join(there)}."
+                f"{', '.join(known)}."
             )
-    wanted = [row for row in rows if row.language_pair in (options.directions or there)]
+    wanted = [row for row in rows if row.language_pair in (options.directions or known)]
     dropped = Counter({"direction not selected": len(rows) - len(wanted)})
-    taken = take_metrics(options.metrics, wanted)
-    rated = [rate(row, taken.metrics) for row in wanted]
+
+    # Rate them by the metrics, then choose and filter pair by pair.
+    choice = choose_metrics(options.metrics, wanted)
+    rated = [rate(row, choice.metrics) for row in wanted]
     keep = _filters(options, wanted)
     pairs = []
     for row in rated:
@@ -74,33 +77,36 @@ def select(rows: Sequence[CandidateRow], options: Options) -> Selection:
                 dropped[reason] += 1
             else:
                 pairs.append(pair)
-    return Selection(rated, taken, pairs, +dropped)  # + leaves zeros out
+    return Selection(rated, choice, pairs, +dropped)  # + leaves zeros out
 
 
 def _filters(options: Options, rows: Sequence[CandidateRow]) -> list[filters.Filter]:
-    found: list[filters.Filter] = [filters.not_equal]
+    """The filters that the options switch on, in the order in which they are asked."""
+    chosen: list[filters.Filter] = [filters.not_equal]
     if options.min_margin:
-        found.append(filters.margin_filter(options.min_margin))
+        chosen.append(filters.margin_filter(options.min_margin))
     if options.check_language is not None:
-        found.append(filters.language_filter(options.check_language))
+        chosen.append(filters.language_filter(options.check_language))
     if options.max_length_ratio is not None:
         medians = filters.median_ratios(rows)
-        found.append(filters.length_filter(options.max_length_ratio, medians))
-    return [*found, filters.duplicate_filter()]
+        chosen.append(filters.length_filter(options.max_length_ratio, medians))
+    return [*chosen, filters.duplicate_filter()]
 
 
 def summarize(selection: Selection) -> dict[str, Any]:
-    """Counts of a selection, and whose translations were chosen and rejected how often."""
+    """The counts of a selection, as `summary.json` has them."""
+    # How often each system's translations were chosen and rejected, by direction.
     sides: dict[str, dict[str, Counter[str]]] = {"chosen": {}, "rejected": {}}
     for pair in selection.pairs:
         for side, name in (("chosen", pair.chosen_system), ("rejected", pair.rejected_system)):
             sides[side].setdefault(pair.direction, Counter())[name] += 1
-    metrics = selection.taken.metrics
+
+    metrics = selection.choice.metrics
     by_scores = [rated for rated in selection.rated if not human_preference(rated.row)]
     return {
         "metrics": list(metrics),
-        "metrics_because": selection.taken.because,
-        "metrics_left_out": dict(selection.taken.left_out),
+        "metrics_because": selection.choice.because,
+        "metrics_left_out": dict(selection.choice.left_out),
         "scorer": scorer_name(metrics),
         "scorers": {metric: _scorers(metric, selection.rated) for metric in metrics},
         "pairs": dict(sorted(Counter(pair.direction for pair in selection.pairs).items())),
@@ -115,8 +121,8 @@ def summarize(selection: Selection) -> dict[str, Any]:
     }
 
 
-def _scorers(metric: str, rated: Sequence[Rated]) -> list[Any]:
-    """What is recorded of how a metric's scores were made, each record once."""
+def _scorers(metric: str, rated: Sequence[RatedRow]) -> list[Any]:
+    """The different records of how a metric's scores were made."""
     rows = [row.row.values.get("scorers") for row in rated]
     records = [row.get(metric) for row in rows if isinstance(row, dict)]
     return list(

@@ -110,7 +110,11 @@ def test_what_cannot_be_noised_is_dropped_and_counted(
         (PAIR, ["--swap", "nan"], "--swap is nan; give a probability"),
         (PAIR, ["--range", "0"], "--range is 0; give 1 or more"),
         (PAIR, ["--output", "x.jsonl.gz"], "--output x.jsonl.gz does not end in .jsonl"),
-        (pair(2), ["--deletion", "0", "--swap", "0"], "no pair is left of 2 rows: no draw changes"),
+        (
+            pair(2),
+            ["--deletion", "0", "--swap", "0"],
+            "no pair is left of 2 rows: every draw leaves",
+        ),
     ],
 )
 def test_errors_say_what_and_where(
