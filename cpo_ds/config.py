@@ -1,7 +1,8 @@
-"""Every setting of a run: typed, validated once, documented once.
+"""Every setting of a run, with its type, default, limits and description.
 
-`recipe.load_config` makes a `Config` of a YAML file and the command line; inside the program its
-values are trusted.
+`recipe.load_config` makes a `Config` from a YAML file and the command line, and validates it. The
+rest of the program trusts its values. The descriptions below also make up `--help` and
+docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
+    """A part of the configuration: immutable, without unknown keys, nan or infinity."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
@@ -19,7 +22,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _none_is_no_value(cls, values: Any) -> Any:
-        """The word `none` is no value, but where it is one of the choices."""
+        """Reads the word `none` as no value, unless it is one of the field's choices."""
         if not isinstance(values, dict):
             return values
         return {
@@ -33,10 +36,12 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    name_or_path: str = Field(description="policy: a folder or a Hugging Face model name")
+    """The policy: its weights, precision and attention."""
+
+    name_or_path: str = Field(description="policy to train: a folder or a Hugging Face model name")
     adapter: str | None = Field(None, description="LoRA adapter to start from: a folder or a name")
     adapter_mode: Literal["continue", "merge"] = Field(
-        "continue", description="train that adapter on, or merge it into the policy first"
+        "continue", description="continue to train that adapter, or merge it into the policy first"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="precision of weights and activations"
@@ -44,46 +49,40 @@ class ModelConfig(_Section):
     attention: Literal["auto", "reference", "sdpa", "torch_varlen", "flash_attn"] = Field(
         "auto", description="attention backend"
     )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass to save memory"
-    )
-    head_chunk_tokens: int = Field(
-        512, gt=0, description="scored tokens whose logits are held at once"
-    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    head_chunk_tokens: int = Field(512, gt=0, description="scored tokens per chunk of logits")
 
 
 class DataConfig(_Section):
+    """The preference pairs: their source, format and limits."""
+
     format: Literal["pairs", "alma-r", "x-alma", "triplets", "sample"] = Field(
-        description="schema of the rows"
+        description="format of the rows (see docs/data.md)"
     )
     path: str | None = Field(
         None, description="jsonl, jsonl.gz or parquet file, a folder of them, or a dataset name"
     )
-    split: str = Field("train", description="split, where path is a dataset name")
+    split: str = Field("train", description="split to read, if path is a dataset name")
     directions: list[str] | None = Field(
-        None, description="translation directions to keep, like [en-de, de-en] (all)"
+        None, description="translation directions to keep, like [en-de, de-en]; none: all"
     )
     scorer: str = Field(
-        "kiwi_xcomet", description="score that picks chosen and rejected (alma-r, triplets)"
+        "kiwi_xcomet", description="score that picks chosen and rejected text (alma-r, triplets)"
     )
     prompt_style: Literal["alma", "chat"] = Field(
         "alma", description="the ALMA prompt as plain text, or as a user turn of the chat template"
     )
-    max_prompt_tokens: int = Field(256, gt=0, description="longer prompts are dropped and counted")
+    max_prompt_tokens: int = Field(256, gt=0, description="drop and count longer prompts")
     max_tokens: int = Field(
-        512, gt=1, description="pairs with a longer prompt + completion are dropped and counted"
+        512, gt=1, description="drop and count pairs with a longer prompt + completion"
     )
-    eval_fraction: float = Field(
-        0.0, ge=0.0, lt=1.0, description="share of the pairs held out for evaluation"
-    )
-    eval_path: str | None = Field(None, description="held-out pairs in the same format")
+    eval_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="share of the pairs to hold out")
+    eval_path: str | None = Field(None, description="path of held-out pairs in the same format")
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if (self.path is None) != (self.format == "sample"):
-            raise ValueError(
-                "data.path is required for every data.format but sample, which has none"
-            )
+            raise ValueError("data.path is required, except by data.format: sample, which has none")
         if self.scorer != "kiwi_xcomet" and self.format not in ("alma-r", "triplets"):
             raise ValueError(
                 f"data.scorer has no effect with data.format: {self.format}; remove it"
@@ -96,60 +95,65 @@ class DataConfig(_Section):
 
 
 class LossConfig(_Section):
+    """The objective and its parameters."""
+
     name: Literal["cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll"] = (
-        Field("cpo", description="objective")
+        Field("cpo", description="training objective")
     )
     beta: float = Field(0.1, gt=0.0, description="temperature of the preference term")
-    alpha: float = Field(1.0, ge=0.0, description="weight of the NLL term (none in simpo, dpo)")
+    alpha: float = Field(1.0, ge=0.0, description="weight of the NLL term (not in simpo, dpo)")
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=0.5, description="probability that a preference label is wrong"
     )
     nll_reduction: Literal["token", "pair"] = Field(
-        "token", description="NLL: mean over chosen tokens, or over pairs of their token means"
+        "token", description="NLL: mean over all chosen tokens, or mean of the means of pairs"
     )
     gamma: float = Field(0.5, description="target reward margin (simpo, cpo-simpo)")
     arpo_scale: float = Field(0.9, description="c1 of tau = min(c1 exp(c2 d) - 1, 1) (arpo)")
-    arpo_rate: float = Field(0.4, description="c2 of the same (arpo)")
+    arpo_rate: float = Field(0.4, description="c2 of tau (arpo)")
     arpo_floor: float | None = Field(None, description="lower bound of tau (arpo)")
     arpo_detach: bool = Field(False, description="no gradient through tau (arpo)")
     reference: Literal["model", "adapter", "precomputed"] = Field(
         "model",
-        description="the policy before training: a frozen copy, LoRA switched off, or a pass over "
-        "the pairs before training (dpo, dpo-nll)",
+        description="source of the reference log-probs (dpo, dpo-nll): a frozen copy of the "
+        "policy, the policy without its LoRA adapter, or a pass over the pairs before training",
     )
     reference_cache: str | None = Field(
-        None, description="folder of precomputed log-probs (output_dir/reference)"
+        None, description="folder for precomputed log-probs; none: output_dir/reference"
     )
 
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
-        """A setting that would have no effect is an error."""
+        """Raises `ValueError` for a setting that would have no effect."""
         used = LOSS_FIELDS[self.name] | {"name"}
         unused = sorted(self.model_fields_set - used)
-        moot = [name for name in unused if getattr(self, name) != _default_of(self, name)]
-        if moot:
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        ineffective = [name for name in unused if getattr(self, name) != defaults[name]]
+        if ineffective:
             with_nll = {"simpo": "cpo-simpo", "dpo": "dpo-nll"}.get(self.name)
             hint = f" ({with_nll} is {self.name} with an NLL term)" if with_nll else ""
             raise ValueError(
-                f"loss.{moot[0]} has no effect with loss.name: {self.name}; remove it{hint}"
+                f"loss.{ineffective[0]} has no effect with loss.name: {self.name}; remove it{hint}"
             )
         if self.reference_cache and self.reference != "precomputed":
-            raise ValueError("loss.reference_cache has no effect but with reference: precomputed")
+            raise ValueError(
+                "loss.reference_cache has an effect only with loss.reference: precomputed"
+            )
         return self
 
     @property
     def has_reference(self) -> bool:
-        """Whether the objective compares with the policy before training."""
+        """Whether the objective needs a reference model, which is the policy before training."""
         return "reference" in LOSS_FIELDS[self.name]
 
     def takes_reference_from(self, *sources: str) -> bool:
-        """Whether it does, and gets that policy's log-probs from one of these sources."""
+        """Whether the objective needs a reference model and reads its log-probs from `sources`."""
         return self.has_reference and self.reference in sources
 
 
 _PREFERENCE = {"beta", "alpha", "nll_reduction"}
 _SMOOTH = _PREFERENCE | {"label_smoothing"}
-LOSS_FIELDS: dict[str, set[str]] = {
+LOSS_FIELDS: dict[str, set[str]] = {  # objective -> the settings that it uses
     "cpo": _SMOOTH,
     "simpo": {"beta", "gamma", "label_smoothing"},
     "cpo-simpo": _SMOOTH | {"gamma"},
@@ -162,26 +166,26 @@ LOSS_FIELDS: dict[str, set[str]] = {
 }
 
 
-def _default_of(section: BaseModel, name: str) -> Any:
-    return type(section).model_fields[name].default
-
-
 class LoraConfig(_Section):
+    """A new LoRA adapter."""
+
     rank: int = Field(16, gt=0, description="rank of the update")
     alpha: float = Field(32.0, gt=0.0, description="scale: the update is multiplied by alpha/rank")
     dropout: float = Field(0.05, ge=0.0, lt=1.0, description="dropout before the update")
     target_modules: list[str] | str = Field(
-        ["down_proj"], description="linear layers to adapt, or all-linear"
+        ["down_proj"], description="names of the linear layers to adapt, or all-linear"
     )
 
 
 class OptimConfig(_Section):
+    """AdamW and the learning rate."""
+
     learning_rate: float = Field(1e-4, gt=0.0, description="peak learning rate")
     schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = Field(
-        "inverse_sqrt", description="shape after the warm-up"
+        "inverse_sqrt", description="course of the learning rate after the warm-up"
     )
     warmup_ratio: float = Field(
-        0.01, ge=0.0, le=1.0, description="share of all steps that warm up linearly"
+        0.01, ge=0.0, le=1.0, description="share of all steps that raise the learning rate linearly"
     )
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's decoupled weight decay")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
@@ -192,77 +196,83 @@ class OptimConfig(_Section):
 
 
 class BatchConfig(_Section):
+    """The size of a step and of its micro-batches."""
+
     pairs: int = Field(128, gt=0, description="preference pairs per optimizer step, over all ranks")
     tokens_per_rank: int = Field(
-        4096, gt=0, description="most unique tokens a rank packs into one micro-batch"
+        4096, gt=0, description="most unique tokens that a rank packs into one micro-batch"
     )
     share_prefix: Literal["common", "prompt", "none"] = Field(
         "common",
-        description="compute once per pair: its longest common beginning, its prompt, or nothing",
+        description="computed once per pair: its longest common beginning, its prompt, or nothing",
     )
 
 
 class TrainConfig(_Section):
+    """The course of a run: its length, evaluations and limits."""
+
     epochs: int = Field(1, gt=0, description="passes over the data")
-    max_steps: int | None = Field(None, gt=0, description="stop after this many steps (no limit)")
+    max_steps: int | None = Field(None, gt=0, description="stop after this step; none: no limit")
     seed: int = Field(42, ge=0, lt=2**32, description="seed of order, initialization and dropout")
     eval_every_steps: int | None = Field(
-        None, gt=0, description="steps between held-out evaluations (only before and after)"
+        None, gt=0, description="steps between evaluations; none: only before and after training"
     )
     max_hours: float | None = Field(
-        None, gt=0, description="save and stop after this time, with exit code 4 (no limit)"
+        None, gt=0, description="save and stop after this time, with exit code 4; none: no limit"
     )
     stall_minutes: float | None = Field(
         30.0,
         gt=0,
-        description="end the run, all stacks written down, if no rank gets on for so long, from "
-        "its start on; bytes that are read or written count as getting on",
+        description="stop the run if no rank makes progress for this many minutes, and save stack "
+        "traces; reading and writing files counts as progress; none: no limit",
     )
 
 
 class CheckpointConfig(_Section):
+    """Checkpoints, resuming and the export."""
+
     every_steps: int | None = Field(
-        None, gt=0, description="steps between checkpoints (at the end)"
+        None, gt=0, description="steps between checkpoints; none: only at the end"
     )
-    keep_last: int = Field(2, gt=0, description="checkpoints to keep")
+    keep_last: int = Field(2, gt=0, description="checkpoints to keep; older ones are deleted")
     resume: str = Field(
-        "auto", description="auto: from the newest checkpoint if any; never; or a folder"
+        "auto", description="auto: from the newest checkpoint, if any; never; or a folder to take"
     )
     on_damage: Literal["fall_back", "stop"] = Field(
-        "fall_back", description="where a checkpoint is damaged: resume from an older one, or stop"
+        "fall_back", description="if a checkpoint is damaged: resume from an older one, or stop"
     )
     on_save_error: Literal["go_on", "stop"] = Field(
-        "go_on", description="where one cannot be saved (a full disk, say): go on without, or stop"
+        "go_on", description="if a checkpoint cannot be saved (full disk): train on, or stop"
     )
     in_background: bool = Field(
-        False, description="write while training goes on; costs host memory for a copy of the state"
+        False, description="write while training goes on; takes host memory for a copy of the state"
     )
     export: bool = Field(True, description="write the adapter or model to export/ at the end")
 
 
 class LoggingConfig(_Section):
-    every_steps: int = Field(1, gt=0, description="steps between lines of metrics")
-    tensorboard: bool = Field(True, description="write TensorBoard events too")
+    """Metrics of a run."""
+
+    every_steps: int = Field(1, gt=0, description="steps between two lines of metrics")
+    tensorboard: bool = Field(True, description="also write the metrics as TensorBoard events")
 
 
 class Config(_Section):
-    """A whole run."""
+    """All settings of a run."""
 
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = LossConfig()
     lora: LoraConfig | None = Field(
-        None, description="none: full-parameter training (or that adapter's own)"
+        None, description="new LoRA adapter; none: train all parameters, or continue model.adapter"
     )
     optim: OptimConfig = OptimConfig()
     batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
-    deepspeed: str = Field(
-        "zero3", description="DeepSpeed configuration: a shipped one's name, or a JSON file"
-    )
-    output_dir: str = Field("runs/default", description="folder of everything the run writes")
+    deepspeed: str = Field("zero3", description="DeepSpeed file: a shipped one's name, or a path")
+    output_dir: str = Field("runs/default", description="folder for everything that the run writes")
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -271,8 +281,9 @@ class Config(_Section):
         makes_adapter = self.lora is not None and not self.continues_adapter
         if self.loss.takes_reference_from("adapter") and not makes_adapter:
             raise ValueError(
-                "loss.reference: adapter switches a new LoRA adapter off, but the recipe trains "
-                f"{'one on' if self.continues_adapter else 'none'}; take model or precomputed"
+                "loss.reference: adapter switches a new LoRA adapter off, but the recipe "
+                f"{'continues an old one' if self.continues_adapter else 'trains none'}; set "
+                "loss.reference to model or precomputed"
             )
         return self
 
@@ -283,5 +294,5 @@ class Config(_Section):
 
     @property
     def continues_adapter(self) -> bool:
-        """Whether the run trains the starting adapter on."""
+        """Whether the run continues to train the adapter that it starts from."""
         return self.model.adapter is not None and self.model.adapter_mode == "continue"

@@ -1,4 +1,4 @@
-"""Known devices: memory, speed and links, as the vendors' data sheets give them."""
+"""Known GPUs: memory, speed and links, from the vendors' data sheets."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from cpo_ds.errors import UserError
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU of a kind, and how such GPUs are usually connected.
+    """A kind of GPU, and the links by which such GPUs are usually connected.
 
-    Bandwidths are in GB/s (1e9 bytes); those of links are per GPU and in one direction.
+    Bandwidths are in GB/s (1e9 bytes per second). Those of links are per GPU and in one direction.
     """
 
     name: str
-    memory_gib: float  # what a program sees, a little less than the data sheet's
-    peak_bf16_tflops: float  # dense matrix products, bfloat16
-    memory_bandwidth: float
-    node_link: str  # inside a node
+    memory_gib: float  # available to a program, a little less than in the data sheet
+    peak_bf16_tflops: float  # for dense matrix products in bfloat16, 1e12 FLOPs per second
+    memory_bandwidth: float  # GB/s
+    node_link: str  # between GPUs of a node
     node_bandwidth: float
-    network: str  # between nodes, one adapter for each GPU
+    network: str  # between nodes, with one adapter for each GPU
     network_bandwidth: float
 
 
@@ -44,25 +44,32 @@ DEVICES: dict[str, Device] = {
 
 
 def _plain(name: str) -> str:
+    """A name without case and punctuation, for comparisons."""
     return "".join(character for character in name.lower() if character.isalnum())
 
 
 def device_by_name(name: str) -> Device:
-    """A device by its name here, in any case and punctuation. Raises `UserError`."""
+    """Finds a device by its name in `DEVICES`, in any case and punctuation.
+
+    Raises `UserError` if there is none.
+    """
     for device in DEVICES.values():
         if _plain(device.name) == _plain(name):
             return device
     raise UserError(
         f"there is no device {name}; known are {', '.join(DEVICES)}. "
-        "For another, give --gpu-memory in GiB."
+        "For any other device, give --gpu-memory in GiB."
     )
 
 
 def find_device(reported: str, memory_gib: float) -> Device | None:
-    """The device that a driver reports as "NVIDIA A100-SXM4-80GB", say; None if not known.
+    """Finds the device with the name that a driver reports, like "NVIDIA A100-SXM4-80GB".
 
-    Of kinds that differ in memory alone, the one nearest to `memory_gib`.
+    `memory_gib` decides between devices that differ only in memory. Returns None if the device is
+    not known.
     """
+    # Candidates are all devices whose words are in the name; the most words win, so that an
+    # "H100 PCIe" is not taken for an "H100".
     text = _plain(reported)
     named = {
         device: _kind(device)
@@ -78,5 +85,5 @@ def find_device(reported: str, memory_gib: float) -> Device | None:
 
 
 def _kind(device: Device) -> list[str]:
-    """The words of a device's name but its memory: ["H100", "PCIe"]."""
+    """The words of a device's name without its memory: ["H100", "PCIe"]."""
     return [word for word in device.name.split("-") if not word.endswith("GB")]

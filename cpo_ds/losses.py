@@ -1,8 +1,8 @@
 """Preference objectives as pure functions of the log-probs of chosen and rejected completions.
 
-Each preference function takes the pairs' log-probs and the `loss` section of the configuration and
-returns one term per pair, [P]. `step_share` turns a micro-batch's terms into its share of the
-global batch's loss, so that the shares of all micro-batches and ranks add up to the loss.
+Each preference function takes the log-probs of the pairs and the `loss` section of the
+configuration. It returns one term per pair, [P]. `step_share` turns the terms of a micro-batch into
+its share of the loss of the global batch: the shares of all micro-batches and ranks add up to it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cpo_ds.schema import PairLogps, StepTotals
 
 @dataclass(frozen=True)
 class PairTerms:
-    """What one micro-batch contributes, per pair: tensors of shape [P], float32.
+    """The terms of one micro-batch's loss, per pair: tensors of shape [P], float32.
 
-    `rewards_*` are the implicit rewards, beta times the log-probs (simpo and ipo: length-averaged;
-    dpo: less those of the reference), detached.
+    `rewards_*` are the implicit rewards, detached: beta times the log-probs. For simpo and ipo the
+    log-probs are averaged over tokens; for dpo those of the reference are subtracted.
     """
 
     preference: torch.Tensor
-    nll: torch.Tensor  # sum over tokens, or its mean where loss.nll_reduction is "pair"
+    nll: torch.Tensor  # sum over tokens, or mean if loss.nll_reduction is "pair"
     rewards_chosen: torch.Tensor
     rewards_rejected: torch.Tensor
 
@@ -37,7 +37,7 @@ def averages_over_tokens(loss: LossConfig) -> bool:
 
 
 def nll_weight(loss: LossConfig) -> float:
-    """The weight alpha of the NLL term; simpo and dpo have none and sft is nothing else."""
+    """The weight alpha of the NLL term: 0 for simpo and dpo, and 1 for sft, which is NLL alone."""
     return {"simpo": 0.0, "dpo": 0.0, "sft": 1.0}.get(loss.name, loss.alpha)
 
 
@@ -130,12 +130,12 @@ def pair_terms(logps: PairLogps, loss: LossConfig) -> PairTerms:
 
 
 def nll_denominator(totals: StepTotals, loss: LossConfig) -> int:
-    """What the NLL terms of the global batch are divided by: its chosen tokens, or its pairs."""
+    """The denominator of the NLL terms: the chosen tokens or the pairs of the global batch."""
     return totals.pairs if loss.nll_reduction == "pair" else totals.chosen_tokens
 
 
 def step_share(terms: PairTerms, totals: StepTotals, loss: LossConfig) -> torch.Tensor:
-    """This micro-batch's share of the step's loss, a scalar: the shares of all add up to it."""
+    """One micro-batch's share of the step's loss, a scalar; all shares add up to the loss."""
     share = terms.preference.sum() / totals.pairs
     weight = nll_weight(loss)
     if weight:

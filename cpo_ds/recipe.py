@@ -1,4 +1,4 @@
-"""A recipe, a YAML file, and `--section.field value` on the command line -> a checked `Config`."""
+"""Makes a checked `Config` from a recipe (YAML) and `--section.field value` options."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError, did_you_mean
@@ -20,8 +21,10 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     """Reads `--config FILE` and overrides; returns the configuration and the other arguments.
 
     The namespace has `verbose` (bool) and `config`, the recipe's file. Raises `UserError` for a
-    missing file, an unknown key or a bad value, naming the place and the closest known key.
+    missing file, an unknown key or a bad value; its message names the file and the closest known
+    key.
     """
+    # Read the command line.
     parser = _parser()
     arguments, unknown = parser.parse_known_args([_normalize(a) for a in argv])
     if unknown:
@@ -33,6 +36,8 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         )
     if arguments.config is None:
         raise UserError("no recipe given: add --config FILE, for example recipes/demo.yaml.")
+
+    # Read the recipe, and let the command line override it.
     arguments.config = str(RECIPES.find(arguments.config))
     values = _read_yaml(Path(arguments.config))
     _check_keys(values, Config, arguments.config)
@@ -40,12 +45,12 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     _check_contradiction(overrides)
     for dotted, text in overrides.items():
         _override(values, dotted, text)
-    where = f"{arguments.config}{' and the command line' if overrides else ''}"
-    return parse_config(values, where), arguments
+    source = f"{arguments.config}{' and the command line' if overrides else ''}"
+    return parse_config(values, source), arguments
 
 
-def parse_config(values: dict[str, Any], where: str) -> Config:
-    """Validates nested values; `where` names their source in the `UserError` raised."""
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Validates nested values. Raises `UserError`, with the name of their `source`."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -53,24 +58,25 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         field = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
-            raise UserError(f"{where}: {field} is missing; add it to the recipe.") from None
+            raise UserError(f"{source}: {field} is missing; add it to the recipe.") from None
         named = f"{field}: " if field and field.split(".")[0] + "." not in message else ""
         given = "" if first["type"] == "value_error" else f" (it is {first['input']!r})"
-        raise UserError(f"{where}: {named}{message}{given}.") from None
+        raise UserError(f"{source}: {named}{message}{given}.") from None
 
 
 def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
-    """The DeepSpeed file that a recipe names: a shipped one, or one's own.
+    """Reads the DeepSpeed file that a recipe names; returns its path and its JSON object.
 
-    A path counts from here or from the folder that holds the package. Raises `UserError` where it
-    is not there, not to be read or not JSON; `deepspeed_config` checks what is in it.
+    A path is relative to the working directory or to the folder that holds the package. Raises
+    `UserError` if the file does not exist, cannot be read or is not a JSON object. `engine`
+    checks its contents.
     """
     try:
         named = DEEPSPEED_FILES.find(config.deepspeed)
     except UserError as error:
         raise UserError(f"deepspeed: {error}") from None
-    here = [named, Path(__file__).resolve().parent.parent / named]
-    path = next((path for path in here if path.is_file()), None)
+    candidates = [named, Path(__file__).resolve().parent.parent / named]
+    path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise UserError(f"deepspeed: there is no file {named}; see ds_configs/.")
     try:
@@ -90,9 +96,9 @@ def keeps_local_checkpoints(settings: dict[str, Any]) -> bool:
     return isinstance(checkpoint, dict) and checkpoint.get("use_node_local_storage") is True
 
 
-def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> field, for every leaf and for optional sections themselves."""
-    flat: dict[str, Any] = {}
+def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Dotted name -> field, for every plain field and for each optional section as a whole."""
+    flat: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
         nested = _section_of(field.annotation)
         if nested is None or type(None) in get_args(field.annotation):
@@ -103,6 +109,7 @@ def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type holds; None for a plain field."""
     candidates = get_args(annotation) or (annotation,)
     classes = [c for c in candidates if isinstance(c, type) and get_origin(c) is None]
     sections = [c for c in classes if issubclass(c, BaseModel)]
@@ -137,8 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def type_name(field: Any) -> str:
-    """A field's type for people: `int`, `auto|never`, `str or none`..."""
+def type_name(field: FieldInfo) -> str:
+    """A field's type for `--help`: `int`, `auto|never`, `str or none`..."""
     annotation = field.annotation
     choices = [c for c in get_args(annotation) if isinstance(c, str)]
     if choices:
@@ -149,15 +156,15 @@ def type_name(field: Any) -> str:
     return text.replace("NoneType", "none").replace("None", "none").replace(" | ", " or ")
 
 
-def default_text(field: Any) -> str:
-    """A field's default for people."""
+def default_text(field: FieldInfo) -> str:
+    """A field's default for `--help`: `required`, `default none`, `default 16`..."""
     if field.is_required():
         return "required"
     return "default none" if field.default is None else f"default {field.default}"
 
 
 def _normalize(argument: str) -> str:
-    """`--output-dir=x` -> `--output_dir=x`; values and positionals stay as they are."""
+    """`--output-dir=x` -> `--output_dir=x`; leaves values and other arguments unchanged."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -177,32 +184,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_keys(
-    values: dict[str, Any], section: type[BaseModel], where: str, path: str = ""
+    values: dict[str, Any], section: type[BaseModel], file: str, path: str = ""
 ) -> None:
+    """Raises `UserError` for a key of the recipe that the section does not have."""
     for key, value in values.items():
         if key not in section.model_fields:
             raise UserError(
-                f"{where}: unknown key {path}{key}"
+                f"{file}: unknown key {path}{key}"
                 + did_you_mean(str(key), list(section.model_fields))
                 + "; docs/configuration.md and --help list every key."
             )
         nested = _section_of(section.model_fields[key].annotation)
         if nested and isinstance(value, dict):
-            _check_keys(value, nested, where, f"{path}{key}.")
+            _check_keys(value, nested, file, f"{path}{key}.")
 
 
 def _check_contradiction(overrides: Collection[str]) -> None:
-    """Raises `UserError` if a section is given as a whole and a field of it too, in any order."""
+    """Raises `UserError` if both a whole section and a field of it are given, in any order."""
     for section in overrides:
         field = next((name for name in overrides if name.startswith(f"{section}.")), None)
         if field is not None:
             raise UserError(
-                f"on the command line: --{section} says what the whole section is, and --{field} "
-                "what a field of it is; leave one of them out."
+                f"on the command line: --{section} sets the whole section, and --{field} sets a "
+                "field of it; leave one of them out."
             )
 
 
 def _override(values: dict[str, Any], dotted: str, text: str) -> None:
+    """Sets one field of nested values from its text on the command line."""
     *sections, name = dotted.split(".")
     for section in sections:
         if not isinstance(values.get(section), dict):

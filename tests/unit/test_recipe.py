@@ -148,7 +148,7 @@ def test_a_section_and_a_field_of_it_on_the_command_line_contradict(
 ) -> None:
     section = [f"--lora={whole}"]
     argv = [*section, *field] if section_first else [*field, *section]
-    with pytest.raises(UserError, match=r"--lora says .*--lora\.(dropout|rank) .* leave one"):
+    with pytest.raises(UserError, match=r"--lora sets .*--lora\.(dropout|rank) .* leave one"):
         load(tmp_path, *argv, values=MINIMAL | {"lora": {"rank": 2}})
 
 
