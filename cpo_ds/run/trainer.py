@@ -1,25 +1,21 @@
-"""The loop, top to bottom: plan a step, forward and backward, update, log, evaluate, save."""
+"""The training loop: plan a step, forward and backward, update, log, save, evaluate."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
-from cpo_ds.data.plan import (
-    MicroBatch,
-    plan_step,
-    step_indices,
-    step_totals,
-    steps_per_epoch,
-)
+from cpo_ds.data.plan import MicroBatch, plan_step, step_indices, step_totals, steps_per_epoch
 from cpo_ds.engine.engine import Engine
 from cpo_ds.errors import NonFiniteError, Stopped
 from cpo_ds.losses import pair_terms, step_share
@@ -29,35 +25,48 @@ from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.run.learning_rate import learning_rate
 from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
 from cpo_ds.run.monitor import SilentMonitor
+from cpo_ds.run.sweep import sweep
 from cpo_ds.run.throughput import Stopwatch, peak_memory_gib, peak_tflops
 from cpo_ds.schema import PackedBatch, StepTotals, TokenizedPair
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """Everything a run is made of."""
+    """A run that is ready to train; `build.build_run` makes it."""
 
     config: Config
     engine: Engine
     ranks: Ranks
-    monitor: SilentMonitor
+    monitor: SilentMonitor  # a `Monitor` on rank 0
+    saver: Saver
+    manifest: Manifest  # what all checkpoints of the run have in common
     train_pairs: list[TokenizedPair]
     eval_pairs: list[TokenizedPair]
-    saver: Saver
-    first_step: int = 0
+    first_step: int = 0  # steps that are trained already, by the run that is resumed
     stop: StopRequest = field(default_factory=StopRequest)
-    lengths: np.ndarray = field(init=False)
-    per_epoch: int = field(init=False)
-    total_steps: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.lengths = np.array([len(pair.tokens) for pair in self.train_pairs])
-        self.per_epoch = steps_per_epoch(len(self.train_pairs), self.config.batch.pairs)
-        self.total_steps = planned_steps(self.config, len(self.train_pairs))
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Unique tokens of each training pair: [pairs], int64."""
+        return np.array([len(pair.tokens) for pair in self.train_pairs])
+
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return steps_per_epoch(len(self.train_pairs), self.config.batch.pairs)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, those before `first_step` included."""
+        return planned_steps(self.config, len(self.train_pairs))
+
+    def manifest_of(self, step: int) -> Manifest:
+        """The manifest of a step, still without files."""
+        return replace(self.manifest, step=step)
 
 
 def planned_steps(config: Config, num_pairs: int) -> int:
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of a whole run over `num_pairs` training pairs."""
     steps = config.train.epochs * steps_per_epoch(num_pairs, config.batch.pairs)
     return min(steps, config.train.max_steps or steps)
 
@@ -65,9 +74,10 @@ def planned_steps(config: Config, num_pairs: int) -> int:
 def train(run: Run) -> None:
     """Trains from `run.first_step` to the end.
 
-    Raises `NonFiniteError`, weights untouched, and `Stopped`, where it was asked to stop.
+    Raises `NonFiniteError` before weights are touched, and `Stopped` if the run was asked to stop.
     """
     config = run.config
+    # For the throughput in the log: the model's size, the device's peak, and passes over the model.
     peak = peak_tflops(run.ranks.device)
     weights = matrix_weights(run.engine.policy.causal_lm)
     passes = {
@@ -79,6 +89,7 @@ def train(run: Run) -> None:
     watch = Stopwatch()
     for step in range(run.first_step + 1, run.total_steps + 1):
         micro_batches, totals = plan(run, step)
+        # Forward and backward passes. Sums for the log stay on the device until they are logged.
         sums = torch.zeros(len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
         seen = []
         for batch in micro_batches:
@@ -88,6 +99,7 @@ def train(run: Run) -> None:
             columns = pair_columns(terms, logps)
             sums += columns.sum(0) * batch.counted
             seen.append((batch.pair_indices, columns))
+        # One update with the gradient of the whole global batch.
         rate = learning_rate(step, run.total_steps, config.optim)
         update = run.engine.update(rate)
         if not update.applied:
@@ -95,6 +107,7 @@ def train(run: Run) -> None:
         flops = step_flops(weights, totals.unique_tokens, totals.scored_tokens, **passes)
         watch.count(totals, flops)
         run.monitor.advance()
+        # Log. All ranks take part, since sums and the largest memory are over all of them.
         if step % config.logging.every_steps == 0 or step == run.total_steps:
             metrics = summarize(run.engine.sum_over_ranks(sums).tolist(), totals, config.loss)
             progress = {"step": step, "epoch": round(step / run.per_epoch, 4)}
@@ -103,6 +116,7 @@ def train(run: Run) -> None:
             line["peak_memory_gib"] = run.engine.max_over_ranks(peak_memory_gib(run.ranks.device))
             run.monitor.write(line)
             run.monitor.show(line)
+        # Save before evaluating: a run that resumes from this step evaluates it again.
         paused_at = watch.pause()
         save_or_stop(run, step)
         if _evaluates_after(run, step):
@@ -112,10 +126,8 @@ def train(run: Run) -> None:
 
 
 def save_or_stop(run: Run, step: int) -> None:
-    """Saves a checkpoint where one is due, and stops where some rank was asked to.
-
-    Saving comes before evaluating: who resumes from a step evaluates it again.
-    """
+    """Saves a checkpoint if one is due, and raises `Stopped` if any rank was asked to stop."""
+    # Agree with all ranks: one of them may have got a signal, or still write the last checkpoint.
     reason = run.stop.reason
     stop, is_writing = run.ranks.any(reason is not None, run.saver.is_writing)
     if run.saver.is_pending and not is_writing:
@@ -124,6 +136,7 @@ def save_or_stop(run: Run, step: int) -> None:
     if last or stop or _due(step, run.config.checkpoint.every_steps):
         run.monitor.sync()
         run.saver.save(step)
+    # The last step needs no stop: the run is about to end anyway.
     if stop and not last:
         run.saver.finish()
         reasons = sorted({why for why in run.ranks.gather(reason) if why})
@@ -136,25 +149,21 @@ def save_or_stop(run: Run, step: int) -> None:
 
 
 def plan(run: Run, step: int) -> tuple[list[PackedBatch], StepTotals]:
-    """This rank's micro-batches of a step (from 1), and the counts of the whole of it."""
+    """This rank's micro-batches of a step (from 1), and counts over the whole global batch."""
     indices = step_indices(
         len(run.train_pairs), run.config.batch.pairs, run.config.train.seed, step - 1
     )
     planned = plan_step(
         indices, run.lengths, run.ranks.world_size, run.config.batch.tokens_per_rank
     )
+    # A rank without pairs runs the shortest one, uncounted: all ranks make as many passes.
     stand_in = min(indices.tolist(), key=lambda index: run.lengths[index])
-    mine = planned[run.ranks.rank]
-    return list(_packed(run, run.train_pairs, mine, stand_in)), step_totals(
-        planned, run.train_pairs
-    )
-
-
-def _packed(
-    run: Run, pairs: list[TokenizedPair], mine: list[MicroBatch], stand_in: int
-) -> list[PackedBatch]:
-    batches = [pack_micro_batch(pairs, micro_batch, stand_in) for micro_batch in mine]
-    return [batch.to(run.ranks.device) for batch in batches]
+    batches = [
+        pack_micro_batch(run.train_pairs, micro_batch, stand_in)
+        for micro_batch in planned[run.ranks.rank]
+    ]
+    on_device = [batch.to(run.ranks.device) for batch in batches]
+    return on_device, step_totals(planned, run.train_pairs)
 
 
 def evaluate(run: Run, step: int) -> None:
@@ -162,30 +171,24 @@ def evaluate(run: Run, step: int) -> None:
     pairs, config = run.eval_pairs, run.config
     if not pairs:
         return
-    lengths = np.array([len(pair.tokens) for pair in pairs])
-    planned = plan_step(
-        range(len(pairs)), lengths, run.ranks.world_size, config.batch.tokens_per_rank
-    )
+    # Sum the columns of each direction over this rank's pairs, then over all ranks.
     directions = sorted({pair.direction for pair in pairs})
     sums = torch.zeros(len(directions), len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
+    budget = config.batch.tokens_per_rank
     with run.engine.evaluating():
-        for batch in _packed(run, pairs, planned[run.ranks.rank], int(lengths.argmin())):
-            logps = run.engine.score(batch)
-            if batch.counted:
-                rows = [directions.index(pairs[i].direction) for i in batch.pair_indices]
-                columns = pair_columns(pair_terms(logps, config.loss), logps)
-                sums.index_add_(0, torch.tensor(rows, device=sums.device), columns)
+        for batch, logps in sweep(run.engine, run.ranks, pairs, tokens_per_rank=budget):
+            rows = [directions.index(pairs[index].direction) for index in batch.pair_indices]
+            columns = pair_columns(pair_terms(logps, config.loss), logps)
+            sums.index_add_(0, torch.tensor(rows, device=sums.device), columns)
     run.engine.sum_over_ranks(sums)
+    # Average over the pairs of each direction, then over all pairs.
     by_direction = {}
     for direction, row in zip(directions, sums.tolist(), strict=True):
-        chosen: list[MicroBatch] = [
-            (i,) for i, pair in enumerate(pairs) if pair.direction == direction
-        ]
-        totals = step_totals([chosen], pairs)
+        totals = _totals([pair for pair in pairs if pair.direction == direction])
         by_direction[direction or "unknown"] = {"pairs": totals.pairs} | summarize(
             row, totals, config.loss
         )
-    metrics = summarize(sums.sum(0).tolist(), step_totals(planned, pairs), config.loss)
+    metrics = summarize(sums.sum(0).tolist(), _totals(pairs), config.loss)
     line = {f"eval_{name}": value for name, value in metrics.items()}
     run.monitor.write(
         {"step": step, "epoch": round(step / run.per_epoch, 4), "eval_pairs": len(pairs)}
@@ -196,6 +199,12 @@ def evaluate(run: Run, step: int) -> None:
         f"held-out pairs at step {step}: loss {metrics['loss']:.4f}  "
         f"reward accuracy {metrics['reward_accuracy']:.3f}  margin {metrics['reward_margin']:.4f}"
     )
+
+
+def _totals(pairs: list[TokenizedPair]) -> StepTotals:
+    """Counts over pairs, each in a micro-batch of its own."""
+    one_each: list[MicroBatch] = [(index,) for index in range(len(pairs))]
+    return step_totals([one_each], pairs)
 
 
 def _evaluates_after(run: Run, step: int) -> bool:
@@ -209,11 +218,13 @@ def _due(step: int, every: int | None) -> bool:
 def _stop_unless_rescaled(
     run: Run, step: int, seen: list[tuple[tuple[int, ...], torch.Tensor]], grad_norm: float
 ) -> None:
-    """Writes down which pairs were not finite and stops.
+    """Raises `NonFiniteError`, after writing the pairs that are to blame to non_finite.json.
 
-    In float16 a gradient may overflow while all losses are finite: DeepSpeed then lowers its loss
-    scale and skips the step, and the run goes on.
+    `seen` holds pair indices and columns of each micro-batch. In float16 a gradient may overflow
+    while all losses are finite: DeepSpeed then lowers its loss scale and skips the step, and the
+    run goes on.
     """
+    # Find the pairs with a value that is not finite, over all ranks.
     values = [
         (index, dict(zip(COLUMNS, row, strict=True)))
         for indices, columns in seen
@@ -221,10 +232,12 @@ def _stop_unless_rescaled(
     ]
     guilty = [(i, row) for i, row in values if not np.isfinite(list(row.values())).all()]
     everyone = run.ranks.gather((guilty, values))
-    found = [item for some, _ in everyone for item in some]
-    if run.engine.is_float16 and not found:
+    all_guilty = [pair for of_rank, _ in everyone for pair in of_rank]
+    if run.engine.is_float16 and not all_guilty:
         return
-    suspects = found or [item for _, some in everyone for item in some]
+    # Without one the gradient alone is to blame, and any pair of the step may have caused it.
+    suspects = all_guilty or [pair for _, of_rank in everyone for pair in of_rank]
+    cause = "loss" if all_guilty else "gradient"
     report = Path(run.config.output_dir) / "non_finite.json"
     if run.ranks.rank == 0:
         pairs = [
@@ -232,15 +245,14 @@ def _stop_unless_rescaled(
             | {name: str(value) for name, value in row.items()}
             for i, row in suspects
         ]
-        what = "loss" if found else "gradient"
-        content = {"step": step, "what": what, "grad_norm": str(grad_norm), "pairs": pairs}
-        with contextlib.suppress(OSError):  # a full disk; the message below says the most
+        content = {"step": step, "what": cause, "grad_norm": str(grad_norm), "pairs": pairs}
+        with contextlib.suppress(OSError):  # a full disk: the message below holds the main part
             report.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     run.saver.finish()
     names = ", ".join(run.train_pairs[i].origin for i, _ in suspects[:3])
     raise NonFiniteError(
-        f"step {step}: the {'loss' if found else 'gradient'} is not finite, so the run stopped "
-        f"before it changed the weights. {'Pairs' if found else 'All pairs of the step'}: {names}"
+        f"step {step}: the {cause} is not finite, so the run stopped before it changed the "
+        f"weights. {'Pairs' if all_guilty else 'All pairs of the step'}: {names}"
         f"{', ...' if len(suspects) > 3 else ''} (all in {report}). Look at them, lower "
         "optim.learning_rate, or use model.dtype bfloat16 or float32."
     )

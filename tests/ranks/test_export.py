@@ -14,7 +14,7 @@ from helpers import plain_logps
 
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.recipe import parse_config
-from cpo_ds.run.build import prepare_pairs
+from cpo_ds.run.pairs import prepare_pairs
 from cpo_ds.schema import PairLogps, StepTotals
 
 
@@ -22,7 +22,7 @@ from cpo_ds.schema import PairLogps, StepTotals
 def held_out_metrics(model: Any, values: dict[str, Any]) -> dict[str, float]:
     """Loss and mean log-probs of the held-out pairs, by plain forward passes."""
     config = parse_config(values, "test")
-    _, _, pairs = prepare_pairs(config, tell=False)
+    _, _, pairs = prepare_pairs(config, prints_counts=False)
     chosen, rejected = plain_logps(model, pairs)
 
     def count(side: str) -> torch.Tensor:

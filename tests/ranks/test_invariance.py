@@ -23,7 +23,7 @@ from cpo_ds.data.plan import step_indices, step_totals
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy
 from cpo_ds.recipe import parse_config
-from cpo_ds.run.build import prepare_pairs
+from cpo_ds.run.pairs import prepare_pairs
 from cpo_ds.schema import PairLogps
 
 LOSS, GRADIENT, UPDATE = 1e-5, 1e-3, 1e-3
@@ -202,7 +202,7 @@ def test_negative_control_the_usual_mistakes_are_found(
 def test_the_engine_gives_the_gradient_of_plain_autograd(inputs: Path, records: Any) -> None:
     """Ties the engine to the policy and losses whose parity with TRL is tested on their own."""
     config = parse_config(recipe(inputs, "full"), "test")
-    _, pairs, _ = prepare_pairs(config, tell=False)
+    _, pairs, _ = prepare_pairs(config, prints_counts=False)
     policy, _ = load_policy(config, device=torch.device("cpu"))
     indices = tuple(step_indices(len(pairs), PAIRS, config.train.seed, 0).tolist())
     batch = pack(pairs, indices)

@@ -12,7 +12,7 @@ from unittest import mock
 import torch.distributed
 from deepspeed.runtime.zero import partition_parameters
 
-from cpo_ds.train import main
+from cpo_ds.run.main import main
 
 
 def main_counting_gathers(report: str, *arguments: str) -> int:

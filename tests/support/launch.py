@@ -40,7 +40,8 @@ _PRELOAD = ["deepspeed", "peft", "transformers.models.llama.modeling_llama", "da
 _PRELOAD += [
     "cpo_ds.run.build",
     "deepspeed.runtime.zero.muon.muon_optimizer",
-    "cpo_ds.train",
+    "cpo_ds.run.main",
+    "cpo_ds.run.session",
     "cpo_ds.run.trainer",
     "cpo_ds.export.folder",
     "cpo_ds.run.folder",
@@ -126,7 +127,7 @@ def main_on_ranks(*arguments: object, ranks: int = 1, **environment: str) -> lis
 
 
 def _main(*arguments: str) -> int:
-    from cpo_ds.train import main
+    from cpo_ds.run.main import main
 
     return main(list(arguments))
 

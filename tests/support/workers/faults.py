@@ -15,14 +15,13 @@ from unittest import mock
 import psutil
 import torch
 
-import cpo_ds.run.build
 from cpo_ds.checkpoint import save as saver
 from cpo_ds.checkpoint.publish import checkpoint_name
 from cpo_ds.data import rows
 from cpo_ds.export import folder as pretrained
 from cpo_ds.ranks import watch
-from cpo_ds.run import trainer
-from cpo_ds.train import main
+from cpo_ds.run import session, trainer
+from cpo_ds.run.main import main
 
 
 def die_while_saving(step: int, *arguments: str) -> int:
@@ -115,7 +114,7 @@ def train_while_the_clock_is_set(step: int, *arguments: str) -> int:
 
 def write_limits(report: str, *arguments: str) -> int:
     """Trains; each rank writes for how many minutes its groups of ranks wait for one of them."""
-    train = cpo_ds.run.trainer.train
+    train = session.train
 
     def write_and_train(run: trainer.Run) -> None:
         c10d = torch.distributed.distributed_c10d
@@ -127,7 +126,7 @@ def write_limits(report: str, *arguments: str) -> int:
         Path(f"{report}-{run.ranks.rank}.json").write_text(json.dumps(minutes))
         train(run)
 
-    with mock.patch.object(cpo_ds.run.trainer, "train", write_and_train):
+    with mock.patch.object(session, "train", write_and_train):
         return main(list(arguments))
 
 

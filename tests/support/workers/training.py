@@ -12,7 +12,6 @@ from unittest import mock
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-import cpo_ds.run.build
 from cpo_ds.data.pack import pack
 from cpo_ds.engine import engine
 from cpo_ds.engine.settings import read_deepspeed_settings
@@ -20,11 +19,13 @@ from cpo_ds.losses import step_share
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config
+from cpo_ds.run import pairs as run_pairs
 from cpo_ds.run import trainer
-from cpo_ds.run.build import build_run, prepare_pairs
+from cpo_ds.run.build import RunInputs, build_run
+from cpo_ds.run.main import main
+from cpo_ds.run.session import run_recipe
 from cpo_ds.schema import PackedBatch
 from cpo_ds.storage import lock
-from cpo_ds.train import main, run_recipe
 
 Named = dict[str, torch.Tensor]
 
@@ -45,11 +46,11 @@ def train_each(recipes: dict[str, dict[str, Any]], folder: str, controls: dict[s
 
 
 def build(values: dict[str, Any], ranks: Ranks) -> trainer.Run:
-    """A run that is ready to train, as `train.run_recipe` makes it."""
+    """A run that is ready to train, as `session.run_recipe` builds it."""
     config = parse_config(values, "test")
     settings = read_deepspeed_settings(config)
-    _, train_pairs, eval_pairs = prepare_pairs(config, tell=False)
-    return build_run(config, settings, ranks, train_pairs, eval_pairs, {})
+    _, train_pairs, eval_pairs = run_pairs.prepare_pairs(config, prints_counts=False)
+    return build_run(RunInputs(config, settings, ranks, train_pairs, eval_pairs))
 
 
 def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -110,13 +111,13 @@ def main_without_patience(*arguments: str) -> int:
 
 def count_tokenized(*arguments: str) -> int:
     """Trains, and says each time that rows are tokenized."""
-    tokenize_rows = cpo_ds.run.build.tokenize_rows
+    tokenize_rows = run_pairs.tokenize_rows
 
     def tokenize_and_say(rows: Any, *others: Any, **options: Any) -> Any:
         print(f"tokenized rows: {len(rows)}", flush=True)
         return tokenize_rows(rows, *others, **options)
 
-    with mock.patch.object(cpo_ds.run.build, "tokenize_rows", tokenize_and_say):
+    with mock.patch.object(run_pairs, "tokenize_rows", tokenize_and_say):
         return main(list(arguments))
 
 

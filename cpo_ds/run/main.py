@@ -1,0 +1,89 @@
+"""Runs a recipe by its command line, as one of the ranks, and turns errors into exit codes.
+
+Exit codes: 0 done, 2 something for the user to put right, 3 a loss or gradient was not finite,
+4 stopped on request (run it again to go on), 5 a rank was lost or hung (run it again).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+# None of these imports torch: the environment is set before, and --help answers at once.
+from cpo_ds.errors import (
+    EXIT_NON_FINITE,
+    EXIT_RANK_LOST,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    NonFiniteError,
+    Stopped,
+    UserError,
+)
+from cpo_ds.ranks.environment_file import apply_environment_files
+from cpo_ds.ranks.place import place
+from cpo_ds.ranks.quiet import silence_libraries
+from cpo_ds.recipe import load_config
+
+
+def main(argv: list[str]) -> int:
+    """Runs a recipe; returns the exit code."""
+    if "--verbose" not in argv:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        # Set the environment that torch, DeepSpeed and transformers read when they are imported.
+        apply_environment_files()
+        own_place = place()
+        if own_place.launcher != "none":
+            os.environ.update(own_place.variables())
+        config, arguments = load_config(argv)
+        if not arguments.verbose:
+            silence_libraries()
+        _choose_accelerator()
+        from cpo_ds.run.session import run_recipe  # imports these libraries
+
+        run_recipe(config, verbose=arguments.verbose)
+    except UserError as error:
+        return _fail("error", str(error), EXIT_USER_ERROR)
+    except NonFiniteError as error:
+        return _fail("stopped", str(error), EXIT_NON_FINITE)
+    except Stopped as error:
+        return EXIT_STOPPED if _rank() else _fail("stopped", str(error), EXIT_STOPPED)
+    except KeyboardInterrupt:
+        return _fail("stopped", "interrupted.", 130)  # 128 + SIGINT, as shells count
+    except Exception as error:
+        from cpo_ds.ranks.watch import is_loss_of_others  # imports torch
+
+        if is_loss_of_others(error):
+            # The watch is about to find out which rank was lost. It says so and ends this process.
+            time.sleep(60)
+            return _fail("stopped", f"lost the other ranks: {error}", EXIT_RANK_LOST)
+        raise
+    return 0
+
+
+def _choose_accelerator() -> None:
+    """Names the CPU to DeepSpeed if there is no GPU; else each process warns that it found none."""
+    import torch  # here, since the environment has to be set before
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _fail(kind: str, message: str, code: int) -> int:
+    """Prints an error and returns its exit code.
+
+    All ranks raise the same error. Rank 0 prints it at once and ends, after which a launcher ends
+    the others; one that is not ended within 10 seconds prints it as well.
+    """
+    if _rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # launchers send it
+        time.sleep(10)
+        message = f"(rank {_rank()}) {message}"
+    print(f"\ncpo_ds: {kind}: {message}", file=sys.stderr, flush=True)
+    return code
