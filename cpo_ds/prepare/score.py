@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     needs_comet = not all(metric.is_lexical for metric in metrics)
     if not is_rank():
         if not arguments.input.is_file():
-            raise UserError(f"--input {arguments.input} is not there.")
+            raise UserError(f"--input {arguments.input} does not exist.")
         python = _comet_python() if needs_comet else sys.executable
         if python != sys.executable or arguments.ranks > 1 or arguments.hostfile:
             become_ranks(python, arguments.argv, arguments.ranks, arguments.hostfile)
@@ -90,7 +90,7 @@ def _comet_python() -> str:
     python = Path(os.environ.get(_COMET_PYTHON, beside))
     if not python.is_file():
         raise UserError(
-            f"COMET's environment is not there ({python}); make it by bash scripts/setup.sh "
+            f"COMET's environment is missing ({python}); make it by bash scripts/setup.sh "
             f"--comet, or set {_COMET_PYTHON} to a Python that has unbabel-comet, deepspeed and "
             "cpo-ds."
         )

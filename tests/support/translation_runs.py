@@ -13,7 +13,7 @@ import launch
 import transformers
 
 from cpo_ds import cli
-from cpo_ds.prepare.translation.job import Kept, Translation
+from cpo_ds.prepare.translation.job import KeptTranslations, Translation
 from cpo_ds.ranks.quiet import silence_after_import
 
 GREEDY = ["--dtype", "float32", "--beams", "1", "--max-new-tokens", "12"]
@@ -43,16 +43,16 @@ def candidates(*arguments: object) -> int:
 
 def run_on_rank(die_after: int, *arguments: str) -> int:
     """`cpo-ds prepare candidates`; with `die_after` above 0 kill -9 once it has kept so many."""
-    add, added = Kept.add, 0
+    add, added = KeptTranslations.add, 0
 
-    def add_and_die(self: Kept, translations: dict[str, Translation]) -> None:
+    def add_and_die(self: KeptTranslations, translations: dict[str, Translation]) -> None:
         nonlocal added
         add(self, translations)
         added += 1
         if added == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Kept.add = add_and_die  # type: ignore[method-assign,assignment]
+    KeptTranslations.add = add_and_die  # type: ignore[method-assign,assignment]
     silence_after_import()  # this process has imported all before the program can silence it
     return candidates(*arguments)
 

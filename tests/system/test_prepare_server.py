@@ -132,8 +132,8 @@ def test_a_killed_run_asks_for_nothing_twice(
 @pytest.mark.parametrize(
     "status, said",
     [
-        (401, "See to the key in the environment variable OPENAI_API_KEY."),
-        (403, "See to the key in the environment variable OPENAI_API_KEY."),
+        (401, "Check the key in the environment variable OPENAI_API_KEY."),
+        (403, "Check the key in the environment variable OPENAI_API_KEY."),
         (404, "Most servers' address ends in /v1, and --model must be one that they serve"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible server many questions, some at a time; each answer is kept at once."""
+"""Asks an OpenAI-compatible server many questions, several at a time; keeps each answer at once."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from cpo_ds.data.prompts import Message
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.prepare.translation.job import Kept, Translation
+from cpo_ds.prepare.translation.job import KeptTranslations, Translation
 from cpo_ds.ranks.progress import SENTENCES, Progress
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    import openai
 
-_FAILURES_IN_A_ROW = 20  # then something is wrong that is not these rows'
+_FAILURES_IN_A_ROW = 20  # so many hardly have their cause in the rows
 _LEAST_KEY = 8  # characters: a shorter one, like "none", is no secret and may be in a translation
-_STOPS = (401, 402, 403, 404)  # what no other row would fare better with
-_OF_THE_ROW = (400, 413, 422)  # what another row may fare better with
+_FATAL_STATUSES = (401, 402, 403, 404)  # the server would refuse any other row, too
+_ROW_STATUSES = (400, 413, 422)  # the server refuses this row and may accept another
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where to ask, and how. `key` is empty where none is needed."""
+    """The address of a server and the settings of requests; `key` is empty if none is needed."""
 
     url: str
     model: str
     key: str = field(repr=False)
     key_variable: str
-    parameters: dict[str, Any]  # sent with each request: temperature and the like
+    parameters: dict[str, str | int | float]  # sent with each request: temperature and the like
     concurrency: int
     retries: int
     timeout: float  # seconds
@@ -37,7 +37,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation to be answered; `where` is the first row that asks it."""
+    """A conversation to answer. `where` names the first row that it belongs to."""
 
     key: str
     messages: tuple[Message, ...]
@@ -46,27 +46,27 @@ class Question:
 
 @dataclass(frozen=True)
 class Failure:
-    """A question that got no answer, for all retries."""
+    """A question that got no answer in spite of all retries."""
 
     reason: str
     message: str
     where: str
-    of_the_row: bool = False
+    is_of_row: bool = False
     no_connection: bool = False
 
 
 def without_key(text: str, key: str) -> str:
-    """The text with the key taken out, should a server repeat it."""
+    """The text with the key taken out, in case a server repeats it."""
     return text.replace(key, "[key]") if key else text
 
 
 async def ask_all(
-    server: Server, questions: Sequence[Question], kept: Kept, *, known: int
+    server: Server, questions: Sequence[Question], kept: KeptTranslations, *, known: int
 ) -> list[Failure]:
-    """Asks all questions; returns those that got no answer. `known`: answers of earlier runs.
+    """Asks all questions and keeps the answers; returns the questions that got none.
 
-    Raises `UserError` where going on makes no sense: a key or a model that the server refuses, or
-    one request after the other without an answer.
+    `known` is the number of answers of earlier runs. Raises `UserError` if going on makes no sense:
+    the server refuses the key or the model, or fails to answer many requests in a row.
     """
     import openai
 
@@ -76,29 +76,36 @@ async def ask_all(
         max_retries=server.retries,
         timeout=server.timeout,
     ) as client:
+        # The workers share one iterator: each takes the next question.
         asking = _Asking(server, client, kept, len(questions), known)
-        waiting = iter(questions)  # shared: each worker takes the next
+        waiting = iter(questions)
         workers = min(server.concurrency, len(questions))
         tasks = [asyncio.create_task(asking.work(waiting)) for _ in range(workers)]
-        teller = asyncio.create_task(asking.tell())
+        reporter = asyncio.create_task(asking.report_progress())
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in (*tasks, teller):
+            # If one worker raised, end the others before the client closes.
+            for task in (*tasks, reporter):
                 task.cancel()
-            await asyncio.gather(*tasks, teller, return_exceptions=True)
+            await asyncio.gather(*tasks, reporter, return_exceptions=True)
     return asking.failures
 
 
 class _Asking:
-    """What the workers share."""
+    """The state that the workers share: client, kept answers, failures and progress."""
 
     def __init__(
-        self, server: Server, client: AsyncOpenAI, kept: Kept, questions: int, known: int
+        self,
+        server: Server,
+        client: openai.AsyncOpenAI,
+        kept: KeptTranslations,
+        questions: int,
+        known: int,
     ) -> None:
         self._server, self._client, self._kept = server, client, kept
-        self._known, self._answers, self._in_a_row = known, 0, 0
-        self._progress = Progress(SENTENCES, questions, questions, questions, _say)
+        self._known, self._answers, self._failures_in_a_row = known, 0, 0
+        self._progress = Progress(SENTENCES, questions, questions, questions, _print)
         self.failures: list[Failure] = []
 
     async def work(self, waiting: Iterator[Question]) -> None:
@@ -107,22 +114,24 @@ class _Asking:
             outcome = await self._ask(question)
             if isinstance(outcome, Translation):
                 self._kept.add({question.key: outcome})
-                self._answers, self._in_a_row = self._answers + 1, 0
+                self._answers, self._failures_in_a_row = self._answers + 1, 0
             else:
                 self.failures.append(outcome)
                 self._progress.note = f", {len(self.failures)} without an answer"
                 self._check_outage(outcome)
             self._progress.advance(1, 1)
 
-    async def tell(self) -> None:
-        """Prints how far it is while answers are slow to come."""
+    async def report_progress(self) -> None:
+        """Prints the progress every few seconds, also while no answer comes."""
         while True:
             await asyncio.sleep(1)
             self._progress.tell()
 
     async def _ask(self, question: Question) -> Translation | Failure:
+        """The answer to a question. Raises `UserError` if every question would fail like it."""
         import openai
 
+        # Ask. The client retries by itself.
         where = question.where
         try:
             answer = await self._client.chat.completions.create(
@@ -139,59 +148,66 @@ class _Asking:
             return self._refused(error, where)
         except (openai.OpenAIError, ValueError) as error:
             return Failure("no chat completion", self._clean(str(error)), where)
+
+        # Read the translation.
         translation = _translation(answer, self._server.key)
         return translation or Failure("no chat completion", self._clean(str(answer)), where)
 
     def _refused(self, error: Any, where: str) -> Failure:
-        """Raises `UserError` for what every row would meet."""
+        """The failure for a status of HTTP. Raises `UserError` if every row would get it."""
         status, message = error.status_code, self._clean(error.message)
-        if status in _STOPS or error.code == "insufficient_quota":
+        if status in _FATAL_STATUSES or error.code == "insufficient_quota":
             raise UserError(f"{self._server.url} refuses: {message}. {self._advice(status)}")
-        return Failure(f"status {status}", message, where, of_the_row=status in _OF_THE_ROW)
+        return Failure(f"status {status}", message, where, is_of_row=status in _ROW_STATUSES)
 
     def _advice(self, status: int) -> str:
+        """A sentence on what to do about a status."""
         if status in (401, 403):
-            return f"See to the key in the environment variable {self._server.key_variable}."
+            return f"Check the key in the environment variable {self._server.key_variable}."
         if status == 404:
             return (
                 "Most servers' address ends in /v1, and --model must be one that they serve, "
                 f"which {self._server.model} seems not to be."
             )
-        return "What was answered is kept: put it right and give the same command again."
+        return "All answers are kept: solve the problem and give the same command again."
 
     def _check_outage(self, failure: Failure) -> None:
-        if failure.of_the_row and (self._answers or self._known):
+        """Raises `UserError` if the failures look like those of the server, not of single rows."""
+        if failure.is_of_row and (self._answers or self._known):
             return
-        self._in_a_row += 1
+        self._failures_in_a_row += 1
         at_once = failure.no_connection and not self._answers
-        if at_once or self._in_a_row == _FAILURES_IN_A_ROW:
-            what = f"{failure.reason} ({failure.message})" if failure.message else failure.reason
-            count = f"{self._in_a_row} times in a row" if self._in_a_row > 1 else "at once"
+        if at_once or self._failures_in_a_row == _FAILURES_IN_A_ROW:
+            reason = failure.reason + (f" ({failure.message})" if failure.message else "")
+            failures = self._failures_in_a_row
+            count = f"{failures} times in a row" if failures > 1 else "at once"
             raise UserError(
-                f"{self._server.url} does not answer: {what}, {count}, after {self._server.retries}"
-                " retries each. What was answered is kept: see to the server and the options, and "
-                "give the same command again."
+                f"{self._server.url} does not answer: {reason}, {count}, after "
+                f"{self._server.retries} retries each. All answers are kept: check the server and "
+                "the options, and give the same command again."
             )
 
     def _clean(self, text: str) -> str:
+        """A text for messages: one line, without the key."""
         return one_line(without_key(text, self._server.key))
 
 
 def _translation(answer: Any, key: str) -> Translation | None:
-    """None for what is no chat completion: servers may send anything."""
+    """The translation in a server's answer; None if the answer is no chat completion."""
     try:
         choice, usage = answer.choices[0], answer.usage
         text = choice.message.content or ""
         if len(key) >= _LEAST_KEY:
             text = without_key(text, key)
-        text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair
+        # Half of a surrogate pair could not be written to a file.
+        text = text.encode("utf-8", "replace").decode("utf-8")
         prompt_tokens = usage.prompt_tokens or 0 if usage else 0
         completion_tokens = usage.completion_tokens or 0 if usage else 0
         is_whole = choice.finish_reason != "length"
         return Translation(text, is_whole, int(prompt_tokens), int(completion_tokens))
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (AttributeError, IndexError, TypeError, ValueError):  # servers may send anything
         return None
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

@@ -1,4 +1,4 @@
-"""From what a model wrote to the translation, as the ALMA evaluation does it: a pure function."""
+"""Extracts the translation from a model's answer, as in the ALMA evaluation: a pure function."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ FIRST_LINE, SPACES = "cut after the first line", "spaces around it removed"
 
 
 def clean(text: str, target_language: str, prompt: str = "") -> tuple[str, tuple[str, ...]]:
-    """The translation in `text`, and what was done to get it; empty where there is none.
+    """The translation in `text`, and the cleaning steps that it took; "" if there is none.
 
-    ALMA takes what follows its prompt, of that the first line that is not empty, without the space
-    around it. Some models say the prompt again first, or begin with `German:` (the target
-    language's name), or reason before they answer: that goes too.
+    As for ALMA, the translation is the first line that is not empty, without spaces around it. Some
+    models repeat the prompt first, or begin with `German:` (the target language's name), or reason
+    before they answer. All of this is removed, too.
     """
+    # Remove everything before the translation.
     done = []
     if prompt and text.lstrip().startswith(prompt.strip()):
         text = text.lstrip().removeprefix(prompt.strip())
@@ -26,6 +27,8 @@ def clean(text: str, target_language: str, prompt: str = "") -> tuple[str, tuple
     if label := re.match(rf"(\s*(### )?{re.escape(target_language)}:)+", text):
         text = text[label.end() :]
         done.append(LABEL)
+
+    # Take the first line that holds anything.
     lines = text.split("\n")
     filled = [line for line in lines if line.strip()]
     if not filled:

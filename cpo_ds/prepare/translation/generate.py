@@ -1,7 +1,7 @@
-"""Candidates by a causal language model of transformers, data-parallel over ranks.
+"""Translates by a causal language model of transformers; each rank takes a share of the batches.
 
-Batches are planned from all rows, the same for any order of the rows and any number of ranks, and
-each is kept as a whole: what was killed goes on to the same translations, to the last bit.
+The batches do not depend on the order of the rows or the number of ranks, and each is kept as a
+whole. So a run that was killed goes on to the same translations, to the last bit.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.prepare.translation.job import Job, Kept, read_untranslated
+from cpo_ds.prepare.translation.job import Job, KeptTranslations, read_untranslated
 from cpo_ds.prepare.translation.lines import Sources
 from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
 from cpo_ds.ranks.progress import SENTENCES, Progress, duration
@@ -33,7 +33,7 @@ _TOO_LONG = "prompt longer than the model's context"
 
 @dataclass(frozen=True)
 class Generation:
-    """How a model writes: all of it decides the translation."""
+    """Settings of generation. Each of them can change the translation."""
 
     dtype: str
     num_beams: int
@@ -44,7 +44,7 @@ class Generation:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of transformers' `generate`; for the rest, the model's own settings count."""
+        """The arguments for transformers' `generate`; the model's own settings decide the rest."""
         values: dict[str, Any] = {"num_beams": self.num_beams, "do_sample": False}
         values["max_new_tokens"] = self.max_new_tokens
         if self.temperature is not None or self.top_p is not None:
@@ -56,7 +56,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt to be translated, as tokens."""
+    """A prompt to translate, as tokens."""
 
     key: str
     tokens: tuple[int, ...]
@@ -70,7 +70,7 @@ def plan_batches(items: Sequence[Item], generation: Generation, budget: int) -> 
     """
     unique = {item.key: item for item in items}.values()
     batches: list[list[Item]] = []
-    room = 0  # sentences that the current batch still takes
+    room = 0  # sentences that still fit into the current batch
     for item in sorted(unique, key=lambda item: (-len(item.tokens), item.tokens)):
         if room == 0:
             batches.append([])
@@ -82,10 +82,12 @@ def plan_batches(items: Sequence[Item], generation: Generation, budget: int) -> 
 
 
 def translate(arguments: argparse.Namespace, name: str) -> int:
-    """Translates on the ranks asked for; returns the exit code. Raises `UserError`."""
+    """Translates on the ranks that were asked for; returns the exit code. Raises `UserError`."""
     generation = _generation(arguments)
     style = arguments.prompt or "alma"
     prompt_of = prompt_maker(style, arguments.examples, arguments.shots)
+
+    # For several ranks this process becomes the launcher of the same command.
     if (arguments.ranks > 1 or arguments.hostfile) and not is_rank():
         become_ranks(sys.executable, arguments.argv, arguments.ranks, arguments.hostfile)
     with as_one_of_ranks() as ranks:
@@ -94,6 +96,7 @@ def translate(arguments: argparse.Namespace, name: str) -> int:
 
 
 def _generation(arguments: argparse.Namespace) -> Generation:
+    """The settings of generation by the options. Raises `UserError`."""
     samples = arguments.temperature is not None or arguments.top_p is not None
     if arguments.seed is not None and not samples:
         raise UserError("--seed has no effect without --temperature or --top-p; leave it out.")
@@ -116,41 +119,53 @@ def _translate(
     prompt_of: PromptOf,
     ranks: Ranks,
 ) -> None:
+    """Translates on all ranks; rank 0 reads the sources and writes the rows."""
+    # Imported late: torch and transformers take seconds.
     from cpo_ds.model.load import load_tokenizer, read_model_config
     from cpo_ds.prepare.translation.local_model import LocalModel, identity
 
-    kept = Kept(arguments.output, ranks.rank)
-    jobs: list[Job] = []  # rank 0's alone, which reads, tells and writes
-    locks: list[Any] = []
+    kept = KeptTranslations(arguments.output, ranks.rank)
+    jobs: list[Job] = []  # on rank 0 alone
+    locks: list[IO[str]] = []  # keeps rank 0's locked file open
 
     def plan() -> list[list[Item]]:
+        """The batches without a kept translation. Rank 0 alone reads and locks."""
         sources = read_untranslated(arguments, name)
         locks.append(hold_cache(cache_of(arguments.output)))
         config = read_model_config(arguments.model)
-        about = json.dumps(asdict(generation))
-        model = content_key(identity(arguments.model, arguments.adapter), about)
+        settings = json.dumps(asdict(generation))
+        model = content_key(identity(arguments.model, arguments.adapter), settings)
         job, items = _job(sources, name, prompt_of, tokenizer, config, generation, model)
         jobs.append(job)
         known = kept.read()
         batches = plan_batches(items, generation, arguments.batch_tokens or 16384)
         missing = [[item for item in batch if item.key not in known] for batch in batches]
-        _tell_plan(batches, missing)
+        _print_plan(batches, missing)
         return [batch for batch in missing if batch]
 
+    # Rank 0 plans; the others get its batches.
     tokenizer = ranks.everywhere(lambda: load_tokenizer(arguments.model))
     batches = ranks.on_first(plan)
+
+    # Each rank loads the model and translates its share.
     if batches:
         if ranks.rank == 0 and ranks.device.type == "cpu" and generation.dtype != "float32":
             print("note: most CPUs are slow in 16 bits; --dtype float32 is faster", flush=True)
-        place = (arguments.adapter, generation.dtype, tokenizer, ranks.device)
-        model = ranks.everywhere(lambda: LocalModel(arguments.model, *place))
+        model = ranks.everywhere(
+            lambda: LocalModel(
+                arguments.model, arguments.adapter, generation.dtype, tokenizer, ranks.device
+            )
+        )
         ranks.everywhere(lambda: _translate_share(model, batches, generation, kept, ranks))
+
+    # Rank 0 writes the rows from all ranks' translations.
     lines = ranks.on_first(lambda: _write(jobs[0], arguments.output, kept))
     if ranks.rank == 0:
         print("\n".join(lines), flush=True)
 
 
-def _write(job: Job, output: Path, kept: Kept) -> list[str]:
+def _write(job: Job, output: Path, kept: KeptTranslations) -> list[str]:
+    """Writes the rows; returns lines to print. Raises `UserError` if translations are missing."""
     known = kept.read()
     lost = sum(key not in known for key in job.keys if key)
     if lost:
@@ -161,7 +176,8 @@ def _write(job: Job, output: Path, kept: Kept) -> list[str]:
     return job.write(output, known)
 
 
-def _tell_plan(batches: list[list[Item]], missing: list[list[Item]]) -> None:
+def _print_plan(batches: list[list[Item]], missing: list[list[Item]]) -> None:
+    """Prints how many sentences there are, and how many of them are kept already."""
     count, left = sum(map(len, batches)), sum(map(len, missing))
     before = f", {count - left} of them translated before" if left < count else ""
     print(f"{count} different sentences{before}", flush=True)
@@ -176,8 +192,14 @@ def _job(
     generation: Generation,
     model: str,
 ) -> tuple[Job, list[Item]]:
+    """The job of translating all rows, and an item for each prompt that fits into the model.
+
+    Raises `UserError` if no prompt fits, or the tokenizer does not belong to the model.
+    """
+    # Imported late: it needs torch.
     from cpo_ds.model.load import check_token_ids
 
+    # Tokenize the prompts, and find those that leave room for an answer.
     prompts = [prompt_of(row) for row in sources.rows]
     tokens = tokenize_prompts(prompts, tokenizer)
     check_token_ids(tokens, config)
@@ -188,6 +210,8 @@ def _job(
             f"the model's context of {longest} tokens is too short for any of the prompts and "
             f"--max-new-tokens {generation.max_new_tokens}; lower that, or take another model."
         )
+
+    # The key holds all that decides a translation: model, settings and tokens of the prompt.
     items = [Item(content_key(model, json.dumps(ids)), tuple(ids)) for ids in tokens]
     keys = tuple(item.key if fit else None for item, fit in zip(items, fits, strict=True))
     job = Job(sources, name, tuple(prompts), keys, _TOO_LONG)
@@ -195,10 +219,12 @@ def _job(
 
 
 def tokenize_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]:
-    """Tokens of texts with what the tokenizer puts before them, of conversations by its template.
+    """The tokens of each prompt, either all texts or all conversations.
 
-    Raises `UserError` where there is no template, or it refuses a conversation.
+    Texts get the special tokens that the tokenizer puts first. Conversations are rendered by its
+    chat template. Raises `UserError` if there is no template, or it refuses a conversation.
     """
+    # Render conversations as text.
     is_chat = not isinstance(prompts[0], str)
     if is_chat and tokenizer.chat_template is None:
         raise UserError(
@@ -216,6 +242,8 @@ def tokenize_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int
                 f"the tokenizer's chat template refuses the prompt ({one_line(error)}); take "
                 "--prompt chat, which has no system message, or --prompt alma."
             ) from None
+
+    # Tokenize. A template writes the special tokens itself.
     tokens = tokenizer(texts, add_special_tokens=not is_chat)["input_ids"]
     end = tokenizer.eos_token_id
     # Some tokenizers end every text; a prompt must go on.
@@ -223,9 +251,16 @@ def tokenize_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int
 
 
 def _translate_share(
-    model: LocalModel, batches: list[list[Item]], generation: Generation, kept: Kept, ranks: Ranks
+    model: LocalModel,
+    batches: list[list[Item]],
+    generation: Generation,
+    kept: KeptTranslations,
+    ranks: Ranks,
 ) -> None:
-    """This rank's batches; neighbours cost about the same, so they are dealt out in turn."""
+    """Translates this rank's batches and keeps the translations.
+
+    Neighbouring batches cost about the same, so dealing them out in turn is fair.
+    """
     own = batches[ranks.rank :: ranks.world_size]
 
     def cost(batch: list[Item]) -> int:
@@ -233,6 +268,8 @@ def _translate_share(
 
     sentences = sum(map(len, batches))
     progress = Progress(SENTENCES, sentences, sum(map(len, own)), sum(map(cost, own)), ranks.say)
+
+    # The seed depends on the batch alone, so any rank samples the same translations for it.
     for batch in own:
         seed = int(content_key(*(item.key for item in batch))[:8], 16)
         prompts = [item.tokens for item in batch]

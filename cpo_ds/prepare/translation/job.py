@@ -1,7 +1,8 @@
-"""Translations by one system: kept as they come, cleaned and added to the rows at the end."""
+"""Translations by one system: kept as they are made, then cleaned and added to the rows."""
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ _PARTS = "translations"
 
 @dataclass(frozen=True)
 class Translation:
-    """What a model wrote, as it came. `is_whole`: it ended by itself, not at a limit of tokens."""
+    """A model's answer before cleaning. `is_whole`: it ended by itself, not at a token limit."""
 
     text: str
     is_whole: bool
@@ -29,30 +30,30 @@ class Translation:
     completion_tokens: int
 
 
-class Kept:
-    """Translations that survive a kill, by key, in a folder beside the output."""
+class KeptTranslations:
+    """Translations by key that survive a kill, in a folder beside the output."""
 
     def __init__(self, output: Path, rank: int = 0) -> None:
         self.folder = cache_of(output)
         self._parts = Parts(self.folder, _PARTS, rank)
 
     def read(self) -> dict[str, Translation]:
-        """All there are, of all ranks."""
+        """The translations of all ranks."""
         return {key: Translation(**values) for key, values in self._parts.read().items()}
 
     def add(self, translations: Mapping[str, Translation]) -> None:
-        """Keeps some more, all or none of them. Raises `UserError` where it cannot."""
+        """Keeps more translations, all or none of them. Raises `UserError` if that fails."""
         self._parts.add({key: asdict(value) for key, value in translations.items()})
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that one system is to translate; a row without a key is not, and `why_not` says why."""
+    """The rows that one system translates. A row without a key is not translated, for `why_not`."""
 
     sources: Sources
     name: str
     prompts: tuple[Prompt, ...]
-    keys: tuple[str | None, ...]
+    keys: tuple[str | None, ...]  # of each row's translation among the kept ones
     why_not: str = ""
 
     def write(self, output: Path, kept: Mapping[str, Translation]) -> list[str]:
@@ -69,12 +70,13 @@ class Job:
     def _text(
         self, row: CandidateRow, prompt: Prompt, answer: Translation | str, counts: Counter[str]
     ) -> str | None:
+        """The cleaned translation of a row, or None without one; counts the steps in `counts`."""
         if isinstance(answer, str):
             counts[f"no translation, {answer}"] += 1
             return None
         target = LANGUAGES[parse_direction(row.language_pair)[1]]
         text, done = clean(answer.text, target, last_request(prompt))
-        counts.update(f"cleaned, {what}" for what in done)
+        counts.update(f"cleaned, {step}" for step in done)
         counts["ended by the limit of tokens"] += not answer.is_whole and FIRST_LINE not in done
         counts["no translation, empty"] += not text
         return text or None
@@ -83,7 +85,7 @@ class Job:
 def with_candidates(
     rows: Sequence[CandidateRow], texts: Mapping[str, Sequence[str | None]]
 ) -> list[dict[str, Any]]:
-    """The rows' values with candidates added by system; a row gets none where the text is None."""
+    """The rows' values with each system's text as a candidate; None adds no candidate."""
     added = [
         {name: text for name, column in texts.items() if (text := column[index]) is not None}
         for index in range(len(rows))
@@ -95,23 +97,23 @@ def with_candidates(
 
 
 def summary(output: Path, name: str, texts: Sequence[str | None]) -> str:
-    """A line on one system."""
-    there = sum(text is not None for text in texts)
-    return f"{output}: {len(texts)} rows, {there} with a translation by {name}"
+    """A line to print on one system."""
+    translated = sum(text is not None for text in texts)
+    return f"{output}: {len(texts)} rows, {translated} with a translation by {name}"
 
 
 def count_lines(counts: Counter[str]) -> list[str]:
     """Lines to print, largest counts first."""
-    return [f"  {what}: {count}" for what, count in counts.most_common() if count]
+    return [f"  {label}: {count}" for label, count in counts.most_common() if count]
 
 
 def source_lines(sources: Sources) -> list[str]:
-    """Lines to print on what was read."""
+    """Lines to print on the rows that were read."""
     return [f"read {len(sources.rows)} rows of {sources.path}", *left_out(sources.skipped)]
 
 
-def read_untranslated(arguments: Any, name: str) -> Sources:
-    """The sources, said to the user. Raises `UserError` where some have that candidate already."""
+def read_untranslated(arguments: argparse.Namespace, name: str) -> Sources:
+    """Reads sources and prints counts. Raises `UserError` if a row has a candidate of `name`."""
     sources = read_sources(arguments.input, arguments.language_pair, arguments.references)
     for row in sources.rows:
         if name in row.candidates:

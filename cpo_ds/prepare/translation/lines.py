@@ -1,4 +1,4 @@
-"""Sources from rows or from plain text, and files whose lines belong to them."""
+"""Reads sources from rows or from plain text, and files whose lines belong to them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
 
 @dataclass(frozen=True)
 class Sources:
-    """Rows to translate. `places[i]` is the line, from 0, of row `i` in files aligned with them."""
+    """Rows to translate. Row `i` belongs to line `line_of_row[i]`, from 0, of aligned files."""
 
     path: Path
     rows: tuple[CandidateRow, ...]
-    places: tuple[int, ...]
-    num_lines: int | None  # of a file aligned with them; None where it is not clear
-    skipped: Counter[str]  # what was left out, by reason
+    line_of_row: tuple[int, ...]
+    num_lines: int | None  # of a file aligned with them; None if that is not clear
+    skipped: Counter[str]  # rows that were left out, by reason
 
 
 def read_sources(path: Path, language_pair: str | None, references: Path | None) -> Sources:
     """Reads rows, or with a language pair plain text, one sentence a line.
 
-    Raises `UserError`, naming file and line, for what is not there or not as it should be.
+    Raises `UserError`, naming file and line, for files that are missing or malformed.
     """
     is_rows = path.name.endswith(_ROW_FILES)
     if language_pair is None:
@@ -45,12 +45,15 @@ def read_sources(path: Path, language_pair: str | None, references: Path | None)
 
 
 def _from_rows(path: Path) -> Sources:
+    """Sources from rows. If a row was left out, it is not clear which line belongs to which row."""
     rows, skipped = read_candidates(str(path))
     num_lines = None if skipped["empty source"] else len(rows)
     return Sources(path, tuple(rows), tuple(range(len(rows))), num_lines, skipped)
 
 
 def _from_text(path: Path, language_pair: str, references: Path | None) -> Sources:
+    """Sources from plain text."""
+    # Read both files.
     try:
         parse_direction(language_pair)
     except UserError as error:
@@ -61,9 +64,11 @@ def _from_text(path: Path, language_pair: str, references: Path | None) -> Sourc
         _check_count(references, len(translations), path, len(sources))
     else:
         translations = [""] * len(sources)
-    rows, places = [], []
+
+    # Make a row of each line that is not blank.
+    rows, line_of_row = [], []
     skipped: Counter[str] = Counter()
-    for place, (source, reference) in enumerate(zip(sources, translations, strict=True)):
+    for number, (source, reference) in enumerate(zip(sources, translations, strict=True)):
         if not source.strip():
             skipped["empty source"] += 1
             continue
@@ -72,12 +77,12 @@ def _from_text(path: Path, language_pair: str, references: Path | None) -> Sourc
         known = reference if reference.strip() else None
         values = {"language_pair": language_pair, "source": source}
         values |= {"reference": known} if known else {}
-        where = f"{path}, line {place + 1}"
+        where = f"{path}, line {number + 1}"
         rows.append(CandidateRow(language_pair, source, known, {}, values, where))
-        places.append(place)
+        line_of_row.append(number)
     if not rows:
         raise UserError(f"{path} has no sentence; it needs at least one.")
-    return Sources(path, tuple(rows), tuple(places), len(sources), skipped)
+    return Sources(path, tuple(rows), tuple(line_of_row), len(sources), skipped)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -87,7 +92,7 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the name.") from None
     if not lines[-1]:
-        lines.pop()  # what follows the last line's end is no line
+        lines.pop()  # the last line ends with a newline, too
     texts = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -102,7 +107,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_aligned(path: Path, sources: Sources) -> list[str]:
-    """The line that belongs to each row. Raises `UserError` where that is not clear."""
+    """The line of a file that belongs to each row. Raises `UserError` if that is not clear."""
     lines = read_lines(path)
     if sources.num_lines is None:
         raise UserError(
@@ -110,12 +115,13 @@ def read_aligned(path: Path, sources: Sources) -> list[str]:
             f"{path} belongs to which row; remove them, and their lines."
         )
     _check_count(path, len(lines), sources.path, sources.num_lines)
-    return [lines[place] for place in sources.places]
+    return [lines[number] for number in sources.line_of_row]
 
 
-def _check_count(path: Path, found: int, sources: Path, expected: int) -> None:
-    if found != expected:
+def _check_count(path: Path, lines: int, sources: Path, expected: int) -> None:
+    """Raises `UserError` unless a file has a line for each source."""
+    if lines != expected:
         raise UserError(
-            f"{path} has {found} lines, but {sources} has {expected}; each line must belong to the "
-            "source in the same place, also where it is empty."
+            f"{path} has {lines} lines, but {sources} has {expected}; each line must belong to the "
+            "source in the same line, even if it is empty."
         )

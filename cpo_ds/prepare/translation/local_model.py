@@ -1,4 +1,4 @@
-"""A causal language model of transformers that translates batches of prompts, on one device."""
+"""Translates batches of prompts by a causal language model of transformers, on one device."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from cpo_ds.model.load import load_causal_lm, read_model_config
 from cpo_ds.prepare.translation.job import Translation
 
 _WEIGHTS = ("*.safetensors", "*.bin")
-_SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # the tokenizer's too
-_BLOCK, _STRIDE = 2**12, 2**22  # bytes: of every 4 MiB of weights 4 KiB are read
+_SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # of model and tokenizer
+_BLOCK, _STRIDE = 2**12, 2**22  # bytes: 4 KiB of every 4 MiB of weights are read
 
 
 def identity(name_or_path: str, adapter: str | None) -> str:
-    """Changes with the model and the adapter, not with where they lie. Raises `UserError`.
+    """A text that identifies the model and the adapter by content, wherever they lie.
 
-    A model of the hub is known by its commit, a folder by its files: of large ones by their size
-    and a sample of what is in them.
+    A model of the hub is identified by its commit, a folder by its files: large files by their size
+    and a sample of their content. Raises `UserError` if the model is missing.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
-        try:  # it lies in the hub's cache, in a folder named by the commit
+        try:  # the hub's cache has a folder named by the commit
             model = Path(cached_file(name_or_path, "config.json")).parent.name
         except (OSError, ValueError) as error:
             raise not_there("model", name_or_path, error) from None
@@ -56,13 +56,13 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def padding_id(preferred: Iterable[int | None], embeddings: int) -> int:
-    """The first of the ids that has an embedding, or else 0: any will do, as padding is masked."""
+    """The first of the ids that has an embedding, else 0. Any will do, since padding is masked."""
     valid = (token for token in preferred if token is not None and 0 <= token < embeddings)
     return next(valid, 0)
 
 
 class LocalModel:
-    """A model, its adapter and its tokenizer. Raises `UserError` where they are not there."""
+    """A model with its adapter and its tokenizer. Raises `UserError` if one cannot be loaded."""
 
     def __init__(
         self,
@@ -72,17 +72,20 @@ class LocalModel:
         tokenizer: Any,
         device: torch.device,
     ) -> None:
+        # Load the model as training does.
         settings = ModelConfig(
             name_or_path=name_or_path, adapter=adapter, dtype=dtype,
             adapter_mode="merge" if adapter else "continue",
         )  # fmt: skip
-        attention: Any = None  # what transformers takes by itself
+        attention: Any = None  # None: transformers chooses
         model = load_causal_lm(settings, read_model_config(name_or_path), attention, device, True)
         config = Config(model=settings, data=DataConfig(format="sample"))
         if adapter is not None:
-            # It stays beside the weights, as it was trained: merging would round them.
+            # The adapter stays unmerged, as it was trained: merging would round the weights.
             model = starting_adapter(model, config, adapter)
         self._model, self._tokenizer, self._device = model.eval(), tokenizer, device
+
+        # An answer ends with one of the model's tokens for that; padding fills the batch up.
         ends = model.generation_config.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -93,13 +96,16 @@ class LocalModel:
     def translate(
         self, prompts: Sequence[Sequence[int]], seed: int, **generation: Any
     ) -> list[Translation]:
-        """What follows each prompt, by transformers' `generate`.
+        """The model's continuation of each prompt, by transformers' `generate`.
 
-        Raises `UserError` where the device has too little memory for the batch.
+        Raises `UserError` if the device has too little memory for the batch.
         """
+        # Pad the prompts on the left, so that all end where the answers begin.
         longest = max(map(len, prompts))
         ids = [[self._padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+
+        # Generate. The seed makes a batch's samples independent of the batches before it.
         torch.manual_seed(seed)
         try:
             sequences = self._model.generate(
@@ -115,10 +121,13 @@ class LocalModel:
                 "give the same command with a lower --batch-tokens or fewer --beams: what is "
                 "finished is kept."
             ) from None
+
+        # Cut the answers out and decode them.
         answers = sequences[:, longest:].tolist()
         return [self._translation(len(p), a) for p, a in zip(prompts, answers, strict=True)]
 
     def _translation(self, prompt_tokens: int, answer: list[int]) -> Translation:
+        """Decodes an answer up to the first token that ends it."""
         end = next((i for i, token in enumerate(answer) if token in self._ends), None)
         text = self._tokenizer.decode(
             answer[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False

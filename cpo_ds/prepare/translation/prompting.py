@@ -1,4 +1,4 @@
-"""What a model is asked for each row: the prompts of ALMA and its peers, by name."""
+"""Makes the prompts of ALMA and its peers: texts or conversations that ask for a translation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from cpo_ds.data.prompts import (
 )
 from cpo_ds.errors import UserError
 
-Prompt: TypeAlias = str | list[Message]  # a plain text to go on with, or a conversation
+Prompt: TypeAlias = str | list[Message]  # a plain text to continue, or a conversation
 PromptOf: TypeAlias = Callable[[CandidateRow], Prompt]
 
 _SHOTS = 5
 
 
 def prompt_maker(style: str, examples: Path | None, shots: int | None) -> PromptOf:
-    """The prompt of a row in a style: `alma`, `few-shot`, `chat` or `gpt4`.
+    """A function that makes the prompt of a row, in the style `alma`, `few-shot`, `chat` or `gpt4`.
 
-    Raises `UserError` where examples are missing, or have no use.
+    Raises `UserError` if examples are missing, or if the style makes no use of them.
     """
     if style == "few-shot":
         if examples is None:
@@ -38,7 +38,7 @@ def prompt_maker(style: str, examples: Path | None, shots: int | None) -> Prompt
     if examples or shots is not None:
         raise UserError(f"--examples and --shots belong to --prompt few-shot, not to {style}.")
     makers: dict[str, PromptOf] = {
-        "alma": lambda row: alma_prompt(row.source, *parse_direction(row.language_pair)),
+        "alma": _alma,
         "chat": lambda row: [{"role": "user", "content": _alma(row)}],
         "gpt4": lambda row: gpt4_messages(row.source, *parse_direction(row.language_pair)),
     }
@@ -46,11 +46,13 @@ def prompt_maker(style: str, examples: Path | None, shots: int | None) -> Prompt
 
 
 def _alma(row: CandidateRow) -> str:
+    """ALMA's prompt for a row."""
     return alma_prompt(row.source, *parse_direction(row.language_pair))
 
 
 def _few_shot(path: Path, shots: int) -> PromptOf:
-    """The first examples of a row's language pair, but not the row itself, stand before it."""
+    """Prompts with examples: the first rows of the language pair, but never the row itself."""
+    # Examples need a reference.
     rows, _ = read_candidates(str(path))
     known: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in rows:
@@ -72,5 +74,5 @@ def _few_shot(path: Path, shots: int) -> PromptOf:
 
 
 def last_request(prompt: Prompt) -> str:
-    """What a model may say again before it answers."""
+    """The text that a model may repeat before it answers."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]

@@ -1,6 +1,6 @@
-"""Candidates by an OpenAI-compatible server: vLLM, GPT-4, and what else speaks their protocol.
+"""Translates by an OpenAI-compatible server: vLLM, GPT-4, and others with the same protocol.
 
-The key is read from the environment, goes to the server and nowhere else.
+The key is read from the environment. It is sent to the server and goes nowhere else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.chat_client import Failure, Question, Server, ask_all
 from cpo_ds.prepare.translation.job import (
     Job,
-    Kept,
+    KeptTranslations,
     Translation,
     read_untranslated,
 )
@@ -35,7 +35,7 @@ _SETTINGS = ("temperature", "top_p", "seed", "max_new_tokens")
 
 
 def translate(arguments: argparse.Namespace, name: str) -> int:
-    """Asks the server for what is not kept yet; returns the exit code. Raises `UserError`."""
+    """Asks the server for the missing translations; returns the exit code. Raises `UserError`."""
     if importlib.util.find_spec("openai") is None:
         raise UserError("--server needs the package openai; pip install 'cpo-ds[api]'.")
     server = _server(arguments)
@@ -49,29 +49,33 @@ def translate(arguments: argparse.Namespace, name: str) -> int:
 
 
 def _ask(job: Job, questions: list[Question], server: Server, output: Path) -> None:
-    """Asks, writes the rows and prints what it came to. Raises `UserError` if answers are missing.
+    """Asks the questions, writes the rows and prints counts. Raises `UserError` on failures.
 
-    Rows are written also then: some servers refuse some sentences for ever.
+    The rows are written even if answers are missing, since servers may refuse a sentence for ever.
     """
-    kept = Kept(output)
+    # Ask the questions without a kept answer.
+    kept = KeptTranslations(output)
     known = kept.read()
     before = [known[question.key] for question in questions if question.key in known]
     missing = [question for question in questions if question.key not in known]
-    told = f", {len(before)} of them answered before" if before else ""
-    print(f"asking {server.url} for {len(questions)} different sentences{told}", flush=True)
+    answered = f", {len(before)} of them answered before" if before else ""
+    print(f"asking {server.url} for {len(questions)} different sentences{answered}", flush=True)
     failures: list[Failure] = []
     if missing:
         failures = asyncio.run(ask_all(server, missing, kept, known=len(before)))
+
+    # Write the rows with all answers, also of earlier runs.
     known = kept.read()
     now = [known[question.key] for question in missing if question.key in known]
     if now or before:
         print("\n".join([*job.write(output, known), *tokens(now, before)]), flush=True)
     if failures:
-        there = f"{output} has the others" if now or before else "Nothing is written"
-        raise UserError(f"{_without_answer(failures, len(questions))} {there}; {_AGAIN}")
+        outcome = f"{output} has the others" if now or before else "Nothing is written"
+        raise UserError(f"{_without_answer(failures, len(questions))} {outcome}; {_AGAIN}")
 
 
 def _server(arguments: argparse.Namespace) -> Server:
+    """The server and its settings by the options and the environment. Raises `UserError`."""
     url = server_address(arguments.server or os.environ.get("OPENAI_BASE_URL") or _OPENAI)
     variable = arguments.key_variable or "OPENAI_API_KEY"
     # OpenAI's newer models refuse the old name, and older servers do not know the new one.
@@ -94,10 +98,10 @@ def _server(arguments: argparse.Namespace) -> Server:
 
 
 def server_address(url: str) -> str:
-    """The address, checked. Raises `UserError` for one that is none, or that holds a password."""
+    """The address, checked. Raises `UserError` for a malformed one, and for one with a password."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 (it is checked when it is read)
+        parts.port  # noqa: B018 (reading the port checks it)
     except ValueError as error:
         raise UserError(f"--server {url} is no address: {error}.") from None
     if parts.username or parts.password:
@@ -110,19 +114,19 @@ def server_address(url: str) -> str:
 
 
 def server_key(value: str, variable: str, url: str) -> str:
-    """The key, or nothing for a server of this machine. Raises `UserError` where one is needed."""
+    """The key, checked. Raises `UserError` if it is empty and the server is not on this machine."""
     key = value.strip()
-    if not key and not _is_here(urlsplit(url).hostname or ""):
+    if not key and not _is_this_machine(urlsplit(url).hostname or ""):
         raise UserError(
             f"the environment variable {variable} is not set; it must hold the key of {url} "
-            "(anything, where that needs none). --key-variable names another one."
+            "(any text, if that needs no key). --key-variable names another variable."
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(f"the environment variable {variable} holds something that is no key.")
     return key
 
 
-def _is_here(host: str) -> bool:
+def _is_this_machine(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -132,6 +136,7 @@ def _is_here(host: str) -> bool:
 def _job(
     sources: Sources, name: str, prompt_of: PromptOf, model: str, settings: str
 ) -> tuple[Job, list[Question]]:
+    """The job of translating all rows, and a question for each different prompt."""
     prompts = tuple(prompt_of(row) for row in sources.rows)
     questions: dict[str, Question] = {}
     keys = []
@@ -144,7 +149,7 @@ def _job(
 
 
 def tokens(now: Iterable[Translation], before: Iterable[Translation]) -> list[str]:
-    """Lines on what it cost."""
+    """Lines to print on the tokens that the server counted, of this run and of earlier ones."""
     lines = []
     for when, answers in (("", list(now)), (" by earlier runs", list(before))):
         if answers:
@@ -157,6 +162,7 @@ def tokens(now: Iterable[Translation], before: Iterable[Translation]) -> list[st
 
 
 def _without_answer(failures: list[Failure], questions: int) -> str:
+    """A sentence on the questions that got no answer."""
     counts = Counter(failure.reason for failure in failures)
     reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
     first = failures[0]

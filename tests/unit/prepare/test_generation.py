@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ds.prepare.translation.generate import Generation, Item, plan_batches
-from cpo_ds.prepare.translation.job import Kept, Translation
+from cpo_ds.prepare.translation.job import KeptTranslations, Translation
 from cpo_ds.prepare.translation.local_model import folder_fingerprint
 
 # What is kept, and in which batches.
 
 
 def test_kept_translations_survive_any_text(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "out.jsonl")
+    kept = KeptTranslations(tmp_path / "out.jsonl")
     texts = ["a\u2028b\x85c\x0bd", "", '"\\', "你"]
     whole = {str(i): Translation(text, True, 1, 2) for i, text in enumerate(texts)}
     kept.add(whole)
-    Kept(tmp_path / "out.jsonl", rank=1).add({"x": Translation("y", False, 0, 0)})
+    KeptTranslations(tmp_path / "out.jsonl", rank=1).add({"x": Translation("y", False, 0, 0)})
     assert kept.read() == whole | {"x": Translation("y", False, 0, 0)}
 
 

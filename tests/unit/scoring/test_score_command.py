@@ -13,10 +13,10 @@ from cpo_ds import cli
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--hostfile", "/no/hosts"], "--hostfile /no/hosts is not there"),
+        (["--hostfile", "/no/hosts"], "--hostfile /no/hosts does not exist"),
         (["--ranks", "999"], "--ranks 999 is too many for this host"),
         (["--ranks", "2", "--hostfile", "/no/hosts"], "--ranks or --hostfile, not both"),
-        (["--input", "/no/rows.jsonl"], "--input /no/rows.jsonl is not there"),
+        (["--input", "/no/rows.jsonl"], "--input /no/rows.jsonl does not exist"),
     ],
 )
 def test_no_rank_is_started_for_what_cannot_be(
