@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
+from hosts.simulated import SimulatedHosts, reason_against, simulated_hosts
 from small_disk import Disk, small_disk
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-trl", action="store_true", help="write what TRL computes to trl_numbers.json"
+    )
+    parser.addoption("--without-trl", action="store_true", help="as if TRL were not installed")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from loss_inputs import NARROW, WIDE, logps_of
+from trl_numbers import TrlNumbers
 
 from cpo_ds.config import LossConfig
 from cpo_ds.losses import averages_over_tokens, pair_terms
@@ -23,25 +24,37 @@ from cpo_ds.losses import averages_over_tokens, pair_terms
         ("hinge", 0.0),
     ],
 )
-def test_trls_cpo_loss_gives_the_same(trl_name: str, smoothing: float) -> None:
-    cpo = pytest.importorskip("trl.experimental.cpo", reason="TRL is not installed")
-    trainer = SimpleNamespace(
-        alpha=0.0,
-        beta=0.3,
-        simpo_gamma=0.7,
-        loss_type=trl_name,
-        label_smoothing=smoothing,
-        accelerator=SimpleNamespace(device="cpu"),
-    )
-    settings_ = {"name": {"sigmoid": "cpo"}.get(trl_name, trl_name), "beta": 0.3}
-    settings_ |= {"gamma": 0.7} if trl_name == "simpo" else {}
-    loss = LossConfig(**settings_, **({"label_smoothing": smoothing} if smoothing else {}))
+def test_trls_cpo_loss_gives_the_same(
+    trl_name: str, smoothing: float, trl_numbers: TrlNumbers
+) -> None:
+    settings = {"name": {"sigmoid": "cpo"}.get(trl_name, trl_name), "beta": 0.3}
+    settings |= {"gamma": 0.7} if trl_name == "simpo" else {}
+    loss = LossConfig(**settings, **({"label_smoothing": smoothing} if smoothing else {}))
     logps = logps_of(WIDE, NARROW, (-40, -3, 7, 2), (-1e-3, -500, 1, 90), (-9, -9, 3, 3))
-    given_ = logps.chosen, logps.rejected
-    if averages_over_tokens(loss):
-        given_ = given_[0] / logps.num_chosen_tokens, given_[1] / logps.num_rejected_tokens
-    losses, rewards_chosen, rewards_rejected = cpo.CPOTrainer.cpo_loss(trainer, *given_)
+
+    def compute() -> dict[str, list[float]]:
+        from trl.experimental.cpo import CPOTrainer
+
+        trainer = SimpleNamespace(
+            alpha=0.0,
+            beta=0.3,
+            simpo_gamma=0.7,
+            loss_type=trl_name,
+            label_smoothing=smoothing,
+            accelerator=SimpleNamespace(device="cpu"),
+        )
+        inputs = logps.chosen, logps.rejected
+        if averages_over_tokens(loss):
+            inputs = inputs[0] / logps.num_chosen_tokens, inputs[1] / logps.num_rejected_tokens
+        theirs = CPOTrainer.cpo_loss(trainer, *inputs)
+        names = ("losses", "rewards_chosen", "rewards_rejected")
+        return {name: values.tolist() for name, values in zip(names, theirs, strict=True)}
+
+    kept = trl_numbers.of(
+        f"cpo_loss: {trl_name}, label_smoothing {smoothing}", compute, tolerance=1e-12
+    )
+    expected = {name: torch.tensor(values, dtype=torch.float64) for name, values in kept.items()}
     terms = pair_terms(logps, loss)
-    torch.testing.assert_close(terms.preference, losses, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(terms.rewards_chosen, rewards_chosen)
-    torch.testing.assert_close(terms.rewards_rejected, rewards_rejected)
+    torch.testing.assert_close(terms.preference, expected["losses"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(terms.rewards_chosen, expected["rewards_chosen"])
+    torch.testing.assert_close(terms.rewards_rejected, expected["rewards_rejected"])

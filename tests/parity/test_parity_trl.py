@@ -7,6 +7,7 @@ micro-batch on the other. Nothing is truncated: TRL's truncation keeps other par
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 import transformers
 from helpers import save_tiny_model, sequences, tiny_tokenizer
 from repository import WMT22
-from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl_numbers import TrlNumbers, largest_sketch_error, sketch
 
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
@@ -81,13 +82,40 @@ def wmt22_rows(per_direction: int = 1, longest: int = 150) -> list[PreferenceRow
 ROWS = {"random": random_rows, "wmt22": wmt22_rows}
 
 
-@dataclasses.dataclass
 class Setting:
-    """A model folder, rows, and TRL's trainer for them."""
+    """A model folder, rows, and TRL's trainer for them, which is made when it is first needed."""
 
-    folder: Path
-    rows: list[PreferenceRow]
-    trainer: CPOTrainer
+    def __init__(self, name: str, folder: Path, rows: list[PreferenceRow]) -> None:
+        self.name, self.folder, self.rows = name, folder, rows
+
+    @functools.cached_property
+    def trainer(self) -> Any:
+        """A CPOTrainer. Raises ImportError if TRL is not installed or has none."""
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+        texts = [
+            {"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected} for r in self.rows
+        ]
+        arguments = CPOConfig(
+            output_dir=str(self.folder / "trl"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            max_length=100_000,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        return CPOTrainer(
+            model=transformers.AutoModelForCausalLM.from_pretrained(self.folder),
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(texts),
+            processing_class=tiny_tokenizer(),
+        )
+
+    def batch(self, first: int = 0, last: int | None = None) -> dict[str, Any]:
+        """TRL's batch of the rows from `first` to `last`; clears its model's gradients."""
+        self.trainer.model.zero_grad()
+        return self.trainer.data_collator(list(self.trainer.train_dataset)[first:last])
 
 
 @pytest.fixture(scope="module", params=[("llama", "random"), ("qwen2", "wmt22")], ids="-".join)
@@ -97,46 +125,29 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(family)
     tied = {"tie_word_embeddings": family == "qwen2"}
     save_tiny_model(folder, family, max_position_embeddings=4096, **tied)
-    return Setting(folder, rows, make_trainer(folder, rows))
+    return Setting(f"{family}-{name}", folder, rows)
 
 
-def make_trainer(folder: Path, rows: list[PreferenceRow]) -> CPOTrainer:
-    texts = [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected} for r in rows]
-    arguments = CPOConfig(
-        output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=100_000,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    return CPOTrainer(
-        model=transformers.AutoModelForCausalLM.from_pretrained(folder),
-        args=arguments,
-        train_dataset=datasets.Dataset.from_list(texts),
-        processing_class=tiny_tokenizer(),
-    )
+def trl_numbers_of(trainer: Any, batch: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """TRL's log-probs of both sides, loss, rewards and gradients of a batch.
 
-
-def trl_loss(trainer: CPOTrainer, batch: dict[str, Any], **settings: Any) -> Any:
-    """TRL's (log-probs of both sides, loss, metrics) of a batch; adds gradients to its model.
-
-    It keeps its settings in attributes of their names, which spares a new trainer for each loss.
+    The gradients are added to those that its model has. TRL keeps its settings in attributes of
+    their names, which spares a new trainer for each loss.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(CPOConfig)}
+    defaults = {field.name: field.default for field in dataclasses.fields(trainer.args)}
     for name in ("loss_type", "beta", "label_smoothing", "cpo_alpha", "simpo_gamma"):
         setattr(trainer, name, settings.get(name, defaults[name]))
     with torch.no_grad():
         chosen, rejected, *_ = trainer.concatenated_forward(trainer.model, batch)
     loss, metrics = trainer.get_batch_loss_metrics(trainer.model, batch)
     loss.backward()
-    return (chosen, rejected), loss.item(), metrics
-
-
-def trl_batch(trainer: CPOTrainer, first: int = 0, last: int | None = None) -> dict[str, Any]:
-    trainer.model.zero_grad()
-    return trainer.data_collator(list(trainer.train_dataset)[first:last])
+    return {
+        "chosen": chosen.tolist(),
+        "rejected": rejected.tolist(),
+        "loss": loss.item(),
+        "rewards": [float(metrics[f"rewards/{side}"]) for side in ("chosen", "rejected")],
+        "gradients": sketch((n, p.grad) for n, p in trainer.model.named_parameters()),
+    }
 
 
 def our_config(folder: Path, loss: dict[str, Any]) -> Config:
@@ -161,26 +172,36 @@ def our_forward(config: Config, pairs: list[TokenizedPair]) -> tuple[PolicyModel
     return policy, logps, loss.item()
 
 
-def largest_gradient_error(trainer: CPOTrainer, ours: PolicyModel, scale: float = 1.0) -> float:
-    """Norm-wise and relative, over all parameters; TRL's gradients are multiplied by `scale`."""
+def gradients_of(policy: PolicyModel) -> dict[str, list[float]]:
+    return sketch((n, p.grad) for n, p in policy.causal_lm.named_parameters())
+
+
+def largest_gradient_error(trainer: Any, ours: PolicyModel) -> float:
+    """Norm-wise and relative, over all parameters."""
     mine = dict(ours.causal_lm.named_parameters())
-    theirs = {name: p.grad * scale for name, p in trainer.model.named_parameters()}
+    theirs = {name: p.grad for name, p in trainer.model.named_parameters()}
     assert theirs.keys() == mine.keys()
     return max(((mine[n].grad - g).norm() / g.norm()).item() for n, g in theirs.items())
 
 
-def test_same_tokens(setting: Setting) -> None:
-    batch = trl_batch(setting.trainer)
+def test_same_tokens(setting: Setting, trl_numbers: TrlNumbers) -> None:
+    def compute() -> list[list[Any]]:
+        batch = setting.batch()
+        rows = []
+        for index in range(len(setting.rows)):
+            for side in ("chosen", "rejected"):
+                length = int(batch[f"{side}_attention_mask"][index].sum())
+                names = (f"{side}_input_ids", f"{side}_labels")
+                rows.append([batch[name][index, :length].tolist() for name in names])
+        return rows
+
+    theirs = iter(trl_numbers.of(f"cpo batch: {setting.name}", compute))
     pairs = our_pairs(setting.rows)
     assert len(pairs) == len(setting.rows)
-    for index, pair in enumerate(pairs):
+    for pair in pairs:
         starts = (pair.chosen_start, pair.rejected_start)
-        sides = zip(("chosen", "rejected"), sequences(pair), starts, strict=True)
-        for side, tokens, start in sides:
-            length = int(batch[f"{side}_attention_mask"][index].sum())
-            assert batch[f"{side}_input_ids"][index, :length].tolist() == tokens
-            scored = [-100] * start + tokens[start:]
-            assert batch[f"{side}_labels"][index, :length].tolist() == scored
+        for tokens, start in zip(sequences(pair), starts, strict=True):
+            assert next(theirs) == [tokens, [-100] * start + tokens[start:]]
 
 
 def test_the_random_rows_merge_at_the_boundary_and_share_beginnings() -> None:
@@ -193,40 +214,57 @@ def test_the_random_rows_merge_at_the_boundary_and_share_beginnings() -> None:
 
 @pytest.mark.parametrize(("theirs", "ours"), LOSSES, ids=IDS)
 def test_same_log_probs_rewards_loss_and_gradients(
-    setting: Setting, theirs: dict[str, Any], ours: dict[str, Any]
+    setting: Setting, theirs: dict[str, Any], ours: dict[str, Any], trl_numbers: TrlNumbers
 ) -> None:
-    trainer = setting.trainer
-    (chosen, rejected), loss, metrics = trl_loss(trainer, trl_batch(trainer), **theirs)
+    expected = trl_numbers.of(
+        f"cpo: {setting.name}, {theirs}",
+        lambda: trl_numbers_of(setting.trainer, setting.batch(), **theirs),
+    )
     config = our_config(setting.folder, ours)
     policy, logps, our_loss = our_forward(config, our_pairs(setting.rows))
 
     average = theirs["loss_type"] in ("simpo", "ipo")
     lengths = (logps.num_chosen_tokens, logps.num_rejected_tokens) if average else (1.0, 1.0)
-    torch.testing.assert_close(logps.chosen / lengths[0], chosen, rtol=1e-5, atol=0)
-    torch.testing.assert_close(logps.rejected / lengths[1], rejected, rtol=1e-5, atol=0)
+    sides = (("chosen", logps.chosen), ("rejected", logps.rejected))
+    for (side, found), length in zip(sides, lengths, strict=True):
+        torch.testing.assert_close(found / length, torch.tensor(expected[side]), rtol=1e-5, atol=0)
     terms = pair_terms(logps, config.loss)
-    for name, rewards in (("chosen", terms.rewards_chosen), ("rejected", terms.rewards_rejected)):
-        assert rewards.mean().item() == pytest.approx(metrics[f"rewards/{name}"], rel=1e-5)
-    assert our_loss == pytest.approx(loss, rel=1e-5)
-    assert largest_gradient_error(trainer, policy) < 1e-3
+    for rewards, value in zip(
+        (terms.rewards_chosen, terms.rewards_rejected), expected["rewards"], strict=True
+    ):
+        assert rewards.mean().item() == pytest.approx(value, rel=1e-5)
+    assert our_loss == pytest.approx(expected["loss"], rel=1e-5)
+    assert largest_sketch_error(gradients_of(policy), expected["gradients"]) < 1e-3
+    if "trainer" in vars(setting):  # TRL is installed
+        assert largest_gradient_error(setting.trainer, policy) < 1e-3
 
 
-def test_negative_control_two_micro_batches_of_trl_differ(setting: Setting) -> None:
+def test_negative_control_two_micro_batches_of_trl_differ(
+    setting: Setting, trl_numbers: TrlNumbers
+) -> None:
     """TRL's NLL is a mean over each micro-batch, so the mean of two is another loss than ours."""
-    trainer, half = setting.trainer, len(setting.rows) // 2
-    first, second = trl_batch(trainer, 0, half), trl_batch(trainer, half)
-    losses = [trl_loss(trainer, batch)[1] for batch in (first, second)]
+
+    def compute() -> list[Any]:
+        trainer, half = setting.trainer, len(setting.rows) // 2
+        first, second = setting.batch(0, half), setting.batch(half)
+        halves = [trl_numbers_of(trainer, batch) for batch in (first, second)]
+        return [[numbers["loss"] for numbers in halves], halves[1]["gradients"]]
+
+    losses, gradients = trl_numbers.of(f"cpo in two: {setting.name}", compute)
     policy, _, our_loss = our_forward(our_config(setting.folder, {}), our_pairs(setting.rows))
     assert our_loss != pytest.approx(sum(losses) / 2, rel=1e-3)
-    assert largest_gradient_error(trainer, policy, scale=0.5) > 1e-2
+    assert largest_sketch_error(gradients_of(policy), gradients, scale=0.5) > 1e-2
 
 
-def test_negative_control_swapped_completions_differ(setting: Setting) -> None:
-    trainer = setting.trainer
-    _, loss, _ = trl_loss(trainer, trl_batch(trainer))
+def test_negative_control_swapped_completions_differ(
+    setting: Setting, trl_numbers: TrlNumbers
+) -> None:
+    expected = trl_numbers.of(
+        f"cpo: {setting.name}, defaults", lambda: trl_numbers_of(setting.trainer, setting.batch())
+    )
     swapped = [
         PreferenceRow(r.prompt, r.rejected, r.chosen, r.direction, r.origin) for r in setting.rows
     ]
     policy, _, our_loss = our_forward(our_config(setting.folder, {}), our_pairs(swapped))
-    assert our_loss != pytest.approx(loss, rel=1e-3)
-    assert largest_gradient_error(trainer, policy) > 1e-2
+    assert our_loss != pytest.approx(expected["loss"], rel=1e-3)
+    assert largest_sketch_error(gradients_of(policy), expected["gradients"]) > 1e-2

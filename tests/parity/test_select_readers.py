@@ -15,7 +15,7 @@ from preference_data import read, render_chat
 from repository import WMT22
 from sacrebleu.metrics import CHRF
 from scored_rows import run
-from trl.data_utils import maybe_apply_chat_template, maybe_extract_prompt
+from trl_numbers import TrlNumbers, checksum
 
 from cpo_ds.data.prompts import alma_prompt
 
@@ -111,21 +111,37 @@ def test_scored_rows_read_as_triplets_give_the_same(
     assert summary["references_left_out"] == (len(real_rows) if metric == "chrf" else 0)
 
 
-def test_trl_reads_both_prompt_styles(tmp_path: Path, real_rows: list[dict[str, Any]]) -> None:
+def test_trl_reads_both_prompt_styles(
+    tmp_path: Path, real_rows: list[dict[str, Any]], trl_numbers: TrlNumbers
+) -> None:
+    """What TRL makes of the rows is kept as numbers, checksums in the place of texts."""
     _, summary = run(tmp_path, real_rows)
     file = str(tmp_path / "out" / "pairs.jsonl")
     rows = datasets.load_dataset(
         "json", data_files=file, split="train", cache_dir=str(tmp_path / "c")
     )
     assert len(rows) == sum(summary["pairs"].values())
-    assert all(maybe_extract_prompt(row) == row for row in rows)
-    assert all(maybe_apply_chat_template(row, tiny_tokenizer()) == row for row in rows)
-
     chat, _ = run(tmp_path / "chat", real_rows, "--prompt-style", "chat")
     assert [row["prompt"][0]["content"] for row in chat] == rows["prompt"][:]
-    rendered = maybe_apply_chat_template(maybe_extract_prompt(chat[0]), tiny_tokenizer())
-    assert rendered["prompt"] == f"<s>[user]{rows[0]['prompt']}[assistant]"
-    assert rendered["chosen"] == rows[0]["chosen"] + "</s>"
-    assert rendered["rejected"] == rows[0]["rejected"] + "</s>"
+
+    def compute() -> dict[str, int]:
+        from trl.data_utils import maybe_apply_chat_template, maybe_extract_prompt
+
+        rendered = maybe_apply_chat_template(maybe_extract_prompt(chat[0]), tiny_tokenizer())
+        return {
+            "whose prompt is left": sum(maybe_extract_prompt(row) == row for row in rows),
+            "whose texts are left": sum(
+                maybe_apply_chat_template(row, tiny_tokenizer()) == row for row in rows
+            ),
+            **{name: checksum(rendered[name]) for name in ("prompt", "chosen", "rejected")},
+        }
+
+    assert trl_numbers.of("selected pairs", compute) == {
+        "whose prompt is left": len(rows),
+        "whose texts are left": len(rows),
+        "prompt": checksum(f"<s>[user]{rows[0]['prompt']}[assistant]"),
+        "chosen": checksum(rows[0]["chosen"] + "</s>"),
+        "rejected": checksum(rows[0]["rejected"] + "</s>"),
+    }
     ours, _ = read(tmp_path / "chat" / "out" / "pairs.jsonl", "pairs", render_chat)
     assert [row.direction for row in ours] == rows["direction"][:]

@@ -6,6 +6,7 @@ import functools
 import gzip
 import importlib.util
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merging_tokenizer import merging_tokenizer, row, tokenize
 from repository import WMT22
+from trl_numbers import TrlNumbers, checksum
 
 from cpo_ds.data.tokenize import Sharing
 from cpo_ds.errors import UserError
@@ -34,33 +36,48 @@ def smollm2_tokenizer() -> Any:
     return transformers.AutoTokenizer.from_pretrained(str(folder), gguf_file=weights.name)
 
 
-def trl_tokens(tokenizer: Any, a_row: PreferenceRow) -> dict[str, tuple[list[int], int]]:
-    """What TRL's own code makes of a row: tokens and number of leading labels of -100."""
-    cpo = pytest.importorskip("trl.experimental.cpo", reason="TRL is not installed")
+def trl_tokens(tokenizer: Any, a_row: PreferenceRow) -> dict[str, Any]:
+    """TRL's tokens of both sides of a row, [tokens, number of leading labels of -100] each."""
+    from trl.experimental.cpo import CPOTrainer
+
     trainer = SimpleNamespace(
         processing_class=tokenizer, max_length=10**6, is_encoder_decoder=False
     )
-    trainer.build_tokenized_answer = functools.partial(
-        cpo.CPOTrainer.build_tokenized_answer, trainer
-    )
+    trainer.build_tokenized_answer = functools.partial(CPOTrainer.build_tokenized_answer, trainer)
     texts = {"prompt": a_row.prompt, "chosen": a_row.chosen, "rejected": a_row.rejected}
-    made = cpo.CPOTrainer.tokenize_row(trainer, texts)
+    made = CPOTrainer.tokenize_row(trainer, texts)
     result = {}
     for side in ("chosen", "rejected"):
         labels = made[f"{side}_labels"]
         masked = next(i for i, label in enumerate(labels) if label != -100)
         assert labels[masked:] == made[f"{side}_input_ids"][masked:]
-        result[side] = made[f"{side}_input_ids"], masked
+        # Nothing predicts the very first token; TRL drops its label when it shifts labels.
+        result[side] = [made[f"{side}_input_ids"], max(1, masked)]
     return result
 
 
-def assert_as_trl(tokenizer: Any, a_row: PreferenceRow, pair: TokenizedPair) -> None:
-    theirs = trl_tokens(tokenizer, a_row)
+def our_tokens(
+    tokenizer: Any, a_row: PreferenceRow, sharing: Sharing = "common"
+) -> dict[str, Any] | None:
+    """Our tokens of both sides, in the same form; None if the two sides are the same."""
+    try:
+        (pair,) = tokenize([a_row], tokenizer, sharing)
+    except UserError as error:
+        assert "same in tokens" in str(error)
+        return None
+    return tokens_of(pair)
+
+
+def tokens_of(pair: TokenizedPair) -> dict[str, Any]:
     chosen, rejected = sequences(pair)
-    assert (chosen, rejected) == (theirs["chosen"][0], theirs["rejected"][0])
-    # Nothing predicts the very first token; TRL drops its label when it shifts labels.
-    assert pair.chosen_start == max(1, theirs["chosen"][1])
-    assert pair.rejected_start == max(1, theirs["rejected"][1])
+    return {"chosen": [chosen, pair.chosen_start], "rejected": [rejected, pair.rejected_start]}
+
+
+def assert_same(ours: dict[str, Any] | None, theirs: dict[str, Any]) -> None:
+    if theirs["chosen"][0] == theirs["rejected"][0]:
+        assert ours is None
+    else:
+        assert ours == theirs
 
 
 ALMA = "Translate this from English to German:\nEnglish: {}\nGerman:"
@@ -79,48 +96,73 @@ ROWS = [
 ]
 
 
+def texts_of(a_row: PreferenceRow) -> tuple[str, str, str]:
+    return a_row.prompt[-4:], a_row.chosen, a_row.rejected
+
+
 @pytest.mark.parametrize("bos", [True, False])
-@pytest.mark.parametrize("a_row", ROWS, ids=lambda r: f"{r.prompt[-4:]}|{r.chosen}|{r.rejected}")
-def test_tokens_and_split_are_trls(a_row: PreferenceRow, bos: bool) -> None:
-    for tokenizer in (merging_tokenizer(bos), tiny_tokenizer()):
-        (pair,) = tokenize([a_row], tokenizer)
-        assert_as_trl(tokenizer, a_row, pair)
+@pytest.mark.parametrize("number", range(len(ROWS)), ids=lambda n: "|".join(texts_of(ROWS[n])))
+def test_tokens_and_split_are_trls(number: int, bos: bool, trl_numbers: TrlNumbers) -> None:
+    tokenizers = {f"merging, bos {bos}": merging_tokenizer(bos), "tiny": tiny_tokenizer()}
+    for name, tokenizer in tokenizers.items():
+        theirs = trl_numbers.of(
+            f"tokens: row {number}, {name}",
+            functools.partial(trl_tokens, tokenizer, ROWS[number]),
+        )
+        assert our_tokens(tokenizer, ROWS[number]) == theirs
 
 
-def test_chat_prompt_that_begins_with_bos_gets_no_second_one() -> None:
+def test_chat_prompt_that_begins_with_bos_gets_no_second_one(trl_numbers: TrlNumbers) -> None:
     tokenizer = merging_tokenizer()
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "ab:"}], tokenize=False, add_generation_prompt=True
     )
     a_row = row(prompt, "das", "d")
+    theirs = trl_numbers.of("tokens: chat", functools.partial(trl_tokens, tokenizer, a_row))
     (pair,) = tokenize([a_row], tokenizer)
-    assert_as_trl(tokenizer, a_row, pair)
+    assert tokens_of(pair) == theirs
     assert pair.tokens.tolist().count(tokenizer.bos_token_id) == 1
 
 
-PIECES = st.lists(st.sampled_from(["a", "b", "c", "d", ":", "é", "</s>", "<s>"]), max_size=5)
-TEXT = PIECES.map("".join)
+PROMPT_PIECES = ["a", "b", "c", ":", "<s>"]
+PIECES = ["a", "b", "c", "d", ":", "é", "</s>", "<s>"]
+TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    prompt=st.lists(st.sampled_from(["a", "b", "c", ":", "<s>"]), min_size=1).map("".join),
+    prompt=st.lists(st.sampled_from(PROMPT_PIECES), min_size=1).map("".join),
     chosen=TEXT.filter(bool),
     rejected=TEXT.filter(bool),
     bos=st.booleans(),
     sharing=st.sampled_from(["common", "prompt", "none"]),
 )
 def test_any_text_is_tokenized_as_trl_does(
-    prompt: str, chosen: str, rejected: str, bos: bool, sharing: Sharing
+    trl_numbers: TrlNumbers, prompt: str, chosen: str, rejected: str, bos: bool, sharing: Sharing
 ) -> None:
+    """With TRL alone, which any text can be given to; the next test has texts that are kept."""
+    pytest.importorskip("trl.experimental.cpo", reason="TRL is not installed")
     tokenizer, a_row = merging_tokenizer(bos), row(prompt, chosen, rejected)
-    theirs = trl_tokens(tokenizer, a_row)
-    if theirs["chosen"][0] == theirs["rejected"][0]:
-        with pytest.raises(UserError, match="same in tokens"):
-            tokenize([a_row], tokenizer)
-        return
-    (pair,) = tokenize([a_row], tokenizer, sharing)
-    assert_as_trl(tokenizer, a_row, pair)
+    assert_same(our_tokens(tokenizer, a_row, sharing), trl_tokens(tokenizer, a_row))
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_many_texts_are_tokenized_as_trl_does(bos: bool, trl_numbers: TrlNumbers) -> None:
+    draw, tokenizer = random.Random(7), merging_tokenizer(bos)
+
+    def text(pieces: list[str]) -> str:
+        return "".join(draw.choices(pieces, k=draw.randint(1, 5)))
+
+    rows = [row(text(PROMPT_PIECES), text(PIECES), text(PIECES)) for _ in range(140)]
+    # </s> ends a completion in any case, so these sides may be the same in tokens.
+    rows += [row(r.prompt, r.chosen, f"{r.chosen}</s>") for r in rows[:10]]
+    theirs = trl_numbers.of(
+        f"tokens: 150 texts, bos {bos}", lambda: [trl_tokens(tokenizer, a_row) for a_row in rows]
+    )
+    assert sum(t["chosen"][0] == t["rejected"][0] for t in theirs) > 0
+    for a_row, tokens in zip(rows, theirs, strict=True):
+        for sharing in ("common", "prompt", "none"):
+            assert_same(our_tokens(tokenizer, a_row, sharing), tokens)
 
 
 def wmt22_rows(every: int) -> list[PreferenceRow]:
@@ -139,13 +181,17 @@ def wmt22_rows(every: int) -> list[PreferenceRow]:
 
 
 @pytest.mark.parametrize("make_tokenizer", [merging_tokenizer, smollm2_tokenizer])
-def test_real_translations_are_tokenized_as_trl_does(make_tokenizer: Any) -> None:
+def test_real_translations_are_tokenized_as_trl_does(
+    make_tokenizer: Any, trl_numbers: TrlNumbers
+) -> None:
+    """A checksum of each row's tokens is kept; 0 if chosen and rejected have the same tokens."""
     rows, tokenizer = wmt22_rows(every=30), make_tokenizer()
-    by_origin = {pair.origin: pair for pair in tokenize(rows, tokenizer)}
-    for a_row in rows:
-        if a_row.origin in by_origin:
-            assert_as_trl(tokenizer, a_row, by_origin[a_row.origin])
-        else:
-            theirs = trl_tokens(tokenizer, a_row)
-            assert theirs["chosen"][0] == theirs["rejected"][0]
-    assert len(by_origin) > 0.95 * len(rows)
+
+    def compute() -> list[int]:
+        theirs = [trl_tokens(tokenizer, a_row) for a_row in rows]
+        return [checksum(t) if t["chosen"][0] != t["rejected"][0] else 0 for t in theirs]
+
+    theirs = trl_numbers.of(f"tokens: WMT22, {make_tokenizer.__name__}", compute)
+    pairs = {pair.origin: checksum(tokens_of(pair)) for pair in tokenize(rows, tokenizer)}
+    assert [pairs.get(a_row.origin, 0) for a_row in rows] == theirs
+    assert len(pairs) > 0.95 * len(rows)
