@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
-import train_ours
-from fresh import Results, at_least_one, results_file, run_and_render, run_fresh, set_threads
-from jobs import TRAININGS, Job
-from memory_vs_dpo import DEFAULT_SHAPE
-from plain_head import plain_logps
-from probe import Probe
+from jobs import train_ours
+from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.job import TRAININGS, Job
+from jobs.processes import run_fresh
+from jobs.workload import DEFAULT_SHAPE, make_workload, prepare_model, read_rows_file, write_rows
+from measures.plain_head import plain_logps
+from measures.probe import Probe
+from pages.results import Results, results_file
 from torch.nn.utils.rnn import pad_sequence
-from workload import make_workload, prepare_model, read_rows_file, write_rows
 
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import epoch_order

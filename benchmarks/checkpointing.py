@@ -15,15 +15,12 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from environment import describe_environment
+from measures.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parent
 
@@ -54,7 +51,8 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.recipe import load_config
-    from cpo_ds.run.build import build_run, prepare_pairs
+    from cpo_ds.run.build import RunInputs, build_run
+    from cpo_ds.run.pairs import prepare_pairs
 
     silence_libraries()
     config, _ = load_config(recipe)
@@ -63,8 +61,8 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     silence_after_import()
     folder = Path(ranks.on_first(tempfile.mkdtemp))  # one for all ranks
     config = config.model_copy(update={"output_dir": str(folder)})
-    _, pairs, _ = prepare_pairs(config, tell=False)
-    run = build_run(config, settings, ranks, pairs, [], {})
+    _, pairs, _ = prepare_pairs(config, prints_counts=False)
+    run = build_run(RunInputs(config, settings, ranks, pairs))
     _timed_step(run)  # the first one makes buffers
     plain = [_timed_step(run) for _ in range(3)]
     saves: list[dict[str, Any]] = []
@@ -72,18 +70,18 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
         for background in (False, True):
             how = config.checkpoint.model_copy(update={"in_background": background})
             changed = config.model_copy(update={"checkpoint": how})
-            run.saver = Saver(run.engine, ranks, changed, run.saver.about, run.monitor.say)
+            saver = Saver(run.engine, ranks, changed, run.manifest, run.monitor.say)
             step = len(saves) + 1
             started = time.perf_counter()
-            run.saver.save(step)
+            saver.save(step)
             waited = time.perf_counter() - started
             published = started + waited
             beside: list[float] = []
-            while run.saver.is_pending or not beside:
+            while saver.is_pending or not beside:
                 beside.append(_timed_step(run))
-                (writing,) = ranks.any(run.saver.is_writing)
-                if run.saver.is_pending and not writing:
-                    run.saver.finish()
+                (writing,) = ranks.any(saver.is_writing)
+                if saver.is_pending and not writing:
+                    saver.finish()
                     published = time.perf_counter()
             saved = folder / "checkpoints" / f"step-{step:08d}"
             saves.append(

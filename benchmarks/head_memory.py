@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
-from fresh import Line, Results, at_least_one, results_file, run_and_render, run_fresh, set_threads
-from jobs import BETA
-from plain_head import plain_logps
-from probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
+from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.job import BETA
+from jobs.processes import run_fresh
+from measures.plain_head import plain_logps
+from measures.probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
+from pages.results import Line, Results, results_file
 
 from cpo_ds.config import LossConfig
 from cpo_ds.errors import UserError

@@ -23,15 +23,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from fresh import Results, at_least_one, results_file, run_and_render
-from jobs import Job
-from link_model import CONFIGURATIONS, Link, deepspeed_settings, parse_link, predict
-from processes import judge
-from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
-from synthetic import Lengths, rows_of_numbers, save_random_model
-from workload import write_rows
+from hosts.link_model import CONFIGURATIONS, Link, deepspeed_settings, parse_link, predict
+from hosts.simulated import SimulatedHosts, reason_against, simulated_hosts
+from jobs.command import at_least_one, run_and_render
+from jobs.job import Job
+from jobs.processes import judge, module_environment
+from jobs.synthetic import Lengths, rows_of_numbers, save_random_model
+from jobs.workload import write_rows
+from pages.results import Results, results_file
 
 from cpo_ds.errors import UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
@@ -131,9 +130,10 @@ def launch(
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--launcher", "pdsh"]
     command += ["--hostfile", str(hosts.write_hostfile([ranks_per_host] * HOSTS))]
     command += ["--master_addr", hosts.addresses[0], "--no_local_rank"]
-    worker = Path(__file__).with_name("link_worker.py")
     hosts.limit(None, None)
-    process = hosts.start(0, [*command, worker, work / "task.json"])
+    command += ["--module", "hosts.link_worker", str(work / "task.json")]
+    paths = {"PYTHONPATH": module_environment()["PYTHONPATH"]}  # DeepSpeed's launcher hands it on
+    process = hosts.start(0, command, **paths)
     printed: list[str] = []
     reader = threading.Thread(target=lambda: printed.append(process.communicate()[0]))
     reader.start()

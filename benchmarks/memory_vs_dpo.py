@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import render
 import torch
-from campaign import Campaign
-from jobs import BENCHMARK, METHODS, OURS, TRAININGS
-from processes import OUT_OF_MEMORY, Team
-from workload import WMT_CHOSEN, WMT_REJECTED
+from jobs.campaign import Campaign
+from jobs.job import BENCHMARK, METHODS, OURS, TRAININGS
+from jobs.processes import OUT_OF_MEMORY
+from jobs.team import Team
+from jobs.workload import DEFAULT_SHAPE, WMT_CHOSEN, WMT_REJECTED
+from pages.results import render_file, results_file
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
 from cpo_ds.ranks.quiet import silence_libraries
 
-RESULTS = Path(__file__).resolve().parent / "results"
-DEFAULT_SHAPE = "smollm2-135m"
 _FAILED = 1
 
 
@@ -47,7 +44,7 @@ def main(argv: list[str]) -> int:
             lines = Campaign(arguments, team, Path(folder)).run()
             team.part()
         if team.rank == 0:
-            render.render_file(arguments.out)
+            render_file(arguments.out)
             print(arguments.out.with_suffix(".md").read_text(encoding="utf-8"))
     except UserError as error:
         print(f"memory_vs_dpo: error: {error}", file=sys.stderr)
@@ -153,15 +150,7 @@ def fill_in(arguments: argparse.Namespace) -> None:
     ranks_here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     cores = len(os.sched_getaffinity(0))
     arguments.threads = arguments.threads or max(1, cores // ranks_here)
-    on_gpu = torch.cuda.is_available()
-    device = plain_name(torch.cuda.get_device_name()) if on_gpu else "cpu"
-    name = f"{BENCHMARK}_{plain_name(arguments.model_name)}_{device}.jsonl"
-    arguments.out = (arguments.out or RESULTS / name).with_suffix(".jsonl")
-
-
-def plain_name(text: str) -> str:
-    """For a file name: `NVIDIA H200` -> `nvidia-h200`."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    arguments.out = results_file(arguments.out, BENCHMARK, arguments.model_name)
 
 
 if __name__ == "__main__":

@@ -13,25 +13,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from jobs.processes import run_ranks
+from measures.environment import describe_environment
+from measures.planner_worker import MIB, PAIR, configuration
+from pages.results import device_name, render_file
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-from memory_vs_dpo import plain_name  # noqa: E402
-from planner_worker import MIB, PAIR, configuration  # noqa: E402
-from render import render_file  # noqa: E402
-
-WORKER = Path(__file__).with_name("planner_worker.py")
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    # Freed memory goes back to the system, so that what is resident follows what is held.
+    "MALLOC_MMAP_THRESHOLD_": str(2**18),
+    "MALLOC_TRIM_THRESHOLD_": str(2**20),
+    **({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}),
+}
+_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,10 @@ def main() -> None:
     """Runs the cases one after the other and writes a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / f"benchmarks/results/planner_small_{_device()}.jsonl"
+        "--out", type=Path, default=ROOT / f"benchmarks/results/planner_small_{device_name()}.jsonl"
     )
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
-    from environment import describe_environment
-
     environment = describe_environment()
     on_gpu = torch.cuda.is_available()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,37 +104,16 @@ def main() -> None:
     render_file(arguments.out)
 
 
-def _device() -> str:
-    return plain_name(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
-
-
 def measure(case: Case) -> dict[str, Any]:
     """Measures a case in fresh processes and compares it with the estimate; sizes in MiB."""
-    folder = Path(tempfile.mkdtemp())
-    running: list[subprocess.Popen[str]] = []
-    try:
-        task = json.dumps(asdict(case) | {"folder": str(folder)})
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        running = [
-            subprocess.Popen(
-                [sys.executable, str(WORKER), task],
-                env=os.environ | _worker_environment(rank, case.ranks, port),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(case.ranks)
-        ]
-        output = [process.communicate(timeout=300)[0] for process in running]
-        if any(process.returncode for process in running):
-            raise RuntimeError("\n".join(output)[-3000:])
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        task = json.dumps(asdict(case) | {"folder": name})
+        commands = [[sys.executable, "-m", "measures.planner_worker", task]] * case.ranks
+        ended = run_ranks(commands, folder, _TIMEOUT_SECONDS, **ENVIRONMENT)
+        if any(code != 0 for code, _ in ended):
+            raise RuntimeError("\n".join(printed for _, printed in ended)[-3000:])
         measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
-    finally:
-        for process in running:
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
     return compare(measured, predict(case, on_gpu=measured["on_gpu"]))
 
 
@@ -190,22 +170,6 @@ def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
         "before_update_mib": states.before_update / MIB,
         "total_mib": total / MIB,
         "untouched_mib": untouched / MIB,
-    }
-
-
-def _worker_environment(rank: int, ranks: int, port: str) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        # Freed memory goes back to the system, so that what is resident follows what is held.
-        "MALLOC_MMAP_THRESHOLD_": str(2**18),
-        "MALLOC_TRIM_THRESHOLD_": str(2**20),
-        **({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}),
     }
 
 

@@ -15,8 +15,8 @@ import math
 import textwrap
 
 import torch
-from environment import ROOT, describe_environment
-from report_text import table
+from measures.environment import ROOT, describe_environment
+from pages.text import table
 from torch import nn
 
 from cpo_ds.config import Config
@@ -24,7 +24,8 @@ from cpo_ds.data.pack import pack
 from cpo_ds.model.load import load_policy
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.recipe import parse_config
-from cpo_ds.run.build import prepare_pairs
+from cpo_ds.run.pairs import prepare_pairs
+from cpo_ds.schema import TokenizedPair
 
 PERSISTENT = 100_000  # smaller weights are whole on every rank, and exact
 TARGET_BLOCK = 8000  # of CUDAQuantizer, as the next function
@@ -50,7 +51,9 @@ def through_int8(weight: torch.Tensor, ranks: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logps(policy: PolicyModel, config: Config, pairs: list) -> tuple[torch.Tensor, torch.Tensor]:
+def logps(
+    policy: PolicyModel, config: Config, pairs: list[TokenizedPair]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of chosen and rejected of each pair, [P] each."""
     found = [policy(pack(pairs, (number,))) for number in range(len(pairs))]
     return torch.cat([c for c, _ in found]).double(), torch.cat([r for _, r in found]).double()
@@ -67,7 +70,7 @@ def main() -> None:
         "data": {"format": "sample", "directions": ["en-de", "zh-en", "cs-en", "en-ru"]},
     }
     config = parse_config(values, "quantized_weights")
-    _, pairs, _ = prepare_pairs(config, tell=False)
+    _, pairs, _ = prepare_pairs(config, prints_counts=False)
     policy, _ = load_policy(config, device=torch.device("cpu"))
     policy.eval()
     ways = {
@@ -93,7 +96,12 @@ def restore(policy: nn.Module, exact: dict[str, torch.Tensor]) -> None:
         parameter.data = exact[name].clone()
 
 
-def as_page(results: dict, config: Config, pairs: list, ranks: int) -> str:
+def as_page(
+    results: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    config: Config,
+    pairs: list[TokenizedPair],
+    ranks: int,
+) -> str:
     """The page of results."""
     beta, tokens = config.loss.beta, torch.tensor([len(pair.tokens) for pair in pairs]).double()
     chosen, rejected = results["float32"]

@@ -15,33 +15,26 @@ import argparse
 import json
 import math
 import os
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
-from fresh import Results, at_least_one, results_file, run_and_render, set_threads
-from jobs import Job
-from processes import judge
-from rank_report import SCALINGS, different_losses
-from render import read_lines
-from synthetic import Lengths, rows_of_numbers, save_random_model
-from workload import write_rows
+from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.job import Job
+from jobs.processes import WORKER, judge, run_ranks
+from jobs.synthetic import Lengths, rows_of_numbers, save_random_model
+from jobs.workload import write_rows
+from pages.ranks import SCALINGS, different_losses
+from pages.results import Results, read_lines, results_file
 
 from cpo_ds.errors import UserError
 from cpo_ds.model.shapes import SHAPES, shape_config
 
 BENCHMARK = "ranks"
 PAIR = Lengths(64, 48, 48, 0)
-WORKER = Path(__file__).with_name("worker.py")
 _FAILED = 1
 
 
@@ -111,37 +104,16 @@ def run_on_ranks(job: Job, ranks: int, folder: Path, timeout: float) -> dict[str
     Raises `UserError` where a rank did.
     """
     (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    running, files = [], []
-    try:
-        for rank in range(ranks):
-            own = place | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
-            result, log = (folder / f"{rank}.{what}" for what in ("result", "log"))
-            result.unlink(missing_ok=True)
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    [sys.executable, str(WORKER), str(folder / "job.json"), str(result)],
-                    env=os.environ | {name: str(value) for name, value in own.items()},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            running.append(process)
-            files.append((result, log))
-        _wait(running, timeout)
-        codes = [process.poll() for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+    results = [folder / f"{rank}.result" for rank in range(ranks)]
+    for result in results:
+        result.unlink(missing_ok=True)
+    commands = [[*WORKER, str(folder / "job.json"), str(result)] for result in results]
     outcomes = []
-    for code, (result, log) in zip(codes, files, strict=True):
+    for (code, printed), result in zip(run_ranks(commands, folder, timeout), results, strict=True):
         measured = json.loads(result.read_text(encoding="utf-8")) if code == 0 else {}
-        outcomes.append((code, log.read_text(encoding="utf-8", errors="replace"), measured))
+        outcomes.append((code, printed, measured))
     failed_first = sorted(outcomes, key=lambda outcome: not outcome[0])
-    judged = judge(outcomes if not any(codes) else failed_first, timeout)
+    judged = judge(failed_first, timeout)
     print(judged.pop("output", ""), end="", flush=True)
     if "error" not in judged and not torch.cuda.is_available():
         shares = [1 - one["thread_seconds"] / one["seconds"] for _, _, one in outcomes]
@@ -150,17 +122,6 @@ def run_on_ranks(job: Job, ranks: int, folder: Path, timeout: float) -> dict[str
         pairs = job.timed_steps * job.pairs_per_step
         judged["pairs_per_second"] = round(pairs / judged["seconds"], 4)
     return judged
-
-
-def _wait(running: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
-    """Until all have ended, one has failed and the others had a moment, or the time is up."""
-    deadline = time.monotonic() + timeout
-    while any(process.poll() is None for process in running):
-        if any(process.poll() for process in running):
-            deadline = min(deadline, time.monotonic() + 2)
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.05)
 
 
 def summary(line: dict[str, Any]) -> str:

@@ -8,30 +8,14 @@ Reads `benchmark` in a file's first line and calls what renders that kind.
 
 from __future__ import annotations
 
-import importlib
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from pages.memory import headline
+from pages.results import RENDERERS, RESULTS, ROOT, Line, read_lines, render_file
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-# Kind of benchmark -> module with `render(lines, stem)`; imported when it is needed.
-RENDERERS = {
-    "memory_vs_dpo": "memory_report",
-    "ablations": "ablation_report",
-    "scaling": "ablation_report",
-    "head": "ablation_report",
-    "planner": "planner_report",
-    "scoring": "scoring_report",
-    "link": "link_report",
-    "ranks": "rank_report",
-}
 HEADLINE = RESULTS / "memory_vs_dpo_smollm2-135m_cpu.jsonl"  # the README's table is made of it
 BEGIN, END = "<!-- results: written by benchmarks/render.py -->\n", "<!-- /results -->"
 
@@ -59,36 +43,8 @@ def known_results() -> list[Path]:
     return [f for f in files if (lines := read_lines(f)) and lines[0].get("benchmark") in RENDERERS]
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """A file's lines. Raises `UserError` naming the line that is not JSON."""
-    if not file.is_file():
-        raise UserError(f"there is no file {file}.")
-    lines = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{number} is not JSON: {error}.") from None
-    return lines
-
-
-def render_file(file: Path) -> None:
-    """Writes FILE's page and charts beside it. Raises `UserError` for an unknown kind."""
-    lines = read_lines(file)
-    kind = lines[0].get("benchmark") if lines else None
-    if kind not in RENDERERS:
-        raise UserError(
-            f"{file}: its first line says benchmark: {kind}; known are {', '.join(RENDERERS)}."
-        )
-    render: Callable[[list[dict[str, Any]], Path], None]
-    render = importlib.import_module(RENDERERS[kind]).render
-    render(lines, file.with_suffix(""))
-
-
-def with_table(readme: str, lines: list[dict[str, Any]]) -> str:
+def with_table(readme: str, lines: list[Line]) -> str:
     """The README's text with the table of `lines` between its marks; `UserError` without marks."""
-    from memory_report import headline
-
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

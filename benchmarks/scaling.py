@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from fresh import Results, at_least_one, results_file, run_and_render, run_fresh, set_threads
-from jobs import OURS, TRAININGS, Job, combinations
-from synthetic import SPECIAL_TOKENS, Lengths, rows_of_numbers, save_random_model
-from worker import run_job
-from workload import write_rows
+from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.job import OURS, TRAININGS, Job, combinations
+from jobs.processes import run_fresh
+from jobs.synthetic import SPECIAL_TOKENS, Lengths, rows_of_numbers, save_random_model
+from jobs.worker import run_job
+from jobs.workload import write_rows
+from pages.results import Results, results_file
 
 from cpo_ds.errors import UserError
 from cpo_ds.model.shapes import SHAPES, shape_config

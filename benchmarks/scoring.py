@@ -22,11 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import psutil
 import torch
-from fresh import Results, at_least_one, results_file, run_and_render
+from jobs.command import at_least_one, run_and_render
+from pages.results import Results, results_file
 
 from cpo_ds.data.candidates import read_candidates
 from cpo_ds.data.rows import SAMPLE
@@ -35,6 +34,7 @@ from cpo_ds.errors import UserError
 
 BENCHMARK = "scoring"
 ROOT = Path(__file__).resolve().parent.parent
+COMET_MODELS = ROOT / "benchmarks" / "measures" / "comet_models.py"
 COMET = ROOT / ".venv-comet" / "bin"
 KINDS = ("kiwi", "xcomet", "comet")
 OURS = {"1-rank": (), "2-ranks": ("--ranks", "2"), "2-ranks-split": ("--ranks", "2", "--shard")}
@@ -86,7 +86,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
         "intermediate_size": 4 * arguments.hidden_size,
         "positions": 514,
     }
-    make = [str(COMET / "python"), "-W", "ignore", str(ROOT / "benchmarks" / "comet_models.py")]
+    make = [str(COMET / "python"), "-W", "ignore", str(COMET_MODELS)]
     timed([*make, "models", str(folder), json.dumps(sizes), *arguments.kinds])
     model = f"xlmr-{arguments.hidden_size}x{arguments.layers}"
     about: dict[str, Any] = {"benchmark": BENCHMARK, "model": model, "translations": translations}
@@ -149,7 +149,7 @@ def command_of(
     """The command that scores all translations, the reference among them, by one method."""
     with_reference = kind == "comet"
     if method == "predict":
-        script = [str(COMET / "python"), "-W", "ignore", str(ROOT / "benchmarks/comet_models.py")]
+        script = [str(COMET / "python"), "-W", "ignore", str(COMET_MODELS)]
         names = [str(folder), str(folder / "rows.jsonl"), str(output)]
         return [*script, "predict", *names, kind + "+" * with_reference]
     if method == "comet-score":

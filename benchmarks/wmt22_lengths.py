@@ -10,13 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from synthetic import WMT22_LENGTHS
-from workload import MAX_PROMPT_TOKENS, MAX_TOKENS, WMT_CHOSEN, WMT_REJECTED, read_wmt
+from jobs.synthetic import WMT22_LENGTHS
+from jobs.workload import MAX_PROMPT_TOKENS, MAX_TOKENS, WMT_CHOSEN, WMT_REJECTED, read_wmt
 
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.model.load import load_tokenizer

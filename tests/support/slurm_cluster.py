@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hosts.simulated import Finished, SimulatedHosts, simulated_hosts
+from hosts.simulated import reason_against as reason_against_hosts
 from launch import ENVIRONMENT
-from simulated_hosts import Finished, SimulatedHosts, simulated_hosts
-from simulated_hosts import reason_against as reason_against_hosts
 
 _CONFIGURATION = """
 ClusterName=simulated

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from simulated_hosts import reason_against
+from hosts.simulated import reason_against
 
 from cpo_ds.ranks.place import first_node
 

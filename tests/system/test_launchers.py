@@ -10,10 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
+from hosts.simulated import SimulatedHosts
 from launch import ENVIRONMENT, TRAIN, finish, start
 from repository import ROOT
 from runs import lines, rank_processes, small_recipe, wait_for_step
-from simulated_hosts import SimulatedHosts
 from slurm_cluster import SlurmCluster, reason_against, slurm_cluster
 
 from cpo_ds.errors import UserError

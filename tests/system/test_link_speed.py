@@ -3,9 +3,7 @@
 import argparse
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from link_model import (
+from hosts.link_model import (
     CONFIGURATIONS,
     Link,
     deepspeed_settings,
@@ -14,7 +12,9 @@ from link_model import (
     parse_link,
     predict,
 )
-from simulated_hosts import reason_against, simulated_hosts
+from hosts.simulated import reason_against, simulated_hosts
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cpo_ds.errors import UserError
 
@@ -74,7 +74,7 @@ def test_seconds_of_a_link():
 
 
 def test_headers_are_not_counted():
-    from link_worker import HEADER_BYTES, Traffic
+    from hosts.link_worker import HEADER_BYTES, Traffic
 
     before = Traffic(1000, 2000, 10, 20)
     after = Traffic(1000 + 5000 + 3 * HEADER_BYTES, 2000 + 7 * HEADER_BYTES, 13, 27)
@@ -94,7 +94,7 @@ def link_line(**values):
 
 
 def test_the_page_sets_predictions_beside_what_was_measured(tmp_path):
-    from link_report import render
+    from pages.link import render
 
     slow = {"rate_mbit": 100.0, "step_seconds": [1.3, 1.3], "losses": [2.0, 1.1]}
     delayed = slow | {"delay_ms": 2.0, "step_seconds": [1.9, 1.9]}
@@ -119,7 +119,7 @@ def rank_line(**values):
 
 
 def test_efficiency_and_equal_losses(tmp_path):
-    from rank_report import different_losses, render, scaling_table
+    from pages.ranks import different_losses, render, scaling_table
 
     lines = [
         rank_line(),
@@ -143,8 +143,8 @@ def test_efficiency_and_equal_losses(tmp_path):
 @pytest.mark.skipif(reason_against() is not None, reason=str(reason_against()))
 def test_bytes_between_hosts_are_those_predicted(tmp_path):
     """ZeRO-3, a rank on each of two hosts, over pdsh: what the adapters count, within 3%."""
+    from jobs.synthetic import save_random_model
     from link_speed import Case, run_case
-    from synthetic import save_random_model
 
     arguments = argparse.Namespace(
         shape="llama-5m", seed=1, steps=1, micro_batches=[1], ranks_per_host=1, timeout=200.0

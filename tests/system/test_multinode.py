@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import pytest
+from hosts.simulated import SimulatedHosts, reason_against, simulated_hosts
 from launch import ENVIRONMENT, TRAIN, finish
 from repository import ROOT
 from runs import lines, small_recipe, wait_for_step
-from simulated_hosts import SimulatedHosts, reason_against, simulated_hosts
 
 pytestmark = pytest.mark.multinode
 # What the tests of one host set too, here as a user says it to all hosts.
@@ -196,8 +196,8 @@ def test_nothing_of_the_hosts_is_left(tmp_path: Path) -> None:
     script = """if True:
         import pathlib, sys, time
         sys.path.insert(0, "benchmarks")
-        import simulated_hosts
-        with simulated_hosts.simulated_hosts(pathlib.Path(sys.argv[1])):
+        from hosts.simulated import simulated_hosts
+        with simulated_hosts(pathlib.Path(sys.argv[1])):
             print("made", flush=True)
             time.sleep(100)"""
     command = [sys.executable, "-c", script, str(tmp_path / "killed")]

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hosts.simulated import NODE_LOCAL, Finished, SimulatedHosts, reason_against, simulated_hosts
 from launch import ENVIRONMENT, TRAIN, main_on_ranks
 from runs import lines, small_recipe
-from simulated_hosts import NODE_LOCAL, Finished, SimulatedHosts, reason_against, simulated_hosts
 
 pytestmark = [
     pytest.mark.multinode,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import ablation_report as report
 import ablations
 import endings
 import head_memory
@@ -12,10 +11,11 @@ import pytest
 import scaling
 import torch
 from ablations import VARIANTS, PlainHead, as_variant, padded
-from fresh import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import draw_lengths, rows_of_numbers, save_random_model
+from jobs.processes import run_fresh
+from jobs.synthetic import draw_lengths, rows_of_numbers, save_random_model
+from pages import head as head_page
 
 from cpo_ds.config import LossConfig
 from cpo_ds.data.pack import pack
@@ -164,12 +164,12 @@ def test_head_page_says_what_is_missing(tmp_path):
             "passes": 1, "threads": 1} | ENVIRONMENT  # fmt: skip
     ran = {"milliseconds": 7.0, "loss": 2.0, "extra_gib": 0.5}
     lines = [same | {"head": "plain"} | ran, same | {"head": "liger", "error": "not installed"}]
-    report.render(lines, tmp_path / "head_x")
+    head_page.render(lines, tmp_path / "head_x")
     page = (tmp_path / "head_x.md").read_text(encoding="utf-8")
     assert "| 100 | 256 | 0 | 512 | not installed |" in page
     assert (tmp_path / "head_x_memory.png").stat().st_size > 0
     first = (tmp_path / "head_x_memory.png").read_bytes()
-    report.render(lines, tmp_path / "head_x")
+    head_page.render(lines, tmp_path / "head_x")
     assert (tmp_path / "head_x_memory.png").read_bytes() == first
 
 

@@ -13,17 +13,17 @@ from unittest import mock
 
 import memory_vs_dpo
 import pytest
-import synthetic
 import torch
-import workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import Job, combinations, why_not
+from jobs import synthetic, workload
+from jobs.job import Job, combinations, why_not
+from jobs.processes import OUT_OF_MEMORY, Processes, judge, largest_that_fits
+from jobs.team import Team
+from jobs.train_liger import padded_batch
 from launch import deepspeed_command, finish, start
-from memory_split import PARTS, STATES, Levels, parts_of_peak, plain_parts, states_gib
-from processes import OUT_OF_MEMORY, Processes, Team, judge, largest_that_fits
+from measures.memory_split import PARTS, STATES, Levels, parts_of_peak, plain_parts, states_gib
 from repository import ROOT
-from train_liger import padded_batch
 from wmt22_lengths import lengths_of
 
 from cpo_ds.data.plan import epoch_order

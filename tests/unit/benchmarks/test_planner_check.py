@@ -1,8 +1,8 @@
 """The planner's estimates against a real small run: states within 2%, total within 10%."""
 
 import pytest
+from pages.planner import report
 from planner_check import Case, measure
-from planner_report import report
 
 
 @pytest.mark.parametrize("case", [Case("llama-25m", 3, "lora")])

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import memory_report
 import pytest
 import render
-import report_text
+from pages import memory as memory_report
+from pages import text as report_text
+from pages.results import read_lines, render_file
 from repository import ROOT
 
 from cpo_ds.errors import UserError
@@ -95,7 +96,7 @@ def test_a_file_becomes_a_page_and_charts(tmp_path):
 def test_several_lengths_become_lines_over_the_length(tmp_path):
     lines = [line | {"sequence_length": n} for n in (128, 256) for line in LINES]
     file = _write(tmp_path / "lengths.jsonl", lines)
-    render.render_file(file)
+    render_file(file)
     page = file.with_suffix(".md").read_text(encoding="utf-8")
     assert "## Sequences of 256 tokens" in page
     assert "![lengths memory by length lora](lengths_memory_by_length_lora.png)" in page
@@ -103,7 +104,7 @@ def test_several_lengths_become_lines_over_the_length(tmp_path):
 
 def test_a_file_where_nothing_ran_is_a_page_without_charts(tmp_path):
     file = _write(tmp_path / "none.jsonl", [NO_ROOM])
-    render.render_file(file)
+    render_file(file)
     assert "out of memory" in file.with_suffix(".md").read_text(encoding="utf-8")
     assert not list(tmp_path.glob("*.png"))
 
@@ -113,10 +114,10 @@ def test_files_that_cannot_be_rendered_are_named(tmp_path, capsys):
     assert "there is no file" in capsys.readouterr().err
     (tmp_path / "bad.jsonl").write_text("{}\n{")
     with pytest.raises(UserError, match=r"bad\.jsonl:2 is not JSON"):
-        render.read_lines(tmp_path / "bad.jsonl")
+        read_lines(tmp_path / "bad.jsonl")
     unknown = _write(tmp_path / "unknown.jsonl", [{"benchmark": "speed"}])
     with pytest.raises(UserError, match="benchmark: speed; known are memory_vs_dpo"):
-        render.render_file(unknown)
+        render_file(unknown)
 
 
 def test_small_text():
@@ -128,7 +129,7 @@ def test_small_text():
 def test_committed_pages_are_what_their_lines_say(file, tmp_path):
     copy = tmp_path / file.name
     copy.write_bytes(file.read_bytes())
-    render.render_file(copy)
+    render_file(copy)
     assert copy.with_suffix(".md").read_text() == file.with_suffix(".md").read_text()
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn <= {path.name for path in file.parent.glob("*.png")}
@@ -137,7 +138,7 @@ def test_committed_pages_are_what_their_lines_say(file, tmp_path):
 @pytest.mark.skipif(not render.HEADLINE.exists(), reason="no result to make the table of")
 def test_the_readme_table_is_what_the_results_say():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert render.with_table(readme, render.read_lines(render.HEADLINE)) == readme
+    assert render.with_table(readme, read_lines(render.HEADLINE)) == readme
 
 
 def test_a_readme_without_marks_is_refused():

@@ -1,0 +1,244 @@
+"""Jobs in fresh processes: alone, or one process for each rank that `deepspeed` launched.
+
+Under the launcher each launched process is a controller of its rank. For one job after the other
+all of them start a worker of their own with a new port to meet at, and agree on how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from jobs.team import Team
+
+OUT_OF_MEMORY = "out of memory"
+_SIGNS_OF_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory|MemoryError"
+    r"|bad_alloc|failed to map segment|can't start new thread|ENOMEM",
+    re.IGNORECASE,
+)
+_POLL_SECONDS = 0.1
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+BENCHMARKS = Path(__file__).resolve().parent.parent
+WORKER = (sys.executable, "-m", "jobs.worker")  # and JOB.json RESULT.json
+
+Result = dict[str, Any]
+
+
+def module_environment() -> dict[str, str]:
+    """The environment of a process that runs a module of benchmarks/ with `python -m`."""
+    paths = [str(BENCHMARKS), str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+class Processes:
+    """Runs one task after the other, each in a fresh process per rank."""
+
+    def __init__(self, team: Team, folder: Path, threads: int, timeout: float) -> None:
+        self._team, self._folder, self._timeout = team, folder, timeout
+        self._started = self._runs = 0  # processes of this rank; runs of all ranks together
+        outside = {k: v for k, v in module_environment().items() if k not in _PLACE}
+        self._environment = outside | {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        }
+
+    def run(self, task: dict[str, Any]) -> Result:
+        """What rank 0's worker measured, or {"error": why it could not}; the same on all ranks.
+
+        Raises `UserError` where the worker did.
+        """
+        self._runs += 1
+        port = self._team.share(_free_port())[0]
+        code, output, result = self._run_here(task, self._place(port), alarms=True)
+        outcomes = self._team.share([code, output, result])
+        return judge(outcomes, self._timeout)
+
+    def run_single(self, task: dict[str, Any]) -> Result:
+        """The same for a task of one process, without the other ranks."""
+        return judge([self._run_here(task, {}, alarms=False)], self._timeout)
+
+    def _run_here(
+        self, task: dict[str, Any], place: dict[str, str], *, alarms: bool
+    ) -> tuple[int | None, str, Result]:
+        """(exit code, None where the time was up; what it printed; what it measured)."""
+        self._started += 1
+        name = f"{self._started}-{self._team.rank}"
+        files = [self._folder / f"{name}.{what}" for what in ("job", "result", "log")]
+        files[0].write_text(json.dumps(task), encoding="utf-8")
+        with files[2].open("wb") as log:
+            process = subprocess.Popen(
+                [*WORKER, *map(str, files[:2])],
+                env=self._environment | place,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            code = self._wait(process, alarms=alarms)
+        done = code == 0 and files[1].exists()
+        measured = json.loads(files[1].read_text(encoding="utf-8")) if done else {}
+        return code, files[2].read_text(encoding="utf-8", errors="replace")[-20000:], measured
+
+    def _place(self, port: int) -> dict[str, str]:
+        """A rank's place; nothing for one rank alone, whose model TRL would wrap for several."""
+        team = self._team
+        if team.world_size == 1:
+            return {}
+        values = (team.rank, team.world_size, team.local_rank, os.environ["MASTER_ADDR"], port)
+        return dict(zip(_PLACE, map(str, values), strict=True))
+
+    def _wait(self, process: subprocess.Popen[bytes], *, alarms: bool) -> int | None:
+        deadline = time.monotonic() + self._timeout
+        try:
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    if alarms:
+                        self._team.raise_alarm(self._runs)
+                    return None
+                if alarms and self._team.hears_alarm(self._runs):
+                    return 0
+                time.sleep(_POLL_SECONDS)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode and alarms:
+            self._team.raise_alarm(self._runs)
+        return process.returncode
+
+
+def judge(outcomes: list[Any], timeout: float) -> Result:
+    """Ranks' (exit code, output, result) -> rank 0's result, or an error that says what happened.
+
+    Raises `UserError` with the message of a worker that raised one.
+    """
+    for code, output, _ in outcomes:
+        if code == EXIT_USER_ERROR:
+            raise UserError(output.strip().splitlines()[-1])
+    for code, output, _ in outcomes:  # the others may have lost that rank, and say so
+        killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        if killed or (code and _SIGNS_OF_NO_MEMORY.search(output)):
+            return {"error": OUT_OF_MEMORY}
+    for code, output, _ in outcomes:
+        if code is None:
+            return {"error": f"not done after {timeout:g} s (--timeout)"}
+        if code:
+            last = output.strip().splitlines()[-1:] or ["it printed nothing"]
+            return {"error": f"exit code {code}: {last[0]}", "output": output}
+    return dict(outcomes[0][2])
+
+
+def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, 0 if none: by doubling, then by halving.
+
+    What is more than a number that does not fit is taken not to fit either.
+    """
+    good, bad = 0, 1
+    while bad <= most and fits(bad):
+        good, bad = bad, bad * 2
+    bad = min(bad, most + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_fresh(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What `function(*arguments)` returns in a new process, or {"error": why it could not}.
+
+    The function lies at the top of its module. What it prints is shown only if it fails. Raises
+    `UserError` where it did.
+    """
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        log, written = Path(folder) / "log", Path(folder) / "result"
+        task = (str(log), str(written), function, arguments)
+        process = context.Process(target=_work, args=task)
+        process.start()
+        process.join()
+        printed = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        done = process.exitcode == 0
+        measured = json.loads(written.read_text(encoding="utf-8")) if done else {}
+    result = judge([(process.exitcode, printed, measured)], timeout=0.0)
+    if "output" in result:
+        print(result.pop("output"), flush=True)
+    return result
+
+
+def _work(
+    log: str, result: str, function: Callable[..., Result], arguments: tuple[Any, ...]
+) -> None:
+    """The new process: what it and its libraries print goes to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        Path(result).write_text(json.dumps(function(*arguments)), encoding="utf-8")
+    except UserError as error:
+        print(error, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def run_ranks(
+    commands: Sequence[Sequence[str]], folder: Path, timeout: float, **environment: str
+) -> list[tuple[int | None, str]]:
+    """Runs one command for each rank of this host, all at once, until they have ended.
+
+    Returns each rank's exit code, None if the time was up, and what it printed. If one rank fails,
+    the others get a moment to end and are killed.
+    """
+    port = str(_free_port())
+    running: list[subprocess.Popen[bytes]] = []
+    logs = [folder / f"{rank}.log" for rank in range(len(commands))]
+    try:
+        for rank, (command, log) in enumerate(zip(commands, logs, strict=True)):
+            values = (rank, len(commands), rank, "127.0.0.1", port)
+            own = dict(zip(_PLACE, map(str, values), strict=True))
+            own["LOCAL_WORLD_SIZE"] = str(len(commands))
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command,
+                    env=module_environment() | own | environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            running.append(process)
+        _wait_for_all(running, timeout)
+        codes = [process.poll() for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    printed = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
+    return list(zip(codes, printed, strict=True))
+
+
+def _wait_for_all(running: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
+    """Until all have ended, one has failed and the others had a moment, or the time is up."""
+    deadline = time.monotonic() + timeout
+    while any(process.poll() is None for process in running):
+        if any(process.poll() for process in running):
+            deadline = min(deadline, time.monotonic() + 2)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)

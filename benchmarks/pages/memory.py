@@ -1,0 +1,229 @@
+"""Lines of `memory_vs_dpo.py` -> a page of tables, charts beside it, and the README's table."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pages.memory_charts import draw
+from pages.memory_lines import NAMES, PARTS, Groups, Line, grouped, has_part, measured
+from pages.text import (
+    ENVIRONMENT,
+    TRAININGS,
+    difference,
+    image,
+    median_of,
+    speedup,
+    spread,
+    table,
+    typical,
+)
+
+_ALIKE = {"cpo": ("trl-cpo", "liger-cpo"), "dpo-reference": ("dpo-adapter", "dpo-precomputed",
+          "trl-dpo")}  # fmt: skip
+
+Rows = list[tuple[str, ...]]
+
+
+def render(lines: list[Line], stem: Path) -> None:
+    """Writes STEM.md and STEM_*.png."""
+    groups = grouped(line for line in lines if "largest_micro_batch_pairs" not in line)
+    limits = [line for line in lines if "largest_micro_batch_pairs" in line]
+    drawn = draw(groups, stem, where(lines[0])) if any(map(measured, groups.values())) else []
+    text = page(groups, limits, lines[-1], drawn)
+    stem.with_name(stem.name + ".md").write_text(text, encoding="utf-8")
+
+
+def where(line: Line) -> str:
+    """Model and device, for titles."""
+    ranks = f", {line['ranks']} ranks" if line["ranks"] > 1 else ""
+    return f"{line['model']} in {line['dtype']} on {line['device']}{ranks}"
+
+
+def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) -> str:
+    """The whole page."""
+    parts = [f"# CPO beside DPO: {where(last)}", *map(image, drawn)]
+    lengths = list(dict.fromkeys(length for length, _, _ in groups))
+    for length in lengths:
+        here = {key: runs for key, runs in groups.items() if key[0] == length}
+        if length is not None:
+            parts.append(f"## Sequences of {length} tokens")
+        parts += ["### Throughput", throughput_table(here), "### Memory, GiB", memory_table(here)]
+        if losses := loss_table(here):
+            parts += ["### Losses", losses]
+    if limits:
+        parts += ["## Largest micro-batch", limit_table(limits)]
+    notes = NOTES.format(memory=_memory(last)).split("\n\n")
+    parts += ["## What the columns mean", *(textwrap.fill(note, 100) for note in notes)]
+    parts += ["## How it was measured", about(groups, last)]
+    return "\n\n".join(parts) + "\n"
+
+
+def throughput_table(groups: Groups) -> str:
+    """A row per training and method; where it could not be measured, why."""
+    rows: Rows = [("method", "trains", "pairs/s", "CPO is faster by", "unique tokens/s",
+             "padded tokens/s", "scored tokens/s", "step, s: p20 / p50 / p80", "TFLOP/s",
+             "utilization")]  # fmt: skip
+    for (length, training, method), runs in groups.items():
+        good = measured(runs)
+        name = (NAMES[method], TRAININGS[training])
+        if not good:
+            rows.append((*name, runs[0]["error"], *[""] * 7))
+            continue
+        ours = measured(groups.get((length, training, "cpo"), []))
+        steps = np.percentile([s for run in good for s in run["step_seconds"]], [20, 50, 80])
+        rates = [f"{median_of(good, n):.0f}" for n in _TOKENS]
+        speed, highest = median_of(good, "model_tflops"), ceiling(groups)
+        rows.append((
+            *name, spread([run["pairs_per_second"] for run in good]),
+            "" if method == "cpo" else speedup(ours, good), *rates,
+            " / ".join(f"{s:.3g}" for s in steps), f"{speed:.3g}",
+            f"{speed / highest:.0%}" if speed and highest else "",
+        ))  # fmt: skip
+    return table(rows, text_columns=2)
+
+
+def ceiling(groups: Groups) -> float | None:
+    """The highest that was measured, in TFLOP/s: a machine that was busy then shows a lower one."""
+    found = [run.get("ceiling_tflops") for runs in groups.values() for run in runs]
+    return max((tflops for tflops in found if tflops), default=None)
+
+
+_TOKENS = ("tokens_per_second", "padded_tokens_per_second", "scored_tokens_per_second")
+
+
+def memory_table(groups: Groups) -> str:
+    """Peaks and their parts; only the columns that some row fills."""
+    shown = {key: typical(good) for key, runs in groups.items() if (good := measured(runs))}
+    kept = [part for part in PARTS if any(has_part(run, part) for run in shown.values())]
+    reserved = any(run.get("peak_reserved_gib") for run in shown.values())
+    head = ["method", "trains", "peak", *(["reserved"] if reserved else [])]
+    rows: Rows = [(*head, *(PARTS[part] for part in kept))]
+    for key, runs in groups.items():
+        cells = [NAMES[key[2]], TRAININGS[key[1]]]
+        if run := shown.get(key):
+            names = ["peak_memory_gib", *(["peak_reserved_gib"] if reserved else [])]
+            cells += [f"{run[name]:.2f}" for name in names]
+            cells += [_gib(run.get(f"{part}_gib")) for part in kept]
+        else:
+            cells += [runs[0]["error"], *[""] * (len(rows[0]) - 3)]
+        rows.append(tuple(cells))
+    return table(rows, text_columns=2)
+
+
+def loss_table(groups: Groups) -> str:
+    """First losses, and by how much the losses of equal objectives differ; empty without pairs."""
+    rows: Rows = [("trains", "method", "first loss", "beside", "first loss", "largest difference")]
+    for (length, training, method), runs in groups.items():
+        for other in _ALIKE.get(method, ()):
+            others = measured(groups.get((length, training, other), []))
+            if measured(runs) and others:
+                ours, theirs = measured(runs), others
+                rows.append((
+                    TRAININGS[training], NAMES[method], f"{ours[0]['losses'][0]:.6f}",
+                    NAMES[other], f"{theirs[0]['losses'][0]:.6f}", difference(ours, theirs),
+                ))  # fmt: skip
+    return table(rows, text_columns=2) if len(rows) > 1 else ""
+
+
+def limit_table(limits: list[Line]) -> str:
+    """The largest micro-batches that were found."""
+    rows: Rows = [("method", "trains", "sequences", "memory limit, GiB", "pairs", "unique tokens")]
+    for line in limits:
+        pairs = line["largest_micro_batch_pairs"]
+        more = " or more" if line.get("search_ended_early") else ""
+        rows.append((
+            NAMES[line["method"]], TRAININGS[line["training"]], line["data"],
+            f"{line['memory_limit_gib']:g}" if line["memory_limit_gib"] else "all there is",
+            f"{pairs}{more}" if pairs or not line.get("error") else line["error"],
+            str(line["largest_micro_batch_tokens"] or ""),
+        ))  # fmt: skip
+    return table(rows, text_columns=3)
+
+
+def headline(lines: list[Line]) -> str:
+    """The README's table: pairs a second and peak memory of each method, CPO's speed beside it."""
+    groups = grouped(line for line in lines if measured([line]))
+    rows: Rows = [("method", "trains", "pairs/s", "CPO is faster by", "peak memory, GiB")]
+    for (length, training, method), runs in groups.items():
+        ours = groups.get((length, training, "cpo"), [])
+        factor = speedup(ours, runs).split(" ")[0] if method != "cpo" and ours else ""
+        rows.append((
+            NAMES[method], TRAININGS[training], f"{median_of(runs, 'pairs_per_second'):.2f}",
+            f"{factor} times" if factor else "", f"{typical(runs)['peak_memory_gib']:.1f}",
+        ))  # fmt: skip
+    return table(rows, text_columns=2)
+
+
+def _gib(size: float | None) -> str:
+    return "" if size is None else f"{size:.2f}" if abs(size) >= 0.1 else f"{size:.4f}"
+
+
+def _memory(line: Line) -> str:
+    if line["GPU"] != "none":
+        return (
+            "most that was allocated on a GPU, of the rank that needed most; reserved: what "
+            "torch's allocator held"
+        )
+    return (
+        "most that was resident in a process, of the rank that needed most, libraries and "
+        "loading included"
+    )
+
+
+NOTES = """\
+Medians over repeats, [least - most]. CPO is faster by: its pairs/s divided by that row's; the range
+is over repeats, each beside the run of the same turn. Unique tokens/s: what this trainer computes,
+each shared token once. Padded tokens/s: the same pairs counted as a padded concatenation, what TRL
+and Liger compute. Scored tokens/s: the completions' tokens. TFLOP/s: of the products that the pairs
+need, each shared token once and logits of scored tokens alone, whatever a method computes; a pass
+of the reference counts, and one that was made before training does not (its time neither).
+Utilization: of a ceiling measured in the same call (of several, the highest), the model's own
+matrix products back to back.
+
+TRL and Liger hold trained weights in float32 whatever the precision, as TRL's trainers do by
+default, and compute under autocast in bfloat16. Liger's loss runs without torch.compile.
+
+Peak: {memory}; the run with the median peak. The parts are those at the moment of the peak, found
+in a further step that no clock sees: in this trainer it is mostly inside the head, when the
+gradients are not there yet; where it comes later, the head has given its memory back already and
+shows none.
+Everything else: temporary tensors, freed memory that the allocator kept, buffers of libraries and
+for communication. TRL and Liger are not looked into: what is not model states or libraries is one
+part; TRL's DPOTrainer takes the reference of LoRA from the adapter switched off."""
+
+
+def about(groups: Groups, last: Line) -> str:
+    """Settings and environment, a line each."""
+    first = next((runs[0] for runs in groups.values() if measured(runs)), last)
+    tokens = "" if "unique_tokens_per_pair" not in first else (
+        f"; per pair {first['unique_tokens_per_pair']:.1f} unique tokens and "
+        f"{first['padded_tokens_per_pair']:.1f} padded ones"
+    )  # fmt: skip
+    counts = sorted({len(runs) for runs in groups.values() if measured(runs)} or {0})
+    repeats = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    highest = ceiling(groups)
+    checkpointing = "on" if last["gradient_checkpointing"] else "off"
+    facts = {
+        "weights": last["weights"],
+        "pairs": first["data"] + tokens,
+        "step": f"{first['pairs_per_step']} pairs; {first['warmup_steps']} steps of warm-up, "
+        f"{first['timed_steps']} timed, {repeats} repeats",
+        "micro-batches": f"at most {first['tokens_per_rank']} unique tokens in this trainer; "
+        "a step in one for TRL and Liger",
+        "precision": f"{last['dtype']}, gradient checkpointing {checkpointing}",
+        "DeepSpeed": f"{last['deepspeed']}, {last['ranks']} rank(s), {last['threads']} thread(s)",
+        "LoRA": f"rank {last['lora_rank']} on {', '.join(last['lora_targets'])}",
+        "matrix-product ceiling": f"{highest:.3g} TFLOP/s" if highest else "not measured",
+    }  # fmt: skip
+    if last["memory_limit_gib"]:
+        facts["memory limit"] = f"{last['memory_limit_gib']:g} GiB for each process"
+    lines = [run for runs in groups.values() for run in runs] or [last]
+    for name in ENVIRONMENT:
+        values = [str(line[name]) for line in lines if name in line]
+        kept = values[-1:] if name in ("load before", "date") else dict.fromkeys(values)
+        facts[name] = "; then ".join(kept)
+    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
