@@ -1,7 +1,7 @@
 """The five formats of preference data.
 
-A format is two functions of a raw row: the translation directions it offers, and the texts that
-one of them gives (or the reason why it gives none).
+A format is two functions of a raw row. The first returns the row's translation directions. The
+second returns the texts of one direction, or the reason why the row has no pair for it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from cpo_ds.errors import UserError, did_you_mean
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
 _NO_VERDICT = "all scores equal"
-LEXICAL = ("chrf", "bleu")  # they compare strings with the reference, whoever computed them
+LEXICAL = ("chrf", "bleu")  # metrics that always compare strings with the reference
 
 
 class Texts(NamedTuple):
-    """One preference as text; `source` is the whole prompt in the format `pairs`."""
+    """One preference as text; in the format `pairs`, `source` is the whole prompt."""
 
     source: str
     chosen: str
@@ -36,9 +36,10 @@ class Texts(NamedTuple):
 
 
 class Format(NamedTuple):
-    """How to read a raw row; both functions raise `UserError` for one that is not as it should be.
+    """Two functions that read a raw row; both raise `UserError` for a row with a bad value.
 
-    `directions` gives `[""]` where the row has none; `pick` a string where it has no pair: why.
+    `directions` returns `[""]` if the row has no direction. `pick` returns the row's texts for a
+    direction. If the row has no pair, it returns the reason, a string.
     """
 
     directions: Callable[[RawRow], list[str]]
@@ -46,10 +47,10 @@ class Format(NamedTuple):
 
 
 def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
-    """The format that `data.format` names."""
+    """The format with the name `data.format`."""
     if data.format == "alma-r":
         scorer = "kiwi_xcomet" if data.scorer in MEAN_SPELLINGS else data.scorer
-        return Format(_alma_directions, lambda raw, way: _pick_alma(raw, way, scorer))
+        return Format(_alma_directions, lambda raw, direction: _pick_alma(raw, direction, scorer))
     if data.format == "triplets":
         return Format(_language_pair, lambda raw, _: _pick_triplet(raw, data.scorer))
     if data.format == "x-alma":
@@ -63,20 +64,25 @@ def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
 
 
 def _three_texts(raw: RawRow, rejected: str) -> Texts:
+    """The texts of a row that has them as fields; `rejected` is the name of the third field."""
     return Texts(raw.text("source"), raw.text("chosen"), raw.text(rejected))
 
 
 def _best_and_worst(candidates: list[tuple[str, float]]) -> tuple[str, str] | None:
-    """The texts of the first highest and the first lowest score; None where all are equal."""
+    """The texts with the highest and the lowest score; None if all scores are equal.
+
+    Of several texts with the same score the first counts.
+    """
     best = max(candidates, key=lambda candidate: candidate[1])
     worst = min(candidates, key=lambda candidate: candidate[1])
     return None if best[1] == worst[1] else (best[0], worst[0])
 
 
-# Directions.
+# Reading directions.
 
 
 def _known(raw: RawRow, direction: str, field: str) -> str:
+    """The direction itself. Raises `UserError` if it is not known."""
     try:
         parse_direction(direction)
     except UserError as error:
@@ -99,7 +105,8 @@ def _pair_direction(raw: RawRow, required: bool) -> list[str]:
             return [_known(raw, raw.text(column), column)]
     if required:
         raise raw.error(
-            "direction", "is missing, and data.directions needs it; set it or drop that"
+            "direction",
+            "is missing, and data.directions needs it; add it, or remove data.directions",
         )
     return [""]
 
@@ -118,11 +125,15 @@ def _alma_directions(raw: RawRow) -> list[str]:
     return [required]
 
 
-# ALMA-R-Preference.
+# The format of ALMA-R-Preference.
 
 
 def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
-    """A human verdict (Delta above 0 for gpt4, below for alma) goes before the scores."""
+    """Picks by the human verdict if there is one, else by the scores.
+
+    The field Delta holds the verdict: above 0 gpt4 is better, below 0 alma is better.
+    """
+    # Read the three translations.
     source_code, target = parse_direction(direction)
     columns = {"ref": target, "gpt4": f"gpt4_{target}", "alma": f"alma_{target}"}
     delta = raw.number_at("translation", "Delta")
@@ -130,6 +141,8 @@ def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
         _check_alma_scorer(raw, target, scorer)
     source = raw.text("translation", source_code)
     text = {name: raw.text("translation", column) for name, column in columns.items()}
+
+    # Pick two of them.
     if delta:
         better, worse = ("gpt4", "alma") if delta > 0 else ("alma", "gpt4")
         return Texts(source, text[better], text[worse])
@@ -141,26 +154,27 @@ def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
 
 
 def _check_alma_scorer(raw: RawRow, target: str, scorer: str) -> None:
-    """Raises `UserError` for a score that neither this row nor the original data set has."""
+    """Raises `UserError` for a score that neither this row nor the published data set has."""
     columns = raw.mapping("translation")
     start = f"ref_{target}_"
     if scorer in _ALMA_SCORERS or start + scorer in columns:
         return
-    there = [name.removeprefix(start) for name in columns if name.startswith(start)]
-    hint = did_you_mean(scorer, [*there, *_ALMA_SCORERS], least_likeness=0.6)
+    available = [name.removeprefix(start) for name in columns if name.startswith(start)]
+    hint = did_you_mean(scorer, [*available, *_ALMA_SCORERS], least_likeness=0.6)
     raise UserError(
-        f"data.scorer: {raw.where} has no score {scorer!r}{hint}; choose one of those there are: "
-        f"{', '.join(there) or 'none'}."
+        f"data.scorer: {raw.where} has no score {scorer!r}{hint}; choose one that exists: "
+        f"{', '.join(available) or 'none'}."
     )
 
 
-# Triplets.
+# Triplets: any number of translations with scores.
 
 
 def compares_with_reference(scorers: Any, metric: str) -> bool:
-    """Whether a metric compares with the reference, by a row's `scorers` as scoring records them.
+    """Whether a metric compares with the reference, according to the row's field `scorers`.
 
-    It says nothing of the reference itself, then: a text compared with itself.
+    Such a metric cannot judge the reference, since it would compare the text with itself.
+    `cpo-ds prepare score` writes the field.
     """
     record = scorers.get(metric) if isinstance(scorers, dict) else None
     if isinstance(record, dict) and record.get("uses_reference") is not None:
@@ -169,6 +183,7 @@ def compares_with_reference(scorers: Any, metric: str) -> bool:
 
 
 def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
+    # Read the candidates and the names that have a score.
     source, scores = raw.text("source"), raw.mapping("scores")
     metrics = _metrics(raw, scores, scorer)
     # A null candidate is no candidate: parquet gives every row the union of all rows' names.
@@ -180,14 +195,18 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
     scored = {
         name for metric in metrics for name, score in scores[metric].items() if score is not None
     }
+
+    # Count the reference as a candidate, unless the metrics compare with it.
     if "reference" in scored and "reference" not in candidates:
         if any(compares_with_reference(raw.values.get("scorers"), metric) for metric in metrics):
             scored.remove("reference")
         else:
             candidates = {"reference": raw.text("reference")} | candidates
+
+    # Pick the best and the worst candidate by the mean of the metrics.
     for name in sorted(scored - set(candidates)):
         raise raw.error(
-            f"candidates.{name}", "is missing, yet it has a score; add one or drop both"
+            f"candidates.{name}", "is missing, but it has a score; add the text or remove the score"
         )
     if len(candidates) < 2:
         return "fewer than two candidates"
@@ -201,7 +220,7 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
 
 
 def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
-    """The metrics to average: `scorer` itself, or its parts where it is a sum or a known mean."""
+    """The metrics to average: `scorer` itself, or its parts if it is a sum or a known mean."""
     metrics = [scorer]
     if scores.get(scorer) is None and scorer in MEAN_SPELLINGS:
         metrics = ["kiwi", "xcomet"]
@@ -209,20 +228,24 @@ def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
         metrics = [part.strip() for part in scorer.split("+")]
     for metric in metrics:
         if scores.get(metric) is None:
-            there = ", ".join(name for name, values in scores.items() if values is not None)
-            problem = f"is missing; data.scorer is {scorer!r} and the scores there are: {there}"
+            available = ", ".join(name for name, values in scores.items() if values is not None)
+            problem = (
+                f"is missing; data.scorer is {scorer!r}, and the row's scores are: {available}"
+            )
             raise raw.error(f"scores.{metric}", problem)
         raw.mapping("scores", metric)
     return metrics
 
 
-# Prompt, chosen, rejected: as strings, or as conversations.
+# Pairs: prompt, chosen and rejected as strings, or as conversations.
 
 
 def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
     is_conversation = isinstance(raw.get("chosen"), list)
     if is_conversation != isinstance(raw.get("rejected"), list):
-        raise raw.error("rejected", "must be of chosen's kind: both strings, or both messages")
+        raise raw.error(
+            "rejected", "must be of the same kind as chosen: both strings, or both messages"
+        )
     if not is_conversation:
         return Texts(raw.text("prompt"), raw.text("chosen"), raw.text("rejected"))
     if render_chat is None:
@@ -233,7 +256,7 @@ def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
     texts = Texts(*render_pair(*_conversations(raw), render_chat))
     for field, text in zip(("prompt", "chosen", "rejected"), texts, strict=True):
         if not text.strip():
-            raise raw.error(field, "is empty once the chat template has rendered it")
+            raise raw.error(field, "is empty after the chat template has rendered it")
     return texts
 
 
@@ -241,7 +264,7 @@ def _conversations(raw: RawRow) -> tuple[list[Message], list[Message], list[Mess
     chosen, rejected = _messages(raw, "chosen"), _messages(raw, "rejected")
     if isinstance(raw.values.get("prompt"), list):
         prompt = _messages(raw, "prompt")
-    else:  # some data sets repeat the prompt as a string; the conversations hold it too
+    else:  # a prompt that is a string, if any, is also the beginning of both conversations
         prompt, chosen, rejected = split_conversations(chosen, rejected)
     if not prompt:
         raise raw.error("prompt", "is missing, and chosen and rejected have no common beginning")
@@ -252,14 +275,15 @@ def _conversations(raw: RawRow) -> tuple[list[Message], list[Message], list[Mess
 
 
 def _messages(raw: RawRow, column: str) -> list[Message]:
+    """The messages of a column, checked, without their null fields."""
     messages = raw.get(column)
     if not messages:
         raise raw.error(column, "is empty; it needs at least one message")
     for number, message in enumerate(messages):
-        where = f"{column}[{number}]"
+        field = f"{column}[{number}]"
         if not isinstance(message, dict):
-            raise raw.error(where, "is not a message with role and content")
-        role = raw.checked_text(message.get("role"), f"{where}.role")
+            raise raw.error(field, "is not a message with role and content")
+        role = raw.checked_text(message.get("role"), f"{field}.role")
         if role != "system" or message.get("content") != "":
-            raw.checked_text(message.get("content"), f"{where}.content")
+            raw.checked_text(message.get("content"), f"{field}.content")
     return [{key: text for key, text in m.items() if text is not None} for m in messages]

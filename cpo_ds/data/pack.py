@@ -1,4 +1,4 @@
-"""Pairs -> `PackedBatch`: one row of tokens without padding, and which of them are scored."""
+"""Packs tokenized pairs into a `PackedBatch`: one row of tokens without padding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from cpo_ds.schema import PackedBatch, TokenizedPair
 def pack(
     pairs: Sequence[TokenizedPair], indices: MicroBatch, *, counted: bool = True
 ) -> PackedBatch:
-    """Packs `pairs[i]` for each of `indices`, end to end; `indices` must not be empty."""
+    """Packs the pairs at `indices` end to end; `indices` must not be empty."""
+    # Find the scored tokens of each pair; `offsets` are the places of the pairs in the row.
     selected = [pairs[i] for i in indices]
     offsets = np.cumsum([0] + [len(pair.tokens) for pair in selected])
     scored = [
@@ -24,6 +25,8 @@ def pack(
     positions, targets, numbers, in_chosen, in_rejected = (
         np.concatenate(column) for column in zip(*scored, strict=True)
     )
+
+    # Join tokens, positions and scored tokens of all pairs.
     return PackedBatch(
         input_ids=_row([pair.tokens for pair in selected]),
         position_ids=_row([_position_ids(pair) for pair in selected]),
@@ -44,10 +47,10 @@ def pack(
 def pack_micro_batch(
     pairs: Sequence[TokenizedPair], micro_batch: MicroBatch, stand_in: int
 ) -> PackedBatch:
-    """Packs a planned micro-batch; an empty one becomes pair `stand_in`, not counted.
+    """Packs a planned micro-batch; for an empty one it packs pair `stand_in`, not counted.
 
-    Ranks must run the same number of forward and backward passes, since ZeRO-3 gathers weights
-    in each.
+    All ranks must run the same number of forward and backward passes, since ZeRO-3 gathers weights
+    in each. So a rank without pairs runs one that does not count.
     """
     if micro_batch:
         return pack(pairs, micro_batch)
@@ -55,16 +58,18 @@ def pack_micro_batch(
 
 
 def _reference_logps(pairs: Sequence[TokenizedPair]) -> torch.Tensor | None:
+    """The precomputed log-probs under the reference model, [P, 2]; None if there are none."""
     known = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
     return torch.tensor(known, dtype=torch.float32) if known else None
 
 
 def _row(parts: list[np.ndarray]) -> torch.Tensor:
+    """Joins arrays into one row, [1, T] int64."""
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
 
 
 def _position_ids(pair: TokenizedPair) -> np.ndarray:
-    """0, 1, ... over prefix and chosen branch; the rejected branch goes on from the prefix."""
+    """Positions 0, 1, ... of prefix and chosen branch; the rejected branch continues the prefix."""
     chosen_end = pair.num_prefix + pair.num_chosen
     rejected = np.arange(pair.num_prefix, pair.num_prefix + pair.num_rejected)
     return np.concatenate([np.arange(chosen_end), rejected])
@@ -73,17 +78,22 @@ def _position_ids(pair: TokenizedPair) -> np.ndarray:
 def _scored(pair: TokenizedPair, offset: int, number: int) -> tuple[np.ndarray, ...]:
     """Columns (position, target, pair number, in chosen, in rejected), one entry per target.
 
-    The target at index i of a sequence is predicted at i - 1: in the prefix for both branches'
-    first token, which is why one position may have two targets.
+    The target at index i of a sequence is predicted at i - 1. For the first token of both branches
+    that is the last token of the prefix, so one position may have two targets.
     """
+    # Indices of the targets: in the prefix, in prefix + chosen and in prefix + rejected.
     prefix, chosen_end = pair.num_prefix, pair.num_prefix + pair.num_chosen
     shared = np.arange(min(pair.chosen_start, pair.rejected_start), prefix)
     chosen = np.arange(max(pair.chosen_start, prefix), chosen_end)
     rejected = np.arange(max(pair.rejected_start, prefix), prefix + pair.num_rejected)
-    shift = pair.num_chosen  # from a place in prefix + rejected to its place in the row
+
+    # Positions in the row, in which the rejected branch comes after the chosen branch.
+    shift = pair.num_chosen  # from an index in prefix + rejected to the index in the row
     rejected_predictors = np.where(rejected == prefix, prefix - 1, rejected - 1 + shift)
     positions = np.concatenate([shared - 1, chosen - 1, rejected_predictors])
     targets = pair.tokens[np.concatenate([shared, chosen, rejected + shift])]
+
+    # A target in the prefix may count for both completions, others count for one.
     in_chosen = np.concatenate(
         [shared >= pair.chosen_start, np.ones(len(chosen)), np.zeros(len(rejected))]
     )

@@ -1,8 +1,8 @@
-"""Which pairs each rank packs into each micro-batch of each step.
+"""Plans which pairs each rank packs into each micro-batch of each step.
 
-Everything here is a pure function of seed, epoch, lengths, world size and token budget, and every
-rank computes the whole of it: the global denominators of a step are known to all ranks before its
-first backward pass without any communication, and nothing of it is ever stored in a checkpoint.
+All functions are pure functions of seed, epoch, lengths, world size and token budget. Every rank
+computes the whole plan. So all ranks know a step's global denominators before its first backward
+pass without communication, and checkpoints need not store any part of the plan.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 from cpo_ds.errors import UserError
 from cpo_ds.schema import StepTotals, TokenizedPair
 
-MicroBatch = tuple[
-    int, ...
-]  # indices of pairs; empty: the rank runs a stand-in that is not counted
+# Indices of pairs. If it is empty, the rank runs a stand-in that is not counted.
+MicroBatch = tuple[int, ...]
 
 
-@functools.lru_cache(maxsize=1)  # a step needs a slice of it, so it is asked for at every step
+@functools.lru_cache(maxsize=1)  # every step of an epoch takes a slice of the same order
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
     """The order of pairs in an epoch: a permutation of `range(num_pairs)`, int64.
 
-    `RandomState`'s streams are frozen by numpy, so the order outlives library upgrades.
+    numpy guarantees that the streams of `RandomState` never change, so the order is the same after
+    library upgrades.
     """
     order = np.random.RandomState([seed, epoch]).permutation(num_pairs)
     order.flags.writeable = False
@@ -33,7 +33,7 @@ def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def steps_per_epoch(num_pairs: int, pairs_per_step: int) -> int:
-    """Optimizer steps in an epoch; the last one takes what is left."""
+    """Number of optimizer steps in an epoch; the last one takes the remaining pairs."""
     return -(-num_pairs // pairs_per_step)
 
 
@@ -49,13 +49,17 @@ def plan_step(
 ) -> list[list[MicroBatch]]:
     """Cuts a step's pairs into micro-batches: `[rank][micro-batch]` -> pair indices.
 
-    Every rank gets the same number of micro-batches, each of at most `budget` unique tokens, as
-    few as a greedy packing finds; loads are balanced by always giving the longest pair left to
-    the emptiest micro-batch (longest-processing-time-first). Where there are fewer pairs than
-    micro-batches, some stay empty. No pair may be longer than `budget` (see `check_budget`).
+    Every rank gets the same number of micro-batches, each of at most `budget` unique tokens. The
+    number is the smallest for which greedy packing succeeds. To balance loads, the longest pair
+    left always goes to the emptiest micro-batch (longest-processing-time-first). If there are fewer
+    pairs than micro-batches, some stay empty. No pair may be longer than `budget`; see
+    `check_budget`.
     """
     assert all(lengths[i] <= budget for i in indices)
+    # Longest pairs first; the index decides between pairs of the same length.
     order = sorted((int(i) for i in indices), key=lambda i: (-int(lengths[i]), i))
+
+    # Start with as many micro-batches as the sum needs, and add one per rank until all pairs fit.
     total = sum(int(lengths[i]) for i in order)
     per_rank = max(1, -(-total // (budget * world_size)))
     while (bins := _fill(order, lengths, world_size * per_rank, budget)) is None:
@@ -66,6 +70,7 @@ def plan_step(
 def _fill(
     order: list[int], lengths: np.ndarray, num_bins: int, budget: int
 ) -> list[list[int]] | None:
+    """Puts each pair into the emptiest bin; None if a bin gets more than `budget` tokens."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     heap = [(0, b) for b in range(num_bins)]
     for index in order:
@@ -83,14 +88,14 @@ def _deal(bins: list[list[int]], lengths: np.ndarray, world_size: int) -> list[l
     heaviest_first = sorted(bins, key=lambda b: -sum(int(lengths[i]) for i in b))
     ranks: list[list[MicroBatch]] = [[] for _ in range(world_size)]
     for position, pairs in enumerate(heaviest_first):
-        turn, place = divmod(position, world_size)
-        rank = place if turn % 2 == 0 else world_size - 1 - place
+        turn, offset = divmod(position, world_size)
+        rank = offset if turn % 2 == 0 else world_size - 1 - offset
         ranks[rank].append(tuple(sorted(pairs)))
     return ranks
 
 
 def check_budget(pairs: Sequence[TokenizedPair], budget: int) -> None:
-    """Raises `UserError` naming the largest pair where it does not fit into one micro-batch."""
+    """Raises `UserError` if the largest pair does not fit into one micro-batch."""
     largest = max(pairs, key=lambda pair: len(pair.tokens))
     if len(largest.tokens) > budget:
         too_long = sum(len(pair.tokens) > budget for pair in pairs)
@@ -105,7 +110,7 @@ def check_budget(pairs: Sequence[TokenizedPair], budget: int) -> None:
 def step_totals(
     micro_batches: list[list[MicroBatch]], pairs: Sequence[TokenizedPair]
 ) -> StepTotals:
-    """Counts over the whole global batch of a step."""
+    """Counts pairs and tokens over the global batch of a step."""
     packed = [[pairs[i] for i in micro_batch] for rank in micro_batches for micro_batch in rank]
     flat = [pair for micro_batch in packed for pair in micro_batch]
     chosen = sum(pair.num_chosen_scored for pair in flat)
@@ -115,6 +120,8 @@ def step_totals(
         scored_tokens=chosen + sum(pair.num_rejected_scored for pair in flat),
         unique_tokens=sum(len(pair.tokens) for pair in flat),
         padded_tokens=sum(
-            2 * len(some) * max(pair.longest_sequence for pair in some) for some in packed if some
+            2 * len(together) * max(pair.longest_sequence for pair in together)
+            for together in packed
+            if together
         ),
     )

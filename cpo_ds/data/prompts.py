@@ -1,4 +1,4 @@
-"""Languages, translation prompts and chat rendering: pure strings."""
+"""Languages, translation prompts and chat templates, as pure functions of strings."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ LANGUAGES: dict[str, str] = {
 
 
 def alma_prompt(source: str, source_code: str, target_code: str) -> str:
-    """The prompt of ALMA and ALMA-R; the translation follows its last colon directly.
+    """The prompt of ALMA and ALMA-R; the translation follows directly after its last colon.
 
     Raises `UserError` for a language code that is not in `LANGUAGES`.
     """
@@ -77,9 +77,9 @@ def alma_prompt(source: str, source_code: str, target_code: str) -> str:
 def few_shot_prompt(
     source: str, source_code: str, target_code: str, examples: Iterable[tuple[str, str]]
 ) -> str:
-    """ALMA's few-shot prompt: (source, translation) pairs stand before the source.
+    """ALMA's few-shot prompt, with (source, translation) pairs before the source.
 
-    Without examples it is `alma_prompt`. Raises `UserError` for an unknown language code.
+    Without examples it equals `alma_prompt`. Raises `UserError` for an unknown language code.
     """
     names = (_language(source_code), _language(target_code))
     shots = "".join(f"\n{names[0]}: {first}\n{names[1]}: {second}" for first, second in examples)
@@ -88,7 +88,7 @@ def few_shot_prompt(
 
 
 def gpt4_messages(source: str, source_code: str, target_code: str) -> list[Message]:
-    """The conversation by which GPT-4 translated for ALMA-R (arXiv 2401.08417, appendix B).
+    """The conversation that made GPT-4 translate for ALMA-R (arXiv 2401.08417, appendix B).
 
     Raises `UserError` for an unknown language code.
     """
@@ -103,9 +103,9 @@ def gpt4_messages(source: str, source_code: str, target_code: str) -> list[Messa
 
 
 def source_of(prompt: str, direction: str) -> str | None:
-    """The source text in an ALMA prompt, inside a chat template or not; None in any other prompt.
+    """The source text in an ALMA prompt, the inverse of `alma_prompt`; None in any other prompt.
 
-    The inverse of `alma_prompt`, for a `direction` like `"en-de"`.
+    `direction` is like `"en-de"`. A chat template may surround the ALMA prompt.
     """
     codes = direction.split("-")
     if len(codes) != 2 or not all(code in LANGUAGES for code in codes):
@@ -121,7 +121,7 @@ def source_of(prompt: str, direction: str) -> str | None:
 def parse_direction(direction: str) -> tuple[str, str]:
     """`"en-de"` -> `("en", "de")`, the source's and the target's code.
 
-    Raises `UserError` for anything else, naming the closest known direction or language.
+    Raises `UserError` for anything else, with the closest known direction if there is one.
     """
     codes = direction.split("-")
     if len(codes) == 2 and codes[0] != codes[1] and all(code in LANGUAGES for code in codes):
@@ -130,6 +130,8 @@ def parse_direction(direction: str) -> tuple[str, str]:
     unknown = [code for code in codes if code not in LANGUAGES]
     if len(codes) == 2 and unknown:
         problem += f": there is no language {unknown[0]!r}"
+
+    # Guess from codes or names of languages: "German to english" is close to de-en.
     words = [word for word in re.split(r"[^a-z]+", direction.lower()) if word]
     closest = [_closest_code(word) for word in words]
     if len(closest) == 2 and None not in closest and closest[0] != closest[1]:
@@ -142,10 +144,10 @@ def parse_direction(direction: str) -> tuple[str, str]:
 def split_conversations(
     chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """Two whole conversations -> their common beginning and the two remainders, none of them empty.
+    """Splits two conversations into their common beginning and the two remainders.
 
-    Where one conversation begins with all of the other, its last common message is part of the
-    remainders. The beginning is empty where already the first messages differ.
+    No remainder is empty: if one conversation is the beginning of the other, the last common
+    message is part of both remainders. The common beginning is empty if the first messages differ.
     """
     shortest = min(len(chosen), len(rejected))
     common = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest - 1)
@@ -155,10 +157,10 @@ def split_conversations(
 def render_pair(
     prompt: list[Message], chosen: list[Message], rejected: list[Message], render_chat: RenderChat
 ) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected text; prompt + completion is the chat template of both.
+    """Renders prompt, chosen and rejected by a chat template; prompt + completion is the whole.
 
-    Some templates render a prompt otherwise alone than before a completion: the prompt text is
-    what the prompt alone and both whole conversations have in common.
+    Some templates render a prompt differently if a completion follows. So the prompt text is the
+    common beginning of three texts: the prompt alone, and both whole conversations.
     """
     whole = [render_chat(prompt + completion, False) for completion in (chosen, rejected)]
     text = _common_beginning(render_chat(prompt, True), _common_beginning(*whole))
@@ -166,6 +168,7 @@ def render_pair(
 
 
 def _common_beginning(first: str, second: str) -> str:
+    """The longest text with which both begin."""
     shortest = min(len(first), len(second))
     differing = (i for i in range(shortest) if first[i] != second[i])
     return first[: next(differing, shortest)]
@@ -176,10 +179,11 @@ def _opening(source_name: str, target_name: str) -> str:
 
 
 def _language(code: str) -> str:
+    """The English name of a language. Raises `UserError` for an unknown code."""
     if code in LANGUAGES:
         return LANGUAGES[code]
     closest = _closest_code(code)
-    hint = f"did you mean {closest}?" if closest else f"known are: {', '.join(LANGUAGES)}."
+    hint = f"did you mean {closest}?" if closest else f"known codes: {', '.join(LANGUAGES)}."
     raise UserError(f"unknown language code {code!r}; {hint}")
 
 

@@ -1,4 +1,4 @@
-"""Preference rows from data in any format, and their split into training and held-out pairs."""
+"""Reads preference rows in any format, and splits them into training and held-out rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLE = Path(__file__).parent / "sample"
 
 @dataclass
 class RowReport:
-    """What reading came to: rows read, pairs dropped by reason, pairs kept by direction."""
+    """Counts of reading: rows read, pairs dropped by reason, pairs kept by direction."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -43,21 +43,24 @@ class RowReport:
 def read_rows(
     data: DataConfig, render_chat: RenderChat | None, path: str | None = None
 ) -> tuple[list[PreferenceRow], RowReport]:
-    """The preference pairs of `data.path` (or of `path`), in the order of the files.
+    """Reads the preference pairs of `data.path`, or of `path` if given, in the order of the files.
 
-    `render_chat` is the tokenizer's chat template, None if it has none; `data.prompt_style: chat`
-    and conversations need it. Raises `UserError` for a row that is not as `data.format` says, for
-    a selected direction that is not there, and where no pair is left.
+    `render_chat` is the tokenizer's chat template, or None if it has none. Conversations and
+    `data.prompt_style: chat` need it. Raises `UserError` for a row that does not fit `data.format`,
+    for a selected direction that no row has, and if no pair is left.
     """
+    # Check the settings before any file is read.
     if data.prompt_style == "chat" and data.format != "pairs" and render_chat is None:
         raise UserError(
             "data.prompt_style is chat, but the tokenizer has no chat template; set it to alma, or "
-            "take a model with one."
+            "use a model with a chat template."
         )
     for direction in data.directions or []:
         _check_selected(direction)
-    place = path or data.path
-    raw_rows = read_raw(place, data.split) if place else read_folder(SAMPLE, "sample")
+
+    # Make a pair of each row and direction; count those that are dropped.
+    location = path or data.path
+    raw_rows = read_raw(location, data.split) if location else read_folder(SAMPLE, "sample")
     row_format = format_of(data, render_chat)
     rows: list[PreferenceRow] = []
     report, offered = RowReport(), set[str]()
@@ -78,29 +81,31 @@ def read_rows(
                 continue
             report.kept[direction] += 1
             rows.append(row)
-    _check_result(report, offered, data, place or "the sample")
+    _check_result(report, offered, data, location or "the sample")
     return rows, report
 
 
 def _check_selected(direction: str) -> None:
+    """Raises `UserError` for a direction in `data.directions` that is not known."""
     try:
         parse_direction(direction)
     except UserError as error:
         raise UserError(f"data.directions: {error}") from None
 
 
-def _check_result(report: RowReport, offered: set[str], data: DataConfig, place: str) -> None:
+def _check_result(report: RowReport, offered: set[str], data: DataConfig, location: str) -> None:
+    """Raises `UserError` if a selected direction is missing or no pair is left."""
     missing = [direction for direction in data.directions or [] if direction not in offered]
     if missing:
         raise UserError(
-            f"data.directions: {missing[0]} is not in {place}; choose among those that are: "
+            f"data.directions: {missing[0]} is not in {location}; choose among its directions: "
             f"{', '.join(sorted(offered))}."
         )
     if not report.kept:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in report.dropped.most_common())
         raise UserError(
-            f"{place}: no pair is left of {report.read} rows (dropped: {reasons}); check "
-            "data.directions, and that the data prefers one of two different completions."
+            f"{location}: no pair is left of {report.read} rows (dropped: {reasons}); check "
+            "data.directions, and that chosen and rejected differ in the data."
         )
 
 
@@ -111,7 +116,7 @@ def _make_row(
     data: DataConfig,
     render_chat: RenderChat | None,
 ) -> PreferenceRow | str:
-    """The pair, or the reason why there is none."""
+    """The pair of a row in one direction, or the reason why there is none."""
     try:
         texts = row_format.pick(raw, direction)
         if isinstance(texts, str):
@@ -122,7 +127,7 @@ def _make_row(
     except TemplateError as error:
         raise UserError(
             f"{raw.where}: the tokenizer's chat template refuses this conversation ({error}); "
-            "change the row to what the template takes, or use plain strings."
+            "change the row to fit the template, or use plain strings."
         ) from None
     return PreferenceRow(prompt, texts.chosen, texts.rejected, direction, raw.origin)
 
@@ -139,14 +144,17 @@ def _prompt(source: str, direction: str, data: DataConfig, render_chat: RenderCh
 def split_held_out(
     rows: Sequence[PreferenceRow], fraction: float, seed: int
 ) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
-    """Training and held-out rows, both in the order given; a pure function of its arguments.
+    """Splits rows into training and held-out rows, both in the given order.
 
-    Rows with the same prompt, the same source text (of ALMA prompts, in any direction) or from the
-    same line of a file stay together. Each direction gives its share where such groups allow it,
-    and groups are taken whole or not at all. Raises `UserError` where either side would be empty.
+    The same arguments always give the same split. Groups of rows stay together: rows with the same
+    prompt, with the same source text (of ALMA prompts, in any direction), or from the same line of
+    a file. Each direction gives its share if the groups allow it. Raises `UserError` if either side
+    would be empty.
     """
     if fraction == 0:
         return list(rows), []
+
+    # Hold out groups in random order, as long as at least half of a group fits the quotas.
     quotas = _quotas(Counter(row.direction for row in rows), fraction)
     groups = _groups(rows)
     random.Random(seed).shuffle(groups)
@@ -154,10 +162,11 @@ def split_held_out(
     for group in groups:
         counts = Counter(rows[index].direction for index in group)
         wanted = sum(min(count, quotas[direction]) for direction, count in counts.items())
-        if 2 * wanted >= len(group):  # at least half of it fits
+        if 2 * wanted >= len(group):
             held.update(group)
             for direction, count in counts.items():
                 quotas[direction] = max(0, quotas[direction] - count)
+
     if not 0 < len(held) < len(rows):
         raise UserError(
             f"data.eval_fraction: {fraction} of {len(rows)} pairs in {len(groups)} groups with the "
@@ -169,9 +178,9 @@ def split_held_out(
 
 
 def _quotas(counts: Counter[str], fraction: float) -> dict[str, int]:
-    """Rows to hold out of each direction: in all the rounded share, at least 1 (largest remainder).
+    """The number of rows to hold out of each direction, by the largest-remainder method.
 
-    The total also leaves at least one row to train on.
+    The total is the rounded share of all rows; at least one row is held out and one is left.
     """
     rows = sum(counts.values())
     total = min(max(1, round(fraction * rows)), rows - 1)
@@ -183,7 +192,8 @@ def _quotas(counts: Counter[str], fraction: float) -> dict[str, int]:
 
 
 def _groups(rows: Sequence[PreferenceRow]) -> list[list[int]]:
-    """Row indices, grouped by what must not be on both sides; in order of first appearance."""
+    """Indices of the rows that must be on the same side, grouped, in order of first appearance."""
+    # Union-find: rows of a group have the same root, the first row of the group.
     parents = list(range(len(rows)))
 
     def root(index: int) -> int:

@@ -1,4 +1,4 @@
-"""Raw rows from files, folders and datasets, and checked access to their fields."""
+"""Reads raw rows from files, folders and datasets, and checks their fields."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ _DATASET_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as it was read, and where: `number` counts lines or rows (`unit`) from 1."""
+    """One row as it was read, with its origin, and checked access to its fields."""
 
     file: str
-    unit: str
-    number: int
+    unit: str  # of `number`: "line" or "row"
+    number: int  # counted from 1
     values: dict[str, Any]
 
     @property
     def origin(self) -> str:
-        """Like `"pairs.jsonl:12"`."""
+        """The row's file and number, like `"pairs.jsonl:12"`."""
         return f"{self.file}:{self.number}"
 
     @property
     def where(self) -> str:
-        """Like `"pairs.jsonl, line 12"`, for messages."""
+        """The row's file and number for messages, like `"pairs.jsonl, line 12"`."""
         return f"{self.file}, {self.unit} {self.number}"
 
     def error(self, field: str, problem: str) -> UserError:
-        """An error to raise, which names the file, the line and the field."""
+        """Makes an error that names the file, the line and the field."""
         end = "" if problem.endswith(("?", ".")) else "."
         return UserError(f"{self.where}: field {field} {problem}{end}")
 
     def get(self, *path: str) -> Any:
-        """The value at a path of keys. Raises `UserError` where it is missing or null."""
+        """The value at a path of keys. Raises `UserError` if it is missing or null."""
         value: Any = self.values
         for depth, key in enumerate(path):
             if not isinstance(value, dict):
                 raise self.error(".".join(path[:depth]), f"is not an object but {_show(value)}")
             value = value.get(key)
             if value is None:
-                where = ".".join(path[: depth + 1])
-                raise self.error(where, "is missing; every row needs it")
+                field = ".".join(path[: depth + 1])
+                raise self.error(field, "is missing; every row needs it")
         return value
 
     def text(self, *path: str) -> str:
-        """A string that is not blank. Raises `UserError`."""
+        """The string at a path of keys. Raises `UserError` if it is missing, blank or no string."""
         return self.checked_text(self.get(*path), ".".join(path))
 
     def checked_text(self, value: Any, field: str) -> str:
-        """`value` as a string that is not blank and can be encoded. Raises `UserError`."""
+        """Returns `value`. Raises `UserError` unless it is a valid string that is not blank."""
         if not isinstance(value, str):
             raise self.error(field, f"is not a string but {_show(value)}")
         if not value.strip():
@@ -73,14 +73,14 @@ class RawRow:
         return value
 
     def mapping(self, *path: str) -> dict[str, Any]:
-        """An object. Raises `UserError`."""
+        """The JSON object at a path of keys. Raises `UserError` if it is missing or no object."""
         value = self.get(*path)
         if not isinstance(value, dict):
             raise self.error(".".join(path), f"is not an object but {_show(value)}")
         return value
 
     def number_at(self, *path: str) -> float:
-        """A finite number. Raises `UserError`."""
+        """The number at a path of keys. Raises `UserError` if it is missing or not finite."""
         value, field = self.get(*path), ".".join(path)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(field, f"is not a number but {_show(value)}")
@@ -90,22 +90,25 @@ class RawRow:
 
 
 def read_raw(path: str, split: str) -> Iterator[RawRow | None]:
-    """The rows of a file, a folder of files (sorted by name) or a dataset; None for a blank line.
+    """Reads a file, a folder of files (sorted by name) or a dataset; yields None for a blank line.
 
-    `split` applies to datasets. Raises `UserError` for what is not there, cannot be read or is
+    `split` applies to datasets. Raises `UserError` if the data does not exist, cannot be read or is
     empty.
     """
     local = Path(os.path.expanduser(path))
     if path and local.exists():
         yield from _read_local(local, split)
     elif _looks_like_path(path):
-        raise UserError(f"data path {path!r} is not there; correct it, or create the file.")
+        raise UserError(f"data path {path!r} does not exist; correct it, or create the file.")
     else:
         yield from _read_dataset(path, split)
 
 
 def read_folder(folder: Path, label: str) -> Iterator[RawRow | None]:
-    """The rows of every jsonl, jsonl.gz and parquet file below `folder`; `label` stands for it."""
+    """Reads every jsonl, jsonl.gz and parquet file below `folder`.
+
+    `label` is the name of the folder in messages. Raises `UserError` if there is no such file.
+    """
     inside = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
     files = [(name, path) for name, path in inside if _is_data_file(name) and path.is_file()]
     if not files:
@@ -140,15 +143,16 @@ def _read_file(path: Path, label: str) -> Iterator[RawRow | None]:
         yield from _not_empty(rows, label)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{label} cannot be read ({reason}); check it.") from None
+        raise UserError(f"{label} cannot be read ({reason}); check the file.") from None
 
 
 def _not_empty(rows: Iterator[RawRow | None], label: str) -> Iterator[RawRow | None]:
-    found = False
+    """Passes rows through. Raises `UserError` at the end if there was none."""
+    is_empty = True
     for row in rows:
-        found = found or row is not None
+        is_empty = is_empty and row is None
         yield row
-    if not found:
+    if is_empty:
         raise UserError(f"{label} is empty; it needs at least one row.")
 
 
@@ -165,8 +169,10 @@ def _read_jsonl(path: Path, label: str) -> Iterator[RawRow | None]:
 
 
 def _parse_line(line: bytes, number: int, label: str) -> RawRow | None:
+    """One line as a row; None if it is blank."""
     where = f"{label}, line {number}"
     try:
+        # Some editors begin a file with a byte order mark.
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         if not text:
             return None
@@ -199,12 +205,12 @@ def _read_parquet(path: Path, label: str) -> Iterator[RawRow | None]:
 
 
 def _read_saved_dataset(path: Path, split: str) -> Iterator[RawRow | None]:
-    """A folder that `save_to_disk` of the datasets library wrote."""
+    """Reads a folder that `save_to_disk` of the datasets library wrote."""
     import datasets
 
     try:
         dataset = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the library raises for a damaged folder
+    except Exception as error:  # the library raises errors of many types for a damaged folder
         raise UserError(f"{path} is not a whole saved dataset ({error}); save it again.") from None
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
@@ -216,14 +222,14 @@ def _read_saved_dataset(path: Path, split: str) -> Iterator[RawRow | None]:
 
 
 def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
-    """A dataset by name: its default configuration, or all in order of name where it has none."""
+    """Reads a dataset by name: its default configuration, or all of them if it has no default."""
     import datasets
 
     try:
         default = datasets.get_dataset_default_config_name(name)
         configs = [default] if default else sorted(datasets.get_dataset_config_names(name))
         parts = [datasets.load_dataset(name, config, split=split) for config in configs]
-    except Exception as error:  # offline, unknown, gated, no such split: a type each
+    except Exception as error:  # one type each for offline, unknown, gated, no such split
         reason = " ".join(str(error).split())
         raise UserError(
             f"dataset {name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: "
@@ -242,5 +248,6 @@ def _dataset_rows(dataset: Any, label: str) -> Iterator[RawRow | None]:
 
 
 def _show(value: Any) -> str:
+    """A value for messages, cut to 40 characters."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

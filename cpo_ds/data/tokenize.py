@@ -1,18 +1,19 @@
-"""Row -> `TokenizedPair`: which tokens a pair shares, where its branches begin, what is scored.
+"""Tokenizes rows into `TokenizedPair`s: shared prefix, two branches, and the scored tokens.
 
-Tokens are those of TRL's CPOTrainer: prompt + completion is tokenized as one text, the completion
-begins where the prompt's own tokens end (earlier where a merge at the boundary changed the last
-of them), the beginning-of-sequence token is put first and the end-of-sequence token last
-unless they are there already. Nothing is ever cut: what is too long is dropped and counted.
+The tokens are those of TRL's CPOTrainer. Prompt + completion is tokenized as one text. The
+completion begins after the prompt's own tokens, or earlier if a merge at the boundary changed the
+last of them. The sequence begins with the beginning-of-sequence token and ends with the
+end-of-sequence token; each is added if it is missing. Sequences are never cut: pairs that are too
+long are dropped and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,12 +22,18 @@ from cpo_ds.ranks.liveness import count_work
 from cpo_ds.schema import PreferenceRow, TokenizedPair
 
 Sharing = Literal["common", "prompt", "none"]
-Sequence_ = tuple[list[int], int]  # tokens of prompt + completion, index of the first scored one
+
+
+class Tokens(NamedTuple):
+    """The tokens of prompt + completion, and the index of the first scored one."""
+
+    ids: list[int]
+    start: int
 
 
 @dataclass
 class TokenReport:
-    """What tokenization kept and dropped, and how long things are."""
+    """Counts of tokenization, and lengths in tokens of the parts of the pairs."""
 
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -57,34 +64,39 @@ def tokenize_rows(
     max_tokens: int,
     sharing: Sharing = "common",
 ) -> tuple[list[TokenizedPair], TokenReport]:
-    """Tokenizes rows, in order; drops what is too long or the same in tokens, and says so.
+    """Tokenizes rows, in order; returns the pairs, and a report that counts the dropped ones.
 
-    `max_tokens` bounds prompt + one completion, special tokens included. Raises `UserError` where
-    the tokenizer has no end-of-sequence token or nothing is left.
+    Drops pairs that are too long, or whose completions are the same in tokens. `max_tokens` limits
+    prompt + one completion, with special tokens. Raises `UserError` if the tokenizer has no
+    end-of-sequence token, or if no pair is left.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the tokenizer has no end-of-sequence token, so a model could not learn where a "
             "translation ends; set eos_token in its tokenizer_config.json."
         )
+
+    # Tokenize, and drop pairs that do not fit.
     report = TokenReport()
     pairs = []
-    for row, chosen, rejected, merged in _sequences(rows, tokenizer):
-        prompt_tokens = max(chosen[1], rejected[1])
+    for row, chosen, rejected, merged in _tokenized(rows, tokenizer):
+        prompt_tokens = max(chosen.start, rejected.start)
         if prompt_tokens > max_prompt_tokens:
             report.dropped[f"prompt longer than {max_prompt_tokens} tokens"] += 1
-        elif max(len(chosen[0]), len(rejected[0])) > max_tokens:
+        elif max(len(chosen.ids), len(rejected.ids)) > max_tokens:
             report.dropped[f"prompt and completion longer than {max_tokens} tokens"] += 1
-        elif chosen[0] == rejected[0]:
+        elif chosen.ids == rejected.ids:
             report.dropped["chosen and rejected are the same in tokens"] += 1
         else:
             report.merged_boundaries += merged
             pairs.append(make_pair(chosen, rejected, row.direction, row.origin, sharing))
+
+    # Report.
     if not pairs:
         reasons = ", ".join(f"{n} {reason}" for reason, n in report.dropped.items())
         raise UserError(
             f"no pairs are left after tokenization ({reasons}); raise data.max_prompt_tokens or "
-            "data.max_tokens, or look at the data."
+            "data.max_tokens, or check the data."
         )
     report.kept = len(pairs)
     report.lengths = _length_table(pairs)
@@ -92,14 +104,20 @@ def tokenize_rows(
 
 
 def make_pair(
-    chosen: Sequence_, rejected: Sequence_, direction: str, origin: str, sharing: Sharing = "common"
+    chosen: tuple[list[int], int],
+    rejected: tuple[list[int], int],
+    direction: str,
+    origin: str,
+    sharing: Sharing = "common",
 ) -> TokenizedPair:
-    """Joins two (tokens, index of the first scored token) into one pair.
+    """Joins two sequences, given like `Tokens`, into one pair with a shared prefix.
 
-    The shared prefix stops one token short of either sequence: the last token of each is scored
-    on its own branch.
+    The shared prefix never contains the last token of either sequence, so that each branch has at
+    least one token to score.
     """
     (chosen_ids, chosen_start), (rejected_ids, rejected_start) = chosen, rejected
+
+    # Find the length of the shared prefix.
     shared = min(
         common_prefix_length(chosen_ids, rejected_ids), len(chosen_ids) - 1, len(rejected_ids) - 1
     )
@@ -107,6 +125,7 @@ def make_pair(
         shared = min(shared, chosen_start, rejected_start)
     elif sharing == "none":
         shared = 0
+
     return TokenizedPair(
         tokens=np.array(chosen_ids + rejected_ids[shared:], dtype=np.int32),
         num_prefix=shared,
@@ -126,8 +145,14 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _sequences(rows: Sequence[PreferenceRow], tokenizer: Any, chunk: int = 4096) -> Any:
-    """Yields (row, chosen, rejected, whether a boundary merged), tokenizing many rows at a time."""
+def _tokenized(
+    rows: Sequence[PreferenceRow], tokenizer: Any, chunk: int = 4096
+) -> Iterator[tuple[PreferenceRow, Tokens, Tokens, bool]]:
+    """Yields (row, chosen, rejected, whether a boundary merged), tokenizing `chunk` rows at a time.
+
+    A boundary merges if the tokenizer joins the end of the prompt and the beginning of a completion
+    into one token.
+    """
     for begin in range(0, len(rows), chunk):
         count_work()
         part = rows[begin : begin + chunk]
@@ -137,25 +162,28 @@ def _sequences(rows: Sequence[PreferenceRow], tokenizer: Any, chunk: int = 4096)
         for row, prompt, full_chosen, full_rejected in zip(
             part, prompts, chosen, rejected, strict=True
         ):
-            sequences = [
-                _sequence(prompt, full, tokenizer) for full in (full_chosen, full_rejected)
-            ]
             merged = any(full[: len(prompt)] != prompt for full in (full_chosen, full_rejected))
-            yield row, sequences[0], sequences[1], merged
+            yield (
+                row,
+                _with_special_tokens(prompt, full_chosen, tokenizer),
+                _with_special_tokens(prompt, full_rejected, tokenizer),
+                merged,
+            )
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def _sequence(prompt: list[int], full: list[int], tokenizer: Any) -> Sequence_:
-    start = common_prefix_length(prompt, full)  # all of the prompt, but for a merge at its end
+def _with_special_tokens(prompt: list[int], full: list[int], tokenizer: Any) -> Tokens:
+    """Adds the tokens for beginning and end if they are missing, and finds the first scored one."""
+    start = common_prefix_length(prompt, full)  # the whole prompt, unless its end merged
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and (start == 0 or full[0] != bos):
         full, start = [bos, *full], start + 1
     if len(full) == start or full[-1] != eos:
         full = [*full, eos]
-    return full, max(start, 1)  # nothing predicts the very first token
+    return Tokens(full, max(start, 1))  # no token predicts the very first one
 
 
 def _length_table(pairs: Sequence[TokenizedPair]) -> dict[str, np.ndarray]:
@@ -168,7 +196,7 @@ def _length_table(pairs: Sequence[TokenizedPair]) -> dict[str, np.ndarray]:
 
 
 def pairs_fingerprint(pairs: Iterable[TokenizedPair]) -> str:
-    """16 hexadecimal digits that change with any pair's tokens, layout, or place in the order."""
+    """A fingerprint of all pairs' tokens, layout and order: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(pair.tokens.tobytes())

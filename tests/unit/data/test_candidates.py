@@ -36,7 +36,7 @@ def test_blank_texts_are_left_out_and_counted(tmp_path: Path) -> None:
         (ROW | {"language_pair": "en-xx"}, "line 1: field language_pair has an unknown direction"),
         (ROW | {"source": 3}, "line 1: field source is not a string"),
         (ROW | {"candidates": {"a": 3}}, "line 1: field candidates.a is not a string"),
-        (ROW | {"candidates": {"reference": "x"}}, "the name that the row's reference goes by"),
+        (ROW | {"candidates": {"reference": "x"}}, "has the name of the row's reference"),
         (ROW | {"candidates": ["x"]}, "line 1: field candidates is not an object"),
         ({"source": "s"}, "line 1: field language_pair is missing"),
         (ROW | {"source": ""}, "has no row with a source"),

@@ -20,7 +20,7 @@ def test_directions_are_selected_and_checked(tmp_path: Path) -> None:
     rows, report = read(path, "alma-r", directions=["en-de"])
     assert [row.direction for row in rows] == ["en-de", "en-de"]
     assert report.dropped == {"direction not selected": 1}
-    with pytest.raises(UserError, match=r"en-cs is not in .* are: de-en, en-de"):
+    with pytest.raises(UserError, match=r"en-cs is not in .* its directions: de-en, en-de"):
         read(path, "alma-r", directions=["en-de", "en-cs"])
     with pytest.raises(UserError, match=r"data\.directions: unknown direction 'en-dee'.*en-de\?"):
         read(path, "alma-r", directions=["en-dee"])

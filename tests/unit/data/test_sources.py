@@ -86,7 +86,7 @@ def test_dataset_by_name_loads_all_configurations_where_none_is_default(
     "path", ["gone.jsonl", "a/gone.parquet", "./x", "../x", "/no/such", "~/no/such", "a/b/c", "x y"]
 )
 def test_missing_local_path_is_not_looked_up_as_a_dataset(path: str) -> None:
-    with pytest.raises(UserError, match=f"data path '{path}' is not there"):
+    with pytest.raises(UserError, match=f"data path '{path}' does not exist"):
         read(path, "pairs")
 
 

@@ -79,7 +79,7 @@ def test_triplet_without_a_preference_is_dropped(tmp_path: Path) -> None:
         ({"scores": None}, "field scores is missing"),
         ({"candidates": ["x"]}, "field candidates is not an object"),
         ({"candidates": {"a": "x", "b": ""}}, "field candidates.b is empty"),
-        ({"candidates": {"a": "x", "b": "y"}}, "candidates.c is missing, yet it has a score"),
+        ({"candidates": {"a": "x", "b": "y"}}, "candidates.c is missing, but it has a score"),
         ({"source": "\t"}, "field source is empty"),
         ({"language_pair": "en"}, "field language_pair has an unknown direction 'en'"),
         ({"source": "\ud800"}, "field source has half of a surrogate pair"),

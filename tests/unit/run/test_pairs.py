@@ -37,7 +37,10 @@ def test_plain_pairs_are_kept_as_they_are(tmp_path: Path) -> None:
         (PAIR | {"chosen": "\n"}, "field chosen is empty"),
         (PAIR | {"rejected": 3}, "field rejected is not a string but 3"),
         (PAIR | {"direction": "en-xy"}, "field direction has an unknown direction 'en-xy'"),
-        (PAIR | {"chosen": [{"role": "assistant", "content": "x"}]}, "must be of chosen's kind"),
+        (
+            PAIR | {"chosen": [{"role": "assistant", "content": "x"}]},
+            "must be of the same kind as chosen",
+        ),
     ],
 )
 def test_plain_pair_errors(tmp_path: Path, row: Any, message: str) -> None:
@@ -141,7 +144,7 @@ def test_conversation_needs_a_template_that_takes_it(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"line 1: .*refuses this conversation .roles must alter"):
         read(path, "pairs", render=render)
-    with pytest.raises(UserError, match="line 1: field prompt is empty once"):
+    with pytest.raises(UserError, match="line 1: field prompt is empty after"):
         read(
             path,
             "pairs",
