@@ -39,8 +39,8 @@ COMMANDS = {
         takes_recipe=True,
     ),
     "doctor": Command(
-        "cpo_ds.doctor.options",
-        "look at the hosts of a hostfile before a run: what is wrong, and what to do",
+        "cpo_ds.doctor.command",
+        "check the hosts of a hostfile before a run, and say how to fix what is wrong",
         takes_recipe=True,
     ),
 }

@@ -1,4 +1,7 @@
-"""The command `cpo-ds doctor`: asks every host at once, prints what is wrong and what to do."""
+"""The command `cpo-ds doctor`: checks every host at once, prints problems and their remedies.
+
+No torch, numpy or pydantic is imported, unless a recipe is given or bandwidth is measured.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,73 @@ from pathlib import Path
 from typing import Any
 
 import cpo_ds
-from cpo_ds.doctor import reachable
-from cpo_ds.doctor.checks import network, resources
-from cpo_ds.doctor.checks import software as checks
+from cpo_ds.doctor import links, reachable
+from cpo_ds.doctor.checks import network, resources, software
 from cpo_ds.doctor.checks.findings import Row
 from cpo_ds.doctor.gather import gather
 from cpo_ds.doctor.hostfile import read_hostfile
-from cpo_ds.doctor.links import Result, measure
-from cpo_ds.doctor.sessions import Party, Ssh, sessions
-from cpo_ds.doctor.survey import Survey, Wanted
+from cpo_ds.doctor.sessions import HostGroup, Ssh, sessions
+from cpo_ds.doctor.survey import PlannedRun, Survey
 from cpo_ds.doctor.table import report
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.ranks.environment_file import read_environment_files
 
-_PROGRAMS = {"pdsh": "pdsh", "openmpi": "mpirun"}
+_PROGRAMS = {"pdsh": "pdsh", "openmpi": "mpirun"}  # launcher -> the program that it calls
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `cpo-ds doctor`."""
+    parser.description = (
+        f"{parser.description} Exit code 2 if a check finds an error. With recipe options as in "
+        "training (--config, --section.field value) the recipe's files are checked too."
+    )
+    # The hosts and the run that is planned on them.
+    add = parser.add_argument
+    add("--hostfile", required=True, type=Path, metavar="FILE", help="the launcher's hostfile")
+    add(
+        "--ssh-port",
+        type=int,
+        metavar="PORT",
+        help="of the hosts' ssh servers (from ssh's settings)",
+    )
+    add("--launcher", choices=("pdsh", "openmpi"), default="pdsh", help="the run's (pdsh)")
+    add("--master-addr", metavar="ADDRESS", help="rank 0's (as the launcher finds it)")
+    add("--master-port", type=int, metavar="PORT", default=29500, help="rank 0's (29500)")
+    add("--need-disk", type=float, metavar="GIB", default=20.0, help="warn of less free disk (20)")
+    add("--need-memory", type=float, metavar="GIB", default=8.0, help="warn of less memory (8)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+
+    # Parts that have options of their own.
+    add = parser.add_argument_group("bandwidth of all-reduces").add_argument
+    add("--skip-bandwidth", action="store_true", help="do not measure it")
+    add("--size", type=int, metavar="MIB", default=64, help="size of the summed buffer (64)")
+    add("--limit", type=int, metavar="SECONDS", default=180, help="for all of it (180)")
+    add = parser.add_argument_group("hosts that are left after a fault").add_argument
+    add("--reachable-only", action="store_true", help="only log in, find Python and count GPUs")
+    add("--write", type=Path, metavar="FILE", help="new hostfile of the hosts that can take part")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns the exit code. Raises `UserError` for files that cannot be used."""
+    """Runs `cpo-ds doctor` and returns its exit code: 0, or 2 if a check found an error.
+
+    Raises `UserError` for wrong options and for a hostfile or recipe that cannot be used.
+    """
     _check_options(arguments)
     hosts = read_hostfile(arguments.hostfile)
     environment = read_environment_files()
     ssh = Ssh(arguments.hostfile, arguments.ssh_port, _exported(environment))
     if arguments.reachable_only:
         return reachable.run(ssh, hosts, arguments.write)
-    wanted = _wanted(arguments, environment)
-    with sessions(ssh, hosts) as party:
-        survey = gather(party, hosts, wanted)
+
+    # Ask the hosts, judge their answers, then measure the bandwidth over the same sessions.
+    planned = _planned_run(arguments, environment)
+    with sessions(ssh, hosts) as group:
+        survey = gather(group, hosts, planned)
         rows = judge(survey)
-        row, results = _bandwidth(party, survey, rows, arguments)
+        row, results = _bandwidth(group, survey, rows, arguments)
         rows.append(row)
+
+    # Print everything as JSON, or as a table as wide as the terminal.
     is_fine = all(row.state != "fix" for row in rows)
     if arguments.json:
         print(json.dumps(_as_json(survey, rows, results, is_fine), indent=2))
@@ -54,18 +94,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def judge(survey: Survey) -> list[Row]:
-    """All checks, the most important first: one that fails spoils what comes after it."""
+    """Returns the rows of all checks, in the order of the table.
+
+    If the run's Python works on no host, only the logins and that Python are judged.
+    """
     if not survey.ready:
-        return [check(survey) for check in (checks.login, checks.python)[: 1 + bool(survey.facts)]]
-    some = [
-        checks.login,
-        checks.identity,
-        checks.python,
-        checks.packages,
-        checks.checkout,
-        *([checks.recipe] if survey.wanted.files else []),
-        *([checks.model] if survey.wanted.models else []),
-        *([checks.data] if survey.wanted.data else []),
+        first = [software.login, software.python] if survey.facts else [software.login]
+        return [check(survey) for check in first]
+
+    # An earlier check often names the cause of a later one's finding.
+    checks = [
+        software.login,
+        software.identity,
+        software.python,
+        software.packages,
+        software.checkout,
+        *([software.recipe] if survey.run.files else []),
+        *([software.model] if survey.run.models else []),
+        *([software.data] if survey.run.data else []),
         resources.slots,
         network.folder,
         network.launcher,
@@ -76,18 +122,18 @@ def judge(survey: Survey) -> list[Row]:
         resources.memory,
         resources.clocks,
     ]
-    return [check(survey) for check in some]
+    return [check(survey) for check in checks]
 
 
 def _bandwidth(
-    party: Party, survey: Survey, rows: Sequence[Row], arguments: argparse.Namespace
-) -> tuple[Row, list[Result]]:
+    group: HostGroup, survey: Survey, rows: Sequence[Row], arguments: argparse.Namespace
+) -> tuple[Row, list[links.Result]]:
+    """Measures the bandwidth, unless it is not wanted or another check found an error."""
     if arguments.skip_bandwidth:
         return Row("bandwidth", "skipped", is_tried=False), []
     if any(row.state == "fix" for row in rows):
-        why = "not measured before what is below is put right"
-        return Row("bandwidth", why, is_tried=False), []
-    return measure(party, survey, arguments.size, arguments.limit)
+        return Row("bandwidth", "not measured before the errors are fixed", is_tried=False), []
+    return links.measure(group, survey, arguments.size, arguments.limit)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -100,18 +146,23 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.write and not arguments.reachable_only:
         raise UserError("--write goes with --reachable-only: give both.")
     if arguments.reachable_only and arguments.recipe:
-        raise UserError(f"{arguments.recipe[0]}: --reachable-only looks at no recipe.")
+        raise UserError(
+            f"{arguments.recipe[0]}: --reachable-only takes no recipe options; leave them out."
+        )
 
 
 def _exported(environment: dict[str, str]) -> dict[str, str]:
-    """What DeepSpeed's launcher sets on every host: `.deepspeed_env`, and PYTHON... from here."""
+    """Returns the variables that DeepSpeed's launcher sets on every host.
+
+    These are the lines of `.deepspeed_env`, and this process's variables that begin with PYTHON.
+    """
     python = {k: v for k, v in os.environ.items() if k.startswith("PYTHON")}
     return python | environment
 
 
-def _wanted(arguments: argparse.Namespace, environment: dict[str, str]) -> Wanted:
-    """What the run needs, by the recipe where one is given."""
-    wanted = Wanted(
+def _planned_run(arguments: argparse.Namespace, environment: dict[str, str]) -> PlannedRun:
+    """Describes the run by the options, by this process and, if one is given, by the recipe."""
+    planned = PlannedRun(
         hostfile=arguments.hostfile,
         python=sys.executable,
         package=Path(cpo_ds.__file__).resolve().parent,
@@ -125,17 +176,18 @@ def _wanted(arguments: argparse.Namespace, environment: dict[str, str]) -> Wante
         need_disk=arguments.need_disk,
         need_memory=arguments.need_memory,
     )
-    return _with_recipe(wanted, arguments.recipe) if arguments.recipe else wanted
+    return _with_recipe(planned, arguments.recipe) if arguments.recipe else planned
 
 
-def _with_recipe(wanted: Wanted, argv: list[str]) -> Wanted:
+def _with_recipe(planned: PlannedRun, argv: list[str]) -> PlannedRun:
+    """Adds the files, models, data and output folder of a recipe. Raises `UserError`."""
     from cpo_ds.recipe import keeps_local_checkpoints, load_config, read_deepspeed_file
 
     config, options = load_config(argv)
     deepspeed, settings = read_deepspeed_file(config)
     model, data = config.model, config.data
     return dataclasses.replace(
-        wanted,
+        planned,
         output=Path(config.output_dir).absolute(),
         local_checkpoints=keeps_local_checkpoints(settings),
         files=(Path(options.config).absolute(), deepspeed.absolute()),
@@ -145,27 +197,31 @@ def _with_recipe(wanted: Wanted, argv: list[str]) -> Wanted:
 
 
 def _paths(*names: str | None) -> tuple[Path, ...]:
-    """Those that are paths, not names on the Hugging Face Hub."""
-    found = [Path(name) for name in names if name]
+    """Returns the names that are paths, absolute. `owner/name` is a name on the Hugging Face Hub,
+    unless it exists as a path.
+    """
+    paths = [Path(name) for name in names if name]
     return tuple(
         path.absolute()
-        for path in found
+        for path in paths
         if path.exists() or path.is_absolute() or len(path.parts) > 2 or path.parts[0] == ".."
     )
 
 
 def _as_json(
-    survey: Survey, rows: Sequence[Row], results: Sequence[Result], is_fine: bool
+    survey: Survey, rows: Sequence[Row], results: Sequence[links.Result], is_fine: bool
 ) -> dict[str, Any]:
+    """Returns the values that `--json` prints."""
     hosts = [
         {"name": host.name, "slots": host.slots, "answered": host.name in survey.facts}
-        | ({"hostname": some.hostname, "commit": some.commit, "packages": some.versions}
-           if (some := survey.facts.get(host.name)) else {})
+        | ({"hostname": facts.hostname, "commit": facts.commit, "packages": facts.versions}
+           if (facts := survey.facts.get(host.name)) else {})
         for host in survey.hosts
     ]  # fmt: skip
     checks = [
         {"check": row.check, "state": row.state, "seen": row.seen,
-         "findings": [dataclasses.asdict(finding) for finding in row.findings]}
+         "findings": [{"hosts": finding.hosts, "what": finding.problem, "fix": finding.fix,
+                       "is_error": finding.is_error} for finding in row.findings]}
         for row in rows
     ]  # fmt: skip
     figures = [{"kind": r.kind, "hosts": r.hosts, "gib_per_second": r.bandwidth} for r in results]

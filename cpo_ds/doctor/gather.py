@@ -1,4 +1,4 @@
-"""Asks all hosts and puts their answers into a `Survey`."""
+"""Asks all hosts at once and collects their answers in a `Survey`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpo_ds.doctor.hostfile import Host
-from cpo_ds.doctor.sessions import Party, PerHost, Session
+from cpo_ds.doctor.sessions import HostGroup, PerHost, Session
 from cpo_ds.doctor.survey import (
     PACKAGES,
     PROGRAMS,
@@ -16,44 +16,51 @@ from cpo_ds.doctor.survey import (
     Folder,
     Gpu,
     Network,
+    PlannedRun,
     Survey,
     Trouble,
-    Wanted,
 )
 
 _FACTS_SECONDS = 60.0  # checksums of the code, listings of models on slow disks, slow name servers
-_SHARING_SECONDS = 3.0  # until a file of another host has to show
+_SHARING_SECONDS = 3.0  # a shared folder shows another host's new file within this time
 _CONNECT_SECONDS = 4.0
 
 
-def gather(party: Party, hosts: tuple[Host, ...], wanted: Wanted) -> Survey:
-    """Every host's answers. A host that stops answering is lost from then on."""
-    devices = party.ask("devices")
+def gather(group: HostGroup, hosts: tuple[Host, ...], run: PlannedRun) -> Survey:
+    """Asks every host all questions. A host that stops answering is asked nothing more."""
+    # The Python that answers has to be the run's; other hosts are asked nothing more.
+    devices = group.ask("devices")
     for name, answer in devices.items():
-        if answer["python"] != wanted.python:
-            party.leave_out(name)
+        if answer["python"] != run.python:
+            group.leave_out(name)
+
+    # Software, files, memory and names of hosts.
     own_names = {answer["hostname"] for answer in devices.values()}
-    others = party.ask(
+    others = group.ask(
         "facts",
         _FACTS_SECONDS,
         packages=PACKAGES,
         programs=PROGRAMS,
-        package=str(wanted.package),
-        paths=[str(path) for path in (wanted.folder, *wanted.data)],
-        files=[str(path) for path in wanted.files],
-        trees=[str(path) for path in wanted.models],
+        package=str(run.package),
+        paths=[str(path) for path in (run.folder, *run.data)],
+        files=[str(path) for path in run.files],
+        trees=[str(path) for path in run.models],
         hosts=sorted({address_of(host.name) for host in hosts} | own_names),
     )
-    clocks = party.each(_clock)
-    folders = _folders(party, wanted)
+
+    # Questions that take several steps, or all hosts together.
+    clocks = group.each(_clock)
+    folders = _folders(group, run)
     facts = {name: _facts(answer | others.get(name, {})) for name, answer in devices.items()}
-    network = _network(party, hosts, wanted, facts)
-    lost = {name: Trouble(error.what, error.fix) for name, error in party.lost.items()}
+    network = _network(group, hosts, run, facts)
+
+    # A host may have been lost at any of these questions; drop its earlier answers.
+    lost = {name: Trouble(error.problem, error.fix) for name, error in group.lost.items()}
     return Survey(
-        wanted,
+        run,
         hosts,
         lost,
-        {name: some for name, some in facts.items() if name not in lost},
+        {name: host_facts for name, host_facts in facts.items() if name not in lost},
         {name: folder for name, folder in folders.items() if name not in lost},
         {name: offset for name, offset in clocks.items() if name not in lost},
         network,
@@ -61,49 +68,56 @@ def gather(party: Party, hosts: tuple[Host, ...], wanted: Wanted) -> Survey:
 
 
 def address_of(name: str) -> str:
-    """The host in what ssh takes: `me@gpu1` -> gpu1."""
+    """Returns the host in a name that ssh takes: `me@gpu1` -> gpu1."""
     return name.rpartition("@")[2]
 
 
 def _facts(answer: dict[str, Any]) -> Facts:
+    """Turns the JSON of a host's answers into `Facts`: lists into tuples, GPUs into `Gpu`."""
     gpus = tuple(Gpu(g[0], _int(g[1]), _int(g[2]), g[3]) for g in answer.pop("gpus"))
-    resolved = {name: tuple(found) for name, found in answer.pop("resolved", {}).items()}
-    for name in ("programs", "there", "interfaces", "addresses"):
+    resolved = {name: tuple(own) for name, own in answer.pop("resolved", {}).items()}
+    for name in ("programs", "existing_paths", "interfaces", "addresses"):
         answer[name] = tuple(answer.get(name, ()))
     return Facts(gpus=gpus, resolved=resolved, **answer)
 
 
 def _int(text: str) -> int:
-    return int(text) if text.isdigit() else 0  # nvidia-smi may say [N/A]
+    return int(text) if text.isdigit() else 0  # nvidia-smi prints [N/A] for values it cannot read
 
 
 def _clock(session: Session, samples: int = 5) -> tuple[float, float]:
-    """Seconds that the host's clock is ahead of this one's, and how far off that may be.
+    """Returns how many seconds the host's clock is ahead of this one, and the uncertainty.
 
-    As NTP has it (RFC 5905): its time against the middle of the question, by the quickest answer.
+    As in NTP (RFC 5905): the host's time minus the middle of question and answer, of the quickest
+    of several answers. Half the time of that answer is the uncertainty.
     """
     best = (0.0, float("inf"))
     for _ in range(samples):
         asked = time.time()
-        there = session.ask("clock")["time"]
+        host_time = session.ask("clock")["time"]
         half = (time.time() - asked) / 2
         if half < best[1]:
-            best = (there - asked - half, half)
+            best = (host_time - asked - half, half)
     return best
 
 
-def _folders(party: Party, wanted: Wanted) -> dict[str, Folder]:
-    """Each host leaves a file in the run's folder; all look whose files they see."""
-    folder = str(wanted.output)
-    here = uuid.uuid4().hex[:12]  # a name that no host has looked up, and so has not cached
-    tokens = PerHost({n: f".doctor-{here}-{i}" for i, n in enumerate(party.names)})
-    written = party.ask("write_token", folder=folder, token=tokens)
+def _folders(group: HostGroup, run: PlannedRun) -> dict[str, Folder]:
+    """Has each host leave a file in the run's folder, and asks each whose files it sees."""
+    # The files' names are new, so no network file system has remembered that they do not exist.
+    folder = str(run.output)
+    key = uuid.uuid4().hex[:12]
+    tokens = PerHost({n: f".doctor-{key}-{i}" for i, n in enumerate(group.names)})
+    written = group.ask("write_token", folder=folder, token=tokens)
     names = {tokens[name]: name for name, answer in written.items() if not answer["problem"]}
-    wait = 0.0 if wanted.local_checkpoints else _SHARING_SECONDS
-    seen = party.ask("seen_tokens", folder=folder, tokens=list(names), wait=wait)
+
+    # Hosts with a folder of their own each would wait in vain for the files of others.
+    wait = 0.0 if run.local_checkpoints else _SHARING_SECONDS
+    seen = group.ask("seen_tokens", folder=folder, tokens=list(names), wait=wait)
+
+    # A host cannot remove a folder in which another host's file still lies: repeat while it helps.
     left, before = 1, 0
-    while left and left != before:  # a folder of one host may lie in one that another made
-        before, left = left, sum(answer["left"] for answer in party.ask("tidy").values())
+    while left and left != before:
+        before, left = left, sum(answer["left"] for answer in group.ask("tidy").values())
     return {
         name: Folder(
             answer["problem"],
@@ -115,31 +129,38 @@ def _folders(party: Party, wanted: Wanted) -> dict[str, Folder]:
 
 
 def _network(
-    party: Party, hosts: tuple[Host, ...], wanted: Wanted, facts: Mapping[str, Facts]
+    group: HostGroup, hosts: tuple[Host, ...], run: PlannedRun, facts: Mapping[str, Facts]
 ) -> Network:
-    """Takes ports on all hosts and has all others connect to them."""
+    """Opens ports on all hosts and has every host connect to all of them."""
     first = hosts[0].name
-    if first not in party.names:
+    if first not in group.names:
         return Network()
-    set_address = wanted.master_address or wanted.environment.get("MASTER_ADDR")
+
+    # Rank 0's address: set by an option or variable, else the first host's own, as the launcher
+    # finds it.
+    set_address = run.master_address or run.environment.get("MASTER_ADDR")
     master = set_address or next(iter(facts[first].addresses), "")
     towards = master or "127.0.0.1"
-    taken = party.ask(
+
+    # The first host opens the master port; then each host opens a free one.
+    opened = group.ask(
         "listen",
-        port=PerHost({name: wanted.master_port if name == first else 0 for name in party.names}),
+        port=PerHost({name: run.master_port if name == first else 0 for name in group.names}),
         towards=towards,
     )
-    free = party.ask("listen", port=0, towards=towards)
-    own = taken.get(first, {"problem": "", "address": ""})
+    free = group.ask("listen", port=0, towards=towards)
+    own = opened.get(first, {"problem": "", "address": ""})
     addresses = {name: answer["address"] for name, answer in free.items()}
     addresses[first] = towards
+
+    # Every host connects to the master port and to the free port of each host.
     targets = [(name, addresses[name], answer["port"]) for name, answer in free.items()]
-    connected = party.ask(
+    connected = group.ask(
         "connect",
-        targets=[[towards, wanted.master_port], *([a, port] for _, a, port in targets)],
+        targets=[[towards, run.master_port], *([a, port] for _, a, port in targets)],
         timeout=_CONNECT_SECONDS,
     )
-    party.ask("close_ports")
+    group.ask("close_ports")
     return Network(
         master,
         own["problem"],

@@ -1,4 +1,4 @@
-"""DeepSpeed's hostfile: a line for each host, `name slots=N`."""
+"""DeepSpeed's hostfile: one line for each host, `name slots=N`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from cpo_ds.errors import UserError
 
 @dataclass(frozen=True)
 class Host:
-    """A host by the name that ssh takes, and the ranks that it gets."""
+    """One line of a hostfile: a name that ssh connects to, and the number of ranks it gets."""
 
     name: str
     slots: int
-    line: int = 0  # of the hostfile, for messages
+    line: int = 0  # its number in the hostfile, for messages
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """The hosts in their order. Raises `UserError` for what the launcher would fail on."""
+    """Returns the hosts of a hostfile, in its order.
+
+    Raises `UserError` for a file that DeepSpeed's launcher would fail on.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -33,22 +36,31 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 
 
 def parse_hostfile(text: str) -> tuple[Host, ...]:
-    """Raises `ValueError` with a message that goes on after the file's name: `:3: ...`."""
+    """Returns the hosts in the text of a hostfile.
+
+    Raises `ValueError` with a message to append to the file's name, such as `:3: ...`.
+    """
     hosts: dict[str, Host] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
+
+        # The launcher's own pattern: slots=N comes second, and anything after it is ignored. A name
+        # that starts with "-" would reach ssh as an option.
         name, *settings = line.split()
         slots = re.match(r"\S+\s+slots=(\d+)(?=\s|$)", line)
         if slots is None or int(slots[1]) == 0 or name.startswith("-"):
-            what = f"slots has to follow the name, not {settings[0]!r}" if settings else "no slots"
-            if slots is not None:
-                what = "a host needs a name" if name.startswith("-") else "a host needs a slot"
-            raise ValueError(
-                f":{number}: {line!r}: {what}; write a line for each host as `name slots=N`, N "
-                "being its number of GPUs."
+            problem = (
+                f"slots has to follow the name, not {settings[0]!r}" if settings else "no slots"
             )
+            if slots is not None:
+                problem = "a host needs a name" if name.startswith("-") else "a host needs a slot"
+            raise ValueError(
+                f":{number}: {line!r}: {problem}; write a line for each host as `name slots=N`, "
+                "where N is its number of GPUs."
+            )
+
         if name in hosts:
             raise ValueError(
                 f":{number}: {name} is on line {hosts[name].line} already; give each host one "
@@ -56,21 +68,21 @@ def parse_hostfile(text: str) -> tuple[Host, ...]:
             )
         hosts[name] = Host(name, int(slots[1]), number)
     if not hosts:
-        raise ValueError(" names no host; write a line for each as `name slots=N`.")
+        raise ValueError(" names no host; write a line for each host as `name slots=N`.")
     return tuple(hosts.values())
 
 
 def hostfile_text(hosts: Iterable[Host]) -> str:
-    """What `parse_hostfile` reads."""
+    """Returns the text of a hostfile with these hosts, which `parse_hostfile` reads back."""
     return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
 
 
 def fold(names: Iterable[str]) -> str:
-    """Names in few words: gpu01, gpu02, gpu03, x -> `gpu[01-03], x`."""
+    """Shortens a list of names by their numbers: gpu01, gpu02, gpu03, x -> `gpu[01-03], x`."""
     runs: list[tuple[str, str, str, str]] = []  # stem, first and last number, rest
     for name in names:
-        found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
-        stem, number, rest = found.groups() if found else (name, "", "")
+        numbered = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
+        stem, number, rest = numbered.groups() if numbered else (name, "", "")
         if runs and number and runs[-1][0] == stem and runs[-1][3] == rest:
             first, last = runs[-1][1:3]
             if last and len(last) == len(number) and int(number) == int(last) + 1:

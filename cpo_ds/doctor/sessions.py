@@ -1,4 +1,4 @@
-"""One ssh session for each host, all at once, over which `remote.py` answers."""
+"""One ssh session to each host, all at once, over which the program `remote.py` answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from cpo_ds.doctor.hostfile import Host
 from cpo_ds.errors import UserError
 
 CONNECT_SECONDS = 10
-ANSWER_SECONDS = 30.0  # of a host that is there
+ANSWER_SECONDS = 30.0  # for an answer once ssh is logged in
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# What ssh says -> what that means and what to do about it; the first that fits.
+# Part of ssh's message -> the problem and its remedy; the first entry that matches counts.
 _SSH_ERRORS = (
     (
         "could not resolve hostname",
@@ -35,7 +36,7 @@ _SSH_ERRORS = (
     (
         "identification has changed",
         "its host key is not the one that ssh knows",
-        "if the host was set up anew: ssh-keygen -R {name}, then ssh {name} once by hand",
+        "if the host was set up again: ssh-keygen -R {name}, then ssh {name} once by hand",
     ),
     (
         "host key verification failed",
@@ -55,36 +56,40 @@ _SSH_ERRORS = (
     (
         "timed out",
         "it does not answer",
-        "see that it is up, and that no firewall drops ssh",
+        "check that it is up, and that no firewall drops ssh",
     ),
-    ("no route to host", "there is no route to it", "see that it is up, and its network"),
-    ("network is unreachable", "there is no route to it", "see the network of this host"),
+    ("no route to host", "there is no route to it", "check that it is up, and its network"),
+    ("network is unreachable", "there is no route to it", "check the network of this host"),
     (
         "connection closed",
         "its ssh server closes the connection",
-        "see its log: journalctl -u ssh (MaxStartups, AllowUsers, hosts.deny)",
+        "read its log: journalctl -u ssh (MaxStartups, AllowUsers, hosts.deny)",
     ),
 )
 
 
 class Unreachable(Exception):
-    """A host that does not answer: what is wrong, and what to do."""
+    """A host does not answer; `problem` says why and `fix` is the remedy."""
 
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.what, self.fix = what, fix
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem)
+        self.problem, self.fix = problem, fix
 
 
 @dataclass(frozen=True)
 class Ssh:
-    """How to log in, and what the launcher sets before it starts anything."""
+    """Options of every login, and the variables that DeepSpeed's launcher sets on each host."""
 
     hostfile: Path
     port: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, host: str) -> list[str]:
-        """Starts `remote.py` there by the Python that runs here, or else by any."""
+        """Returns the command that starts `remote.py` on a host.
+
+        The host uses the Python that runs here, or `python3` if that one does not work there. It
+        reads the program from its standard input, so it needs no file.
+        """
         options = ["-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
         if self.port is not None:
             options += ["-p", str(self.port)]
@@ -100,14 +105,14 @@ class Ssh:
 
 
 class Session:
-    """A host that can be asked. Every wait ends: by an answer or by `Unreachable`."""
+    """A connection to one host. Each question ends in time: by an answer or by `Unreachable`."""
 
     def __init__(self, ssh: Ssh, host: Host) -> None:
         self.host = host
         self._ssh = ssh
         self._logged_in = False
-        self._errors: list[str] = []
-        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._errors: list[str] = []  # lines that ssh and the host wrote to stderr
+        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()  # None: the session ended
         try:
             self._process = subprocess.Popen(
                 ssh.command(host.name),
@@ -116,13 +121,15 @@ class Session:
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                start_new_session=True,  # Ctrl-C reaches this program alone, which then ends it
+                start_new_session=True,  # Ctrl-C reaches this program alone, which then ends ssh
             )
         except OSError as error:
             raise UserError(
                 f"the program ssh cannot be started ({error.strerror}); install it, on Debian and "
                 "Ubuntu by: apt-get install openssh-client."
             ) from None
+
+        # Two threads read both pipes, so that neither fills up and blocks the host.
         self._threads = [
             threading.Thread(target=read, daemon=True)
             for read in (self._read_answers, self._read_errors)
@@ -131,9 +138,9 @@ class Session:
             thread.start()
         self._send(Path(remote.__file__).read_text(encoding="utf-8"))
 
-    def ask(self, do: str, seconds: float = ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
-        """The host's answer to one of the functions of `remote.py`. Raises `Unreachable`."""
-        self._send({"do": do, **details})
+    def ask(self, request: str, seconds: float = ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
+        """Returns the host's answer to one of `remote.REQUESTS`. Raises `Unreachable`."""
+        self._send({"request": request, **details})
         if not self._logged_in:
             seconds += CONNECT_SECONDS
         answer = self._receive(seconds)
@@ -141,7 +148,7 @@ class Session:
         return answer
 
     def close(self) -> None:
-        """Ends the session and what runs in it there."""
+        """Ends the session, and with it everything that it started on the host."""
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
         try:
@@ -151,7 +158,7 @@ class Session:
             self._process.wait()
 
     def _send(self, value: Any) -> None:
-        with contextlib.suppress(OSError):  # what is wrong shows where the answer is awaited
+        with contextlib.suppress(OSError):  # `_receive` raises the error, with what ssh wrote
             self._process.stdin.write(json.dumps(value) + "\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
 
@@ -161,18 +168,18 @@ class Session:
         except queue.Empty:
             raise Unreachable(
                 f"nothing came back for {seconds:.0f} s",
-                f"see what `ssh {self.host.name} true` waits for: a start-up file of the shell, a "
-                "file system that hangs",
+                f"find out why `ssh {self.host.name} true` waits: perhaps a start-up file of the "
+                "shell, or a file system that hangs",
             ) from None
         if answer is None:
-            self._answers.put(None)  # whoever asks again is told again
-            self._threads[1].join(1)
+            self._answers.put(None)  # the next question gets the same error
+            self._threads[1].join(1)  # for the last lines of stderr
             raise Unreachable(
                 *explain(self.host, "\n".join(self._errors), self._ssh.hostfile)
             ) from None
         if "error" in answer:
             raise Unreachable(
-                f"looking at it failed: {answer['error']}", f"try `ssh {self.host.name}` by hand"
+                f"a check on it failed: {answer['error']}", f"try `ssh {self.host.name}` by hand"
             )
         return answer
 
@@ -188,53 +195,55 @@ class Session:
 
 
 def explain(host: Host, errors: str, hostfile: Path) -> tuple[str, str]:
-    """What is wrong with a host that ssh came back from, and what to do, by what it printed."""
-    said = errors.lower()
-    for sign, what, fix in _SSH_ERRORS:
-        if sign in said:
-            return what, fix.format(name=host.name, file=f"{hostfile}:{host.line}")
-    if ("python3" in said and "not found" in said) or "syntaxerror" in said:
+    """Returns the problem and its remedy for a session that ended with these errors of ssh."""
+    lowered = errors.lower()
+    for sign, problem, fix in _SSH_ERRORS:
+        if sign in lowered:
+            return problem, fix.format(name=host.name, file=f"{hostfile}:{host.line}")
+    if ("python3" in lowered and "not found" in lowered) or "syntaxerror" in lowered:
         return (
             f"it has neither {sys.executable} nor a python3 that is new enough",
             "set up the same environment there, at the same path (bash scripts/setup.sh)",
         )
     last = next((line for line in reversed(errors.splitlines()) if line.strip()), "nothing")
-    return f"the session ended; it said: {last}", f"see what `ssh {host.name} true` says"
+    return f"the session ended; its last line was: {last}", f"try `ssh {host.name} true` by hand"
 
 
 @contextlib.contextmanager
-def sessions(ssh: Ssh, hosts: Sequence[Host]) -> Iterator[Party]:
-    """Logs in to all hosts at once."""
+def sessions(ssh: Ssh, hosts: Sequence[Host]) -> Iterator[HostGroup]:
+    """Logs in to all hosts at once; closes all sessions at the end."""
     opened: list[Session] = []
     try:
         for host in hosts:
             opened.append(Session(ssh, host))
-        yield Party(opened)
+        yield HostGroup(opened)
     finally:
         at_once(Session.close, opened)
 
 
-class Party:
-    """Hosts that are asked all at once; one that stops answering is left out from then on."""
+class HostGroup:
+    """Hosts that are asked all at once. A host that stops answering is in `lost` from then on."""
 
     def __init__(self, opened: Sequence[Session]) -> None:
         self._sessions = {session.host.name: session for session in opened}
         self.lost: dict[str, Unreachable] = {}
 
-    def ask(self, do: str, seconds: float = ANSWER_SECONDS, **details: Any) -> dict[str, Any]:
-        """The answer of each host by its name. A detail that is a `PerHost` differs by host."""
+    def ask(
+        self, request: str, seconds: float = ANSWER_SECONDS, **details: Any
+    ) -> dict[str, dict[str, Any]]:
+        """Returns each host's answer by its name. A `PerHost` detail has a value for each host."""
 
-        def asked(session: Session) -> Any:
+        def ask_one(session: Session) -> dict[str, Any]:
             name = session.host.name
             own = {k: v[name] if isinstance(v, PerHost) else v for k, v in details.items()}
-            return session.ask(do, seconds, **own)
+            return session.ask(request, seconds, **own)
 
-        return self.each(asked)
+        return self.each(ask_one)
 
     def each(self, question: Callable[[Session], Result]) -> dict[str, Result]:
-        """What `question` returns of each host, by its name; all at once."""
+        """Calls `question` with every session at once; returns the results by the hosts' names."""
 
-        def asked(session: Session) -> Result | Unreachable:
+        def ask_one(session: Session) -> Result | Unreachable:
             try:
                 return question(session)
             except Unreachable as error:
@@ -242,7 +251,7 @@ class Party:
 
         answers: dict[str, Result] = {}
         sessions = list(self._sessions.values())
-        for session, answer in zip(sessions, at_once(asked, sessions), strict=True):
+        for session, answer in zip(sessions, at_once(ask_one, sessions), strict=True):
             name = session.host.name
             if isinstance(answer, Unreachable):
                 self.lost[name] = answer
@@ -253,7 +262,7 @@ class Party:
 
     @property
     def names(self) -> list[str]:
-        """The hosts that are still asked."""
+        """Names of the hosts that are still asked."""
         return list(self._sessions)
 
     def leave_out(self, name: str) -> None:
@@ -262,15 +271,15 @@ class Party:
 
 
 class PerHost(dict[str, Any]):
-    """A value for each host, by its name."""
+    """A detail of a question that differs between hosts: its values by the hosts' names."""
 
 
-def at_once(function: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
-    """`function` of every item, at the same time, in their order."""
+def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Calls `function` with every item at the same time; returns the results in their order."""
     if not items:
         return []
     pool = ThreadPoolExecutor(max_workers=len(items))
     try:
         return list(pool.map(function, items))
     finally:
-        pool.shutdown(wait=False)  # after Ctrl-C, what they wait for ends with the sessions
+        pool.shutdown(wait=False)  # after Ctrl-C, the threads end with the sessions they wait for

@@ -1,4 +1,4 @@
-"""What is asked of the hosts, and what they answered: plain values, which `checks` judges."""
+"""The planned run and the hosts' answers about it, as plain values that `checks` judges."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cpo_ds.doctor.hostfile import Host
 
+# Python packages that take part in training, so every host needs the same versions.
 PACKAGES = (
     "torch",
     "deepspeed",
@@ -22,26 +23,26 @@ PACKAGES = (
     "nvidia-nccl-cu12",
     "nvidia-nccl-cu13",
 )
-PROGRAMS = ("mpirun", "orted", "prted")
+PROGRAMS = ("mpirun", "orted", "prted")  # of Open MPI; prted is orted's name from version 5 on
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a run over these hosts would need. Paths are the same on every host."""
+class PlannedRun:
+    """The run that the hosts are checked for. Its paths are the same on every host."""
 
     hostfile: Path
     python: str
-    package: Path  # this package's folder
-    folder: Path  # that the run is launched from
-    output: Path  # folder that it writes to
+    package: Path  # folder of the package cpo_ds
+    folder: Path  # working directory of the launcher and all ranks
+    output: Path  # the run writes its files below it
     local_checkpoints: bool = False  # `use_node_local_storage`: the output need not be shared
-    files: tuple[Path, ...] = ()  # that every rank reads: recipe, DeepSpeed file
+    files: tuple[Path, ...] = ()  # recipe and DeepSpeed file, which every rank reads
     models: tuple[Path, ...] = ()
     data: tuple[Path, ...] = ()  # rank 0 alone reads them
     launcher: str = "pdsh"
     has_launcher: bool = True  # the launcher's program is on this host
-    environment: Mapping[str, str] = field(default_factory=dict)  # `.deepspeed_env`
-    master_address: str | None = None  # None: as DeepSpeed's launcher finds it
+    environment: Mapping[str, str] = field(default_factory=dict)  # of `.deepspeed_env`
+    master_address: str | None = None  # None: DeepSpeed's launcher takes the first host's own
     master_port: int = 29500
     need_disk: float = 20.0  # GiB
     need_memory: float = 8.0  # GiB
@@ -49,7 +50,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as nvidia-smi tells; memory in MiB."""
+    """One GPU in the words of nvidia-smi; memory in MiB."""
 
     name: str
     memory: int
@@ -59,62 +60,65 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Facts:
-    """A host's answers; most are empty where its Python is not that of the run."""
+    """A host's answers about itself.
+
+    Only the fields without a default are known of a host on which the run's Python does not work.
+    """
 
     hostname: str
-    boot: str  # the kernel's identity since it was started: the same for two names of one host
+    boot: str  # the kernel's boot id: two names of one host share it
     python: str
     python_version: str
     cores: int
     gpus: tuple[Gpu, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    programs: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)  # installed package -> version
+    programs: tuple[str, ...] = ()  # those of `PROGRAMS` that are installed
     sources: Mapping[str, str] = field(default_factory=dict)  # path in the package -> checksum
     commit: str = ""
-    there: tuple[str, ...] = ()  # paths that exist
+    existing_paths: tuple[str, ...] = ()
     files: Mapping[str, str | None] = field(default_factory=dict)  # path -> checksum
     trees: Mapping[str, Mapping[str, int] | None] = field(default_factory=dict)  # -> sizes, bytes
     memory: float | None = None  # GiB
     shm: float | None = None  # GiB
     interfaces: tuple[str, ...] = ()
-    addresses: tuple[str, ...] = ()  # as `hostname -I` has them
+    addresses: tuple[str, ...] = ()  # in the order of `hostname -I`
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> addresses
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a host does not answer, and what to do."""
+    """The reason why a host does not answer, and its remedy."""
 
-    what: str
+    problem: str
     fix: str
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The run's folder as one host sees it."""
+    """The run's output folder, seen from one host."""
 
-    problem: str  # why it cannot be written, or nothing
+    problem: str  # why the host cannot write to it; empty if it can
     disk: float | None = None  # GiB that are free
-    sees: frozenset[str] = frozenset()  # hosts whose files show here
+    sees: frozenset[str] = frozenset()  # hosts whose files are visible in it
 
 
 @dataclass(frozen=True)
 class Network:
-    """Who can connect to whom. Problems are texts, empty where there is none."""
+    """Connections between hosts. A problem is a text, and empty if there is none."""
 
-    master: str = ""  # the first host's address, as the ranks get it
-    port_problem: str = ""  # why the master port cannot be taken
-    port_owner: str = ""
+    master: str = ""  # rank 0's address, as the ranks are told it
+    port_problem: str = ""  # why the first host cannot open the master port
+    port_owner: str = ""  # the process that holds the master port
     to_master: Mapping[str, str] = field(default_factory=dict)  # host -> problem
     pairs: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (from, to) -> problem
-    addresses: Mapping[str, str] = field(default_factory=dict)  # on the way to the master
+    addresses: Mapping[str, str] = field(default_factory=dict)  # host -> its own towards rank 0
 
 
 @dataclass(frozen=True)
 class Survey:
-    """All of it. Hosts that did not answer are in `lost` and in no other mapping."""
+    """All answers of all hosts. A host that did not answer is in `lost` and no other mapping."""
 
-    wanted: Wanted
+    run: PlannedRun
     hosts: tuple[Host, ...]
     lost: Mapping[str, Trouble] = field(default_factory=dict)
     facts: Mapping[str, Facts] = field(default_factory=dict)
@@ -124,5 +128,5 @@ class Survey:
 
     @property
     def ready(self) -> dict[str, Facts]:
-        """The hosts that have the run's Python: those of which the rest was asked."""
-        return {name: f for name, f in self.facts.items() if f.python == self.wanted.python}
+        """Facts of the hosts on which the run's Python works: all their fields are known."""
+        return {name: f for name, f in self.facts.items() if f.python == self.run.python}

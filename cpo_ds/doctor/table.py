@@ -1,4 +1,4 @@
-"""Rows of checks -> the text that people read."""
+"""Turns the rows of checks into the text that `cpo-ds doctor` prints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from cpo_ds.doctor.checks.findings import Finding, Row
 from cpo_ds.doctor.hostfile import fold
 
-_COLORS = {"ok": "32", "warn": "33", "fix": "31", "-": "2"}
+_COLORS = {"ok": "32", "warn": "33", "fix": "31", "-": "2"}  # ANSI: green, yellow, red, dim
 _CHECK_WIDTH = 14
 
 
 def report(rows: Sequence[Row], width: int = 100, colored: bool = False) -> str:
-    """A line for each check, then what to put right and what is worth a look, numbered."""
+    """Returns a line for each check, then all errors and all warnings, numbered."""
+    # One line for each check; longer texts continue in the same column.
     lines = []
     for row in rows:
         state = f"{row.state:4}"
@@ -23,22 +24,25 @@ def report(rows: Sequence[Row], width: int = 100, colored: bool = False) -> str:
         seen = textwrap.wrap(row.seen or "not known", max(width - len(indent), 40)) or [""]
         lines.append(f"{state}  {row.check:{_CHECK_WIDTH}} {seen[0]}")
         lines += [indent + more for more in seen[1:]]
+
+    # Errors before warnings, with one numbering for both.
     findings = [finding for row in rows for finding in row.findings]
     errors = [finding for finding in findings if finding.is_error]
     warnings = [finding for finding in findings if not finding.is_error]
-    lines += _numbered("To put right", errors, 1, width)
-    lines += _numbered("Worth a look", warnings, 1 + len(errors), width)
+    lines += _numbered("To fix", errors, 1, width)
+    lines += _numbered("Warnings", warnings, 1 + len(errors), width)
     return "\n".join(lines)
 
 
 def _numbered(title: str, findings: Sequence[Finding], start: int, width: int) -> list[str]:
+    """A list of findings below a title, numbered from `start`; no line if there is none."""
     if not findings:
         return []
     lines = ["", f"{title}:"]
     for number, finding in enumerate(findings, start=start):
-        # Commands and paths are copied from here, so they are not broken at hyphens.
-        where = f"{fold(finding.hosts)}: " if finding.hosts else ""
-        for text, mark in ((where + finding.what, f"{number:2}. "), (finding.fix, "    -> ")):
+        hosts = f"{fold(finding.hosts)}: " if finding.hosts else ""
+        for text, mark in ((hosts + finding.problem, f"{number:2}. "), (finding.fix, "    -> ")):
+            # People copy commands and paths from these lines, so none is broken at a hyphen.
             lines += textwrap.wrap(
                 text,
                 width,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.doctor.hostfile import Host
-from cpo_ds.doctor.survey import Facts, Folder, Gpu, Network, Survey, Trouble, Wanted
+from cpo_ds.doctor.survey import Facts, Folder, Gpu, Network, PlannedRun, Survey, Trouble
 
 GPU = Gpu("A100", 81920, 0, "550.54")
-WANTED = Wanted(
+PLANNED = PlannedRun(
     Path("hosts"), "/v/python", Path("/c/cpo_ds"), Path("/c"), Path("/runs/x"),
     files=(Path("/c/r.yaml"),), models=(Path("/m"),), data=(Path("/d.jsonl"),),
 )  # fmt: skip
@@ -25,15 +25,16 @@ def healthy(count: int) -> Survey:
         return Facts(
             hostname=name, boot=name, python="/v/python", python_version="3.11.7", cores=64,
             gpus=(GPU, GPU), versions={"torch": "2.13.0", "mpi4py": "4.1"}, programs=("orted",),
-            sources={"train.py": "1", "losses.py": "2"}, commit="c0ffee", there=("/c", "/d.jsonl"),
-            files={"/c/r.yaml": "3"}, trees={"/m": {"a.safetensors": 2**30, "config.json": 5}},
+            sources={"train.py": "1", "losses.py": "2"}, commit="c0ffee",
+            existing_paths=("/c", "/d.jsonl"), files={"/c/r.yaml": "3"},
+            trees={"/m": {"a.safetensors": 2**30, "config.json": 5}},
             memory=100, shm=50, interfaces=("lo", "eth0"), addresses=addresses[name],
             resolved=addresses | {name: ("127.0.1.1",)},
         )  # fmt: skip
 
     everyone = frozenset(names)
     return Survey(
-        WANTED,
+        PLANNED,
         tuple(Host(name, 2, line) for line, name in enumerate(names, start=1)),
         facts={name: facts(name) for name in names},
         folders={name: Folder("", 500, everyone) for name in names},
@@ -62,8 +63,8 @@ def network(**changed: Any) -> Any:
     return lambda survey: replace(survey, network=replace(survey.network, **changed))
 
 
-def wanted(**changed: Any) -> Any:
-    return lambda survey: replace(survey, wanted=replace(survey.wanted, **changed))
+def planned(**changed: Any) -> Any:
+    return lambda survey: replace(survey, run=replace(survey.run, **changed))
 
 
 def slots_of_gpu2(slots: int) -> Any:

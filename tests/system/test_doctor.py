@@ -11,8 +11,8 @@ from pathlib import Path
 
 import launch
 import pytest
-import simulated_hosts
-from simulated_hosts import SimulatedHosts
+from hosts import simulated as simulated_hosts
+from hosts.simulated import SimulatedHosts
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,13 @@ def test_faults_of_a_host_are_named(hosts: SimulatedHosts, tmp_path: Path) -> No
     text = " ".join(done.output.split())
     for said in (
         "host-b: torch 2.0.1 instead of",
-        "host-b: other code than on host-a: losses.py",
+        "host-b: the code differs from that on host-a: losses.py",
         f"host-b: there is no {tmp_path / 'model'}",
         f"host-b: 90 slots for {os.cpu_count()} CPU cores",
         f"in {hostfile}:2",
-        "/node-local/runs is not one folder for all hosts: host-a sees the files of host-a",
-        f"host-a: port {port} cannot be taken: address already in use",
-        "not measured before what is below is put right",
+        "/node-local/runs is not shared by all hosts: host-a sees the files of host-a",
+        f"host-a: port {port} cannot be opened: address already in use",
+        "not measured before the errors are fixed",
     ):
         assert said in text, done.output
     assert text.count(" -> ") == 6

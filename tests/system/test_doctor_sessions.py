@@ -35,9 +35,9 @@ def test_a_silent_host_is_given_up(no_ssh: Path) -> None:
     with sessions.sessions(sessions.Ssh(Path("hosts")), [Host("h", 1), Host("slow", 1)]) as party:
         assert list(party.ask("clock")) == ["h", "slow"]
         assert party.each(look) == {"h": {"seen": []}} and party.names == ["h"]
-        assert "nothing came back" in party.lost["slow"].what
+        assert "nothing came back" in party.lost["slow"].problem
         assert party.ask("connect", targets=None, timeout=1) == {}
-        assert "TypeError" in party.lost["h"].what
+        assert "TypeError" in party.lost["h"].problem
 
 
 def test_what_runs_on_a_host_ends_in_time(no_ssh: Path) -> None:

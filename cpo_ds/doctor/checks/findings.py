@@ -1,4 +1,4 @@
-"""What a check says: one row of the table, and what has to be put right."""
+"""The result of a check: one row of the table, with the problems that it found."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import TypeVar
 
 from cpo_ds.doctor.hostfile import fold
 
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with some hosts, and what to do about it."""
+    """A problem of some hosts (none: of all together) and its remedy."""
 
     hosts: tuple[str, ...]
-    what: str
+    problem: str
     fix: str
-    is_error: bool = True  # False: a run goes, but not well, or not always
+    is_error: bool = True  # False: a run starts, but not well, or not always
 
 
 @dataclass(frozen=True)
 class Row:
-    """A check: what was seen, and what is wrong with it."""
+    """One check: its name, a summary of the hosts' answers, and the problems in them."""
 
     check: str
     seen: str
@@ -33,7 +34,7 @@ class Row:
 
     @property
     def state(self) -> str:
-        """`ok`, `warn` or `fix`; `-` where it was not looked at."""
+        """`fix` with an error, `warn` with warnings alone, else `ok`; `-` if it was skipped."""
         if not self.is_tried:
             return "-"
         if any(finding.is_error for finding in self.findings):
@@ -41,23 +42,29 @@ class Row:
         return "warn" if self.findings else "ok"
 
 
-def by_value(values: Mapping[str, Value]) -> dict[Value, tuple[str, ...]]:
-    """The hosts of each value; the most common value first, of equals the one met first."""
+def by_value(values: Mapping[Key, Value]) -> dict[Value, tuple[Key, ...]]:
+    """Groups hosts (or pairs of hosts) by their value, the most common value first.
+
+    Of equally common values the one met first comes first.
+    """
     counts = Counter(values.values())
     order = sorted(counts, key=lambda value: -counts[value])
-    return {value: tuple(h for h, v in values.items() if v == value) for value in order}
+    return {value: tuple(k for k, v in values.items() if v == value) for value in order}
 
 
-def together(values: Mapping[str, str]) -> str:
-    """`3.11.2`, or where hosts differ `3.11.2 on gpu[1-3]; 3.10.1 on gpu4`."""
+def describe(values: Mapping[str, str]) -> str:
+    """Names the value of all hosts, or each value with its hosts if they differ.
+
+    `3.11.2`, or `3.11.2 on gpu[1-3]; 3.10.1 on gpu4`.
+    """
     groups = by_value(values)
     if len(groups) == 1:
         return next(iter(groups))
     return "; ".join(f"{value} on {fold(hosts)}" for value, hosts in groups.items())
 
 
-def spread(values: Mapping[str, float], unit: str) -> str:
-    """`12 GiB`, or the least and the most with the host of the least."""
+def describe_range(values: Mapping[str, float], unit: str) -> str:
+    """Names the least and the most of the hosts' values: `3 (gpu2) to 12 GiB`, or `12 GiB`."""
     if not values:
         return "unknown"
     least = min(values, key=lambda host: values[host])
@@ -65,17 +72,20 @@ def spread(values: Mapping[str, float], unit: str) -> str:
     return f"{low} {unit}" if low == high else f"{low} ({least}) to {high} {unit}"
 
 
-def names(items: Iterable[str], most: int = 3) -> str:
-    """The first few, and how many more."""
+def first_few(items: Iterable[str], most: int = 3) -> str:
+    """Joins the first `most` items by commas and counts the others: `a, b, c and 5 more`."""
     items = list(items)
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 
 
 def differences(
-    values: Mapping[str, str], what: str, fix: Callable[[str], str], is_error: bool = True
+    values: Mapping[str, str], name: str, fix: Callable[[str], str], is_error: bool = True
 ) -> list[Finding]:
-    """A finding for each value but the most common one; `fix` gets that one."""
+    """Returns a finding for each value of `name` but the most common one.
+
+    `fix` gets the most common value and returns the remedy.
+    """
     groups = by_value(values)
     if len(groups) < 2:
         return []
@@ -83,7 +93,7 @@ def differences(
     return [
         Finding(
             groups[other],
-            f"{what} {other} instead of {common} as on {fold(groups[common])}",
+            f"{name} {other} instead of {common} as on {fold(groups[common])}",
             fix(common),
             is_error,
         )

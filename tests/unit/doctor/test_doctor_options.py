@@ -1,8 +1,10 @@
-"""`cpo-ds doctor`: options that are refused, and old Pythons on other hosts."""
+"""`cpo-ds doctor`: options, imports, and the requests that other hosts answer."""
 
 from __future__ import annotations
 
 import ast
+import inspect
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,3 +43,19 @@ def test_any_python_of_the_last_years_can_be_asked() -> None:
     ast.parse(text, feature_version=(3, 8))
     imported = {n for n in imported_names(text) if n.split(".")[0] not in sys.stdlib_module_names}
     assert imported == set()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from cpo_ds import cli\ntry:\n    cli.main(['doctor', '--help'])\n"
+    code += "finally:\n    assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--reachable-only" in done.stdout, done.stderr
+
+
+def test_every_request_is_declared() -> None:
+    public = {
+        name
+        for name, value in vars(remote).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    assert set(remote.REQUESTS) == public - {"answer_requests"}

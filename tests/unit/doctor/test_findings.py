@@ -14,14 +14,14 @@ from healthy_hosts import (
     lose_gpu2,
     network,
     of_gpu2,
+    planned,
     slots_of_gpu2,
-    wanted,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ds.doctor import command as doctor
-from cpo_ds.doctor.checks.findings import Finding, Row, by_value, together
+from cpo_ds.doctor.checks.findings import Finding, Row, by_value, describe
 from cpo_ds.doctor.survey import Folder
 from cpo_ds.doctor.table import report
 
@@ -34,7 +34,7 @@ def test_hosts_are_grouped_by_value(values: dict[str, str]) -> None:
     assert {host: value for value, hosts in groups.items() for host in hosts} == values
     sizes = [len(hosts) for hosts in groups.values()]
     assert sizes == sorted(sizes, reverse=True)
-    assert together(values).count(" on ") == (len(groups) if len(groups) > 1 else 0)
+    assert describe(values).count(" on ") == (len(groups) if len(groups) > 1 else 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 32])
@@ -47,39 +47,41 @@ def test_nothing_is_said_of_healthy_hosts(count: int) -> None:
 ALONE = Folder("", 500, frozenset({"gpu2"}))
 FAULTS = [
     (lose_gpu2, "login", "fix", "gpu2: it is off"),
-    (of_gpu2(boot="gpu1", hostname="gpu1"), "host names", "fix", "they are one host (gpu1)"),
-    (of_gpu2(hostname="gpu3"), "host names", "fix", "gpu[2-3]: all call themselves gpu3"),
+    (of_gpu2(boot="gpu1", hostname="gpu1"), "host names", "fix", "these are one host (gpu1)"),
+    (of_gpu2(hostname="gpu3"), "host names", "fix", "gpu[2-3]: all have the name gpu3"),
     (of_gpu2(python="/usr/bin/python3"), "Python", "fix", "gpu2: there is no working /v/python"),
     (of_gpu2(python_version="3.10.1"), "Python", "fix", "gpu2: Python 3.10.1 instead of 3.11.7"),
     (of_gpu2(versions={"torch": "2.12", "mpi4py": "4.1"}), "packages", "fix", "torch==2.13.0"),
     (of_gpu2(versions={"torch": "2.13.0"}), "packages", "fix", "gpu2: mpi4py none instead of 4.1"),
     (of_gpu2(sources={"train.py": "1", "losses.py": "9"}, commit="bad"), "checkout", "fix",
-     "gpu2: other code than on gpu1, gpu3: losses.py -> bring it to the same state (git checkout"),
+     "gpu2: the code differs from that on gpu1, gpu3: losses.py -> bring it to the same state (git "
+     "checkout"),
     (of_gpu2(sources={}), "checkout", "fix", "gpu2: there is no /c/cpo_ds"),
-    (of_gpu2(there=("/d.jsonl",)), "checkout", "fix", "gpu2: there is no folder /c"),
+    (of_gpu2(existing_paths=("/d.jsonl",)), "checkout", "fix", "gpu2: there is no folder /c"),
     (of_gpu2(files={"/c/r.yaml": None}), "recipe", "fix", "gpu2: there is no /c/r.yaml"),
-    (of_gpu2(files={"/c/r.yaml": "4"}), "recipe", "fix", "gpu2: /c/r.yaml is another than on gpu1"),
+    (of_gpu2(files={"/c/r.yaml": "4"}), "recipe", "fix",
+     "gpu2: /c/r.yaml differs from the one on gpu1"),
     (of_gpu2(trees={"/m": None}), "model", "fix", "gpu2: there is no /m"),
-    (of_gpu2(trees={"/m": {"config.json": 5}}), "model", "fix", "gpu2: /m is not as on gpu1, gpu3: "
-     "a.safetensors"),
+    (of_gpu2(trees={"/m": {"config.json": 5}}), "model", "fix", "gpu2: /m differs from the one on "
+     "gpu1, gpu3: a.safetensors"),
     (slots_of_gpu2(3), "slots", "fix", "gpu2: 3 slots for 2 GPUs -> write slots=2 in hosts:2"),
     (slots_of_gpu2(1), "slots", "warn", "gpu2: 1 of 2 GPUs are not used"),
-    (of_gpu2(gpus=()), "slots", "fix", "gpu2: it shows no GPU"),
+    (of_gpu2(gpus=()), "slots", "fix", "gpu2: it has no GPU"),
     (of_gpu2(gpus=(GPU, replace(GPU, used=40960))), "slots", "warn", "memory of GPU 1 (40 GiB)"),
     (of_gpu2(gpus=(replace(GPU, driver="1"),) * 2), "slots", "warn", "gpu2: NVIDIA driver 1"),
     (of_gpu2(gpus=(replace(GPU, name="V100"),) * 2), "slots", "warn", "V100 on gpu2"),
     (folder_of_gpu2(Folder("Permission denied")), "folder", "fix", "gpu2: /runs/x cannot be written"
      ": Permission denied"),
     (folder_of_gpu2(ALONE), "folder", "fix", "gpu2 sees the files of gpu2"),
-    (wanted(has_launcher=False), "launcher", "fix", "apt-get install pdsh"),
-    (wanted(environment={"GLOO_SOCKET_IFNAME": "ib0"}), ".deepspeed_env", "fix", "gpu[1-3]: "),
-    (network(master=""), "ports", "fix", "`hostname -I` names no address"),
-    (network(master="127.0.0.1"), "ports", "fix", "gpu1: 127.0.0.1 is to be rank 0's address"),
+    (planned(has_launcher=False), "launcher", "fix", "apt-get install pdsh"),
+    (planned(environment={"GLOO_SOCKET_IFNAME": "ib0"}), ".deepspeed_env", "fix", "gpu[1-3]: "),
+    (network(master=""), "ports", "fix", "`hostname -I` gives no address"),
+    (network(master="127.0.0.1"), "ports", "fix", "gpu1: rank 0's address would be 127.0.0.1"),
     (network(port_problem="Address already in use", port_owner="python, process 7"), "ports", "fix",
-     "gpu1: port 29500 cannot be taken: address already in use (python, process 7)"),
+     "gpu1: port 29500 cannot be opened: address already in use (python, process 7)"),
     (network(to_master={"gpu2": "timed out"}), "ports", "fix", "gpu2: no connection to port 29500"),
     (network(pairs={("gpu2", "gpu3"): "timed out", ("gpu1", "gpu3"): "timed out"}), "ports", "fix",
-     "no connection to gpu3 at 10.0.0.3, a free port: timed out"),
+     "no connection to gpu3 at 10.0.0.3 on a free port: timed out"),
     (of_gpu2(resolved={}), "resolution", "warn", "gpu2: the name gpu1 is unknown"),
     (of_gpu2(resolved={"gpu1": ("127.0.0.1",), "gpu3": ("10.9.9.9",)}), "resolution", "warn",
      "the name gpu3 means 10.0.0.3 on gpu1; 10.9.9.9 on gpu2"),
@@ -104,12 +106,12 @@ def test_a_fault_is_named_with_what_to_do(change: Any, check: str, state: str, s
 
 
 def test_a_folder_of_each_host_is_enough_for_local_checkpoints() -> None:
-    survey = wanted(local_checkpoints=True)(folder_of_gpu2(ALONE)(healthy(3)))
+    survey = planned(local_checkpoints=True)(folder_of_gpu2(ALONE)(healthy(3)))
     assert {row.state for row in doctor.judge(survey)} == {"ok"}
 
 
 def test_mpirun_needs_more_than_pdsh() -> None:
-    by_mpi = wanted(launcher="openmpi")
+    by_mpi = planned(launcher="openmpi")
     assert {row.state for row in doctor.judge(by_mpi(healthy(3)))} == {"ok"}
     for change, check in (
         (of_gpu2(programs=()), "launcher"),
@@ -117,7 +119,7 @@ def test_mpirun_needs_more_than_pdsh() -> None:
     ):
         rows = {row.check: row for row in doctor.judge(by_mpi(change(healthy(3))))}
         assert rows[check].state == "fix", check
-    told = wanted(launcher="openmpi", environment={"MASTER_ADDR": "x", "MASTER_PORT": "1"})
+    told = planned(launcher="openmpi", environment={"MASTER_ADDR": "x", "MASTER_PORT": "1"})
     assert all(row.state != "fix" for row in doctor.judge(told(of_gpu2(resolved={})(healthy(3)))))
 
 
@@ -138,6 +140,6 @@ def test_findings_are_numbered_errors_first(some: list[tuple[str, bool]], width:
     numbers = [int(n[1]) for line in lines if (n := re.match(r"\s*(\d+)\. ", line))]
     assert numbers == list(range(1, len(some) + 1))
     errors = sum(error for _, error in some)
-    assert ("To put right:" in lines) == (errors > 0)
-    assert ("Worth a look:" in lines) == (errors < len(some))
+    assert ("To fix:" in lines) == (errors > 0)
+    assert ("Warnings:" in lines) == (errors < len(some))
     assert lines[0].split()[0] == ("fix" if errors else "warn" if some else "ok")

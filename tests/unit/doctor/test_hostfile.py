@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpo_ds.doctor.hostfile import Host, fold, hostfile_text, parse_hostfile
-from cpo_ds.doctor.reachable import those_left
+from cpo_ds.doctor.reachable import usable_hosts
 
 NAME = st.from_regex(r"[a-z]{1,3}[0-9]{0,3}(\.x)?", fullmatch=True)
 HOSTS = st.lists(st.builds(Host, NAME, st.integers(1, 16)), min_size=1, unique_by=lambda h: h.name)
@@ -66,7 +66,7 @@ def test_names_in_a_row_are_folded() -> None:
 @given(st.lists(st.tuples(st.integers(1, 8), st.one_of(st.integers(0, 8), st.just("it is off")))))
 def test_hosts_that_are_left_keep_their_order(some: list[tuple[int, int | str]]) -> None:
     counts = {Host(f"h{i}", slots): count for i, (slots, count) in enumerate(some)}
-    left, reasons = those_left(counts)
+    left, reasons = usable_hosts(counts)
     any_gpu = any(isinstance(count, int) and count for count in counts.values())
     expected = {
         host.name: min(host.slots, count) if any_gpu else host.slots

@@ -40,10 +40,10 @@ def test_the_slowest_link_is_named() -> None:
         links.Result("link", ("c", "a"), 9.0),
         links.Result("all", ("a", "b", "c"), 0.01),
     ]
-    row = links.row(results, [], {}, 60)
+    row = links.judge(results, [], {}, 60)
     assert "10.2 MiB/s (b to c, the slowest) to 10 GiB/s" in row.seen and row.state == "warn"
-    assert row.findings[0].hosts == ("b", "c") and "1e+03 times less" in row.findings[0].what
-    assert links.row(results[::2], [], {}, 60).state == "ok"
-    failed = links.row(results[:1], ["b to c"], {"b": "reset by peer"}, 60)
-    assert failed.state == "fix" and "(b: reset by peer): b to c" in failed.findings[0].what
-    assert "within 60 s: b to c" in links.row([], ["b to c"], {}, 60).findings[0].what
+    assert row.findings[0].hosts == ("b", "c") and "1e+03 times less" in row.findings[0].problem
+    assert links.judge(results[::2], [], {}, 60).state == "ok"
+    failed = links.judge(results[:1], ["b to c"], {"b": "reset by peer"}, 60)
+    assert failed.state == "fix" and "(b: reset by peer): b to c" in failed.findings[0].problem
+    assert "within 60 s: b to c" in links.judge([], ["b to c"], {}, 60).findings[0].problem

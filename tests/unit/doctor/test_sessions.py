@@ -23,7 +23,7 @@ from cpo_ds.doctor.hostfile import Host
          "not the one", "ssh-keygen -R h"),
         ("kex_exchange_identification: Connection closed by remote host", "closes", "MaxStartups"),
         ("sh: 1: exec: python3: not found", "neither", "scripts/setup.sh"),
-        ("a motd\nsomething new", "it said: something new", "ssh h true"),
+        ("a motd\nsomething new", "its last line was: something new", "ssh h true"),
     ],
 )  # fmt: skip
 def test_what_ssh_says_is_explained(errors: str, what: str, fix: str) -> None:
