@@ -14,7 +14,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.lines import read_sources
 from cpo_ds.prepare.translation.systems import add_systems, check_name
 
-# Where translations come from, named by the option that asks for it.
+# Origins of translations, named by the options that ask for them.
 FILES, LOCAL_MODEL, SERVER = "--system", "--model", "--server"
 _MODELS = (LOCAL_MODEL, SERVER)
 

@@ -29,6 +29,7 @@ _COMET_PYTHON = "CPO_DS_COMET_PYTHON"  # path of a Python that has COMET, if not
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `cpo-ds prepare score`."""
+    # Rows and metrics.
     add = parser.add_argument
     add("--input", required=True, type=Path, help="rows with candidates, jsonl")
     add("--output", required=True, type=Path, help="the same rows with scores")
@@ -41,6 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="kiwi, xcomet, kiwi-22, comet-22, chrf, bleu, a Hugging Face name, or a checkpoint "
         "file or folder; NAME=CHECKPOINT names it in the output. Give it several times for several",
     )
+
+    # How COMET computes, and on which ranks.
     add("--shard", action="store_true", help="split each COMET model over the ranks (ZeRO-3)")
     add(
         "--dtype",

@@ -27,6 +27,7 @@ PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `cpo-ds prepare select`."""
+    # Rows, and the choice of pairs.
     add = parser.add_argument
     add("--input", required=True, type=Path, help="rows with scores, jsonl")
     add("--output", required=True, type=Path, metavar="FOLDER", help="new, or of an earlier select")
@@ -41,6 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="best-worst",
         help="the best against the worst, or against each other one (best-worst)",
     )
+
+    # Filters of pairs.
     add(
         "--min-margin",
         type=float,
@@ -64,6 +67,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TIMES",
         help="drop pairs with a text so many times longer or shorter than is usual",
     )
+
+    # How the pairs are written.
     add(
         "--prompt-style",
         choices=("alma", "chat"),

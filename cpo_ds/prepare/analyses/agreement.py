@@ -1,4 +1,4 @@
-"""What one metric says of another: whether they agree, and whether choosing by one favours it."""
+"""Compares metrics: how far they agree, and whether choosing by one favours that one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RowScores = Mapping[str, float]  # of one row's translations, in the order that 
 
 @dataclass(frozen=True)
 class RankedPairs:
-    """Pairs of translations of the same source, by how two metrics rank them."""
+    """Counts of pairs of translations of the same source, by how two metrics rank them."""
 
     alike: int
     opposite: int
-    tied_in_first: int  # and not in the second
+    tied_in_first: int  # but not in the second
     tied_in_second: int
     tied_in_both: int
 
@@ -31,12 +31,12 @@ class RankedPairs:
 
     @property
     def share_alike(self) -> float:
-        """Of the pairs that both rank, those that they rank alike; NaN of none."""
+        """The share of pairs ranked alike among those that both rank; NaN without any."""
         return self.alike / self.ranked if self.ranked else math.nan
 
     @property
     def kendall(self) -> float:
-        """Kendall's tau-b over all of these pairs, from -1 to 1; NaN where a metric only ties."""
+        """Kendall's tau-b over all pairs, from -1 to 1; NaN if a metric has only ties."""
         first, second = self.ranked + self.tied_in_second, self.ranked + self.tied_in_first
         if not first or not second:
             return math.nan
@@ -44,13 +44,14 @@ class RankedPairs:
 
 
 def rank_pairs(first: np.ndarray, second: np.ndarray) -> RankedPairs:
-    """Counts pairs within each row of two tables of scores, [rows, systems]; NaN takes no part."""
+    """Counts pairs within each row of two tables of scores, [rows, systems]; NaN does not count."""
     first, second = _pack(first, second)
     alike = opposite = tied_in_first = tied_in_second = tied_in_both = 0
     for i, j in combinations(range(first.shape[1]), 2):
-        there = ~np.isnan(first[:, j])  # what is there stands before what is not
-        order_first = _order(first[there, i], first[there, j])
-        order_second = _order(second[there, i], second[there, j])
+        # Missing scores are packed to the end of a row: if column j has a score, column i has one.
+        has_both = ~np.isnan(first[:, j])
+        order_first = _order(first[has_both, i], first[has_both, j])
+        order_second = _order(second[has_both, i], second[has_both, j])
         product = order_first * order_second
         alike += int((product > 0).sum())
         opposite += int((product < 0).sum())
@@ -61,9 +62,9 @@ def rank_pairs(first: np.ndarray, second: np.ndarray) -> RankedPairs:
 
 
 def _pack(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Moves what both score to the front of each row, and cuts columns that become empty.
+    """Moves scores of systems that both metrics score to the front of each row.
 
-    Of hundreds of systems a row has a few.
+    Columns that become empty are cut off. That saves time: of hundreds of systems a row has a few.
     """
     missing = np.isnan(first) | np.isnan(second)
     columns = np.argsort(missing, axis=1, kind="stable")
@@ -75,12 +76,15 @@ def _pack(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _order(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """1 where left is higher, -1 where right is, 0 for a tie."""
+    """1 if left is higher, -1 if right is higher, 0 for a tie, element by element."""
     return (left > right).astype(np.int8) - (left < right).astype(np.int8)
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson correlation of what both score; NaN for fewer than two or where one is constant."""
+    """Pearson correlation of two columns of scores, [rows]; rows with a NaN do not count.
+
+    The result is NaN for fewer than two rows, or if a column is constant.
+    """
     first, second = _both(first, second)
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
@@ -88,53 +92,55 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman correlation: Pearson's of the ranks, where ties share the mean of their ranks."""
+    """Spearman correlation: Pearson's of the ranks. Ties share the mean of their ranks."""
     return pearson(*map(_ranks, _both(first, second)))
 
 
 def _both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    there = ~(np.isnan(first) | np.isnan(second))
-    return first[there], second[there]
+    """The scores of the rows that both columns score."""
+    has_both = ~(np.isnan(first) | np.isnan(second))
+    return first[has_both], second[has_both]
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value from 0, with the mean rank for ties."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[group]
 
 
 @dataclass(frozen=True)
 class SameChoices:
-    """In how many rows two metrics choose the same; `by_chance` is what blind choices would."""
+    """The number of rows in which two metrics choose the same translation."""
 
-    rows: int  # in which both choose, among the translations that both score
+    rows: int  # with a choice by both, among the translations that both score
     best: int
     worst: int
-    by_chance: float  # mean of 1 / translations; NaN of no rows
+    by_chance: float  # share for blind choices: mean of 1 / translations; NaN without rows
 
 
 def same_choices(first: Iterable[RowScores], second: Iterable[RowScores]) -> SameChoices:
-    """Compares the choices of two metrics, row by row."""
+    """Counts equal choices of two metrics; each gives its scores row by row."""
     best = worst = 0
     chances = []
     for one, other in map(_common, first, second):
-        picked, otherwise = best_and_worst(one), best_and_worst(other)
-        if picked and otherwise:
-            best += picked[0] == otherwise[0]
-            worst += picked[1] == otherwise[1]
+        by_first, by_second = best_and_worst(one), best_and_worst(other)
+        if by_first and by_second:
+            best += by_first[0] == by_second[0]
+            worst += by_first[1] == by_second[1]
             chances.append(1 / len(one))
     by_chance = sum(chances) / len(chances) if chances else math.nan
     return SameChoices(len(chances), best, worst, by_chance)
 
 
 def _common(first: RowScores, second: RowScores) -> tuple[dict[str, float], dict[str, float]]:
-    """The scores of what both score, in the order of the first."""
+    """Both metrics' scores of the systems that both score, in the order of the first."""
     systems = [system for system in first if system in second]
     return {system: first[system] for system in systems}, {s: second[s] for s in systems}
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What choosing by some metrics brings by another, in scores of that other; NaN of no rows."""
+    """The gain from choosing by some metrics, in scores of another metric; NaN without rows."""
 
     rows: int
     over_mean: float  # chosen minus the mean of the row
@@ -143,12 +149,15 @@ class Gain:
 
     @property
     def share(self) -> float:
-        """Which part of what can be attained is; NaN where nothing can."""
+        """The gain over the mean as a share of the attainable one; NaN if nothing is attainable."""
         return self.over_mean / self.attainable if self.attainable else math.nan
 
 
 def gain(selecting: Iterable[RowScores], evaluating: Iterable[RowScores]) -> Gain:
-    """Means over the rows in which the selecting scores choose, among what both score."""
+    """The mean gain over the rows in which the selecting scores make a choice.
+
+    Only translations that both score take part.
+    """
     gains = []
     for by_selecting, by_evaluating in map(_common, selecting, evaluating):
         picked = best_and_worst(by_selecting)
@@ -165,8 +174,8 @@ def gain(selecting: Iterable[RowScores], evaluating: Iterable[RowScores]) -> Gai
 def deviation_within(table: np.ndarray) -> float:
     """Standard deviation of the scores of one source's translations, pooled over [rows, systems].
 
-    The root of the squared distances from the row's mean over the degrees of freedom (translations
-    minus rows); NaN where no row has two.
+    It is sqrt(sum of squared distances from the row's mean / degrees of freedom), and the degrees
+    of freedom are translations minus rows. The result is NaN if no row has two translations.
     """
     counts = (~np.isnan(table)).sum(axis=1)
     table, counts = table[counts > 1], counts[counts > 1]

@@ -16,7 +16,15 @@ from cpo_ds.prepare.analyses.agreement import (
     same_choices,
     spearman,
 )
-from cpo_ds.prepare.analyses.page import Chart, Section, Table, count, decimal, first_few, share
+from cpo_ds.prepare.analyses.page import (
+    Chart,
+    Section,
+    Table,
+    count,
+    decimal,
+    first_findings,
+    share,
+)
 from cpo_ds.prepare.analyses.view import ALL, CHART_METRICS, View
 
 ANCHOR, TITLE = "agreement", "How far metrics agree on translations of the same source"
@@ -25,7 +33,7 @@ ONE_METRIC = "There is one metric: it takes two to compare. Score the rows by an
 
 @dataclass(frozen=True)
 class _Agreement:
-    """Of two metrics in one group of rows."""
+    """The agreement of two metrics in one group of rows."""
 
     pairs: RankedPairs
     choices: SameChoices
@@ -33,16 +41,19 @@ class _Agreement:
     pearson: float
 
 
-def agreement(view: View) -> Section:
-    """How far metrics agree, pair by pair."""
+def agreement_section(view: View) -> Section:
+    """The section that compares each two metrics."""
+    # Compare, unless there is nothing to compare.
     metrics = [metric.name for metric in view.scored.metrics]
     if len(metrics) < 2:
         return Section(ANCHOR, TITLE, explanation=(ONE_METRIC,))
-    found = {pair: _compare(view, *pair) for pair in combinations(metrics, 2)}
-    overall = {pair: next(iter(groups.values())) for pair, groups in found.items()}
+    by_group = {pair: _compare(view, *pair) for pair in combinations(metrics, 2)}
+    overall = {pair: next(iter(groups.values())) for pair, groups in by_group.items()}
     if not any(one.pairs.ranked for one in overall.values()):
         why = "No source has two translations that two metrics rank: there is nothing to compare."
         return Section(ANCHOR, TITLE, explanation=(why,))
+
+    # The sentences.
     findings = [
         f"{first} and {second} rank {share(one.pairs.share_alike)} of "
         f"{count(one.pairs.ranked, 'pair')} alike and choose the same best translation in "
@@ -51,38 +62,44 @@ def agreement(view: View) -> Section:
         for (first, second), one in overall.items()
     ]
     explanation = (
-        "A pair is two translations of one source. It counts as ranked where neither metric gives "
-        "both the same score. Metrics that know nothing of each other rank half of the pairs "
-        "alike, and choose the same best translation as often as chance lets them: one over the "
-        "number of translations.",
+        "A pair is two translations of one source. It counts as ranked if neither metric gives "
+        "both the same score. Two unrelated metrics rank half of the pairs alike. By chance they "
+        "choose the same best translation with a probability of one over the number of "
+        "translations.",
         "Kendall's tau-b is over the same pairs, ties counted. Spearman's and Pearson's "
-        "correlations are over all translations of a direction, so that easy and hard sources "
-        "raise them; in a mean over directions each counts the same.",
+        "correlations are over all translations of a direction, so differences between easy and "
+        "hard sources raise them. In a mean over directions each direction counts the same.",
     )
+
+    # The chart and the tables.
     in_chart = combinations(metrics[:CHART_METRICS], 2)
     parts = (
         _chart({pair: overall[pair] for pair in in_chart}),
         _overall_table(overall),
-        _direction_table(found),
+        _direction_table(by_group),
     )
-    return Section(ANCHOR, TITLE, first_few(findings), explanation, parts)
+    return Section(ANCHOR, TITLE, first_findings(findings), explanation, parts)
 
 
 def _compare(view: View, first: str, second: str) -> dict[str, _Agreement]:
-    """By group. Correlations are within a direction only: levels differ between directions."""
-    found = {}
+    """The agreement of two metrics in each group of rows.
+
+    Correlations are within a direction only, since levels differ between directions.
+    """
+    by_group = {}
     for group, mask in view.groups.items():
         rows, scores = view.rows(group), (view.tables[first][mask], view.tables[second][mask])
-        found[group] = _Agreement(
+        by_group[group] = _Agreement(
             rank_pairs(*scores),
             same_choices(*([row.scores.get(name, {}) for row in rows] for name in (first, second))),
             math.nan if group == ALL else spearman(*scores),
             math.nan if group == ALL else pearson(*scores),
         )
-    return found
+    return by_group
 
 
 def _chart(overall: dict[tuple[str, str], _Agreement]) -> Chart:
+    """The chart of the agreement over all rows."""
     shares = [
         (
             one.pairs.share_alike,
@@ -103,14 +120,18 @@ def _chart(overall: dict[tuple[str, str], _Agreement]) -> Chart:
 
 
 def _label(pair: tuple[str, ...]) -> str:
+    """The two metrics as one label of a line."""
     return " · ".join(pair)
 
 
 def _part(number: int, choices: SameChoices) -> float:
+    """A number of rows as a share of those with a choice; NaN without any."""
     return number / choices.rows if choices.rows else math.nan
 
 
 def _overall_table(overall: dict[tuple[str, str], _Agreement]) -> Table:
+    """The table of the agreement over all rows."""
+
     def line(one: _Agreement) -> tuple[str, ...]:
         pairs, choices = one.pairs, one.choices
         ties = pairs.tied_in_first + pairs.tied_in_second + pairs.tied_in_both
@@ -126,15 +147,17 @@ def _overall_table(overall: dict[tuple[str, str], _Agreement]) -> Table:
         )
 
     return Table(
-        "Agreement over all rows. By chance, the same best (or worst) would be chosen as often as "
-        "the last column says.",
+        "Agreement over all rows. The last column is the share of the same best (or worst) choices "
+        "by chance.",
         ("metrics", "pairs ranked", "alike", "pairs tied", "tau-b", "rows", "same best",
          "same worst", "by chance"),
         tuple((_label(pair), (line(one),)) for pair, one in overall.items()),
     )  # fmt: skip
 
 
-def _direction_table(found: dict[tuple[str, str], dict[str, _Agreement]]) -> Table:
+def _direction_table(by_group: dict[tuple[str, str], dict[str, _Agreement]]) -> Table:
+    """The table of the agreement by direction, with the mean of the directions."""
+
     def values(one: _Agreement) -> tuple[float, ...]:
         shares = _part(one.choices.best, one.choices), _part(one.choices.worst, one.choices)
         return (one.pairs.share_alike, *shares, one.pairs.kendall, one.spearman, one.pearson)
@@ -153,11 +176,12 @@ def _direction_table(found: dict[tuple[str, str], dict[str, _Agreement]]) -> Tab
         "Agreement by direction.",
         ("metrics", "direction", "alike", "same best", "same worst", "tau-b", "Spearman",
          "Pearson"),
-        tuple((_label(pair), lines(groups)) for pair, groups in found.items()),
+        tuple((_label(pair), lines(groups)) for pair, groups in by_group.items()),
         ("direction",),
     )  # fmt: skip
 
 
 def _mean(values: Sequence[float]) -> float:
-    there = [value for value in values if not math.isnan(value)]
-    return sum(there) / len(there) if there else math.nan
+    """The mean of the values that are not NaN; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,4 +1,4 @@
-"""The section on bias: what choosing by one metric brings by another."""
+"""The section on bias: the gain from choosing by one metric, judged by another."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cpo_ds.prepare.analyses.page import (
     Table,
     count,
     decimal,
-    first_few,
-    names,
-    places_for,
+    decimals_for,
+    first_findings,
+    join_names,
     share,
 )
 from cpo_ds.prepare.analyses.view import CHART_METRICS, View
@@ -26,60 +26,69 @@ from cpo_ds.prepare.pairs.choose import rate
 ANCHOR, TITLE = "bias", "Whether choosing by a metric favours that metric"
 
 
-def bias(view: View) -> Section:
-    """Selecting by evaluating metrics: how much better the chosen translation is."""
+def bias_section(view: View) -> Section:
+    """The section in which each metric judges the choices of each other one."""
     metrics = [metric.name for metric in view.scored.metrics]
     if len(metrics) < 2:
         return Section(ANCHOR, TITLE, explanation=(ONE_METRIC,))
+
+    # Every metric chooses, and so does the mean that `select` would use.
     rows = view.scored.rows
     judges = {name: [row.scores.get(name, {}) for row in rows] for name in metrics}
     selectors: dict[str, list[RowScores]] = dict(judges)
     if len(view.selecting) > 1:
         means = [rate(row.row, view.selecting).means for row in rows]
         selectors = {view.selecting_name: means} | selectors
-    found = {
+    gains_by = {
         label: {name: gain(selecting, judging) for name, judging in judges.items()}
         for label, selecting in selectors.items()
     }
-    if not any(one.rows for gains in found.values() for one in gains.values()):
+    if not any(one.rows for gains in gains_by.values() for one in gains.values()):
         why = "No row has two translations that score differently: there is nothing to choose."
         return Section(ANCHOR, TITLE, explanation=(why,))
+
+    # The sentences. Gains are in standard deviations of the judging metric.
     deviations = {name: deviation_within(view.tables[name]) for name in metrics}
-    findings = [_finding(label, gains) for label, gains in found.items()]
+    findings = [_finding(label, gains) for label, gains in gains_by.items()]
     explanation = (
         "How to read it: a line chooses, a column judges. The number is the score of the chosen "
         "translation minus the mean of all translations of its source, in standard deviations of "
         "the judging metric among translations of one source, so that columns compare.",
-        "A metric is always happiest with its own choice, whose errors it shares. Where the others "
-        "gain nearly as much as they would by theirs, they too find the chosen translations "
-        "better; where they gain little, the choice follows what the selecting metric likes. "
-        "Metrics trained on the same judgements share errors, so that the best judge is one of "
-        "another kind, or a person.",
+        "A metric always gains most from its own choice, since it shares that choice's errors. If "
+        "the other metrics gain nearly as much as by their own choices, they too find the chosen "
+        "translations better. If they gain little, the choice follows a taste of the selecting "
+        "metric. Metrics trained on the same judgements share errors. The best judge is therefore "
+        "a metric of another kind, or a person.",
     )
-    parts = (_chart(found, deviations), _table(found, deviations))
-    return Section(ANCHOR, TITLE, first_few(findings), explanation, parts)
+    parts = (_chart(gains_by, deviations), _table(gains_by, deviations))
+    return Section(ANCHOR, TITLE, first_findings(findings), explanation, parts)
 
 
 def _finding(label: str, gains: dict[str, Gain]) -> str:
-    said = [
+    """A sentence on the choices of one selecting metric."""
+    judgements = [
         f"{other} {share(one.share)}"
         for other, one in gains.items()
         if other != label and not math.isnan(one.share)
     ]
-    if not said:
+    if not judgements:
         return f"Choosing by {label} cannot be judged: scores are equal."
-    return f"Choosing by {label} gives {names(said)} of the gain that its own choice would."
+    return (
+        f"Choosing by {label} gives {join_names(judgements)} of the gain that its own choice would."
+    )
 
 
 def _in_deviations(value: float, deviation: float) -> float:
+    """A difference of scores in standard deviations; NaN if the deviation is 0 or NaN."""
     return value / deviation if deviation > 0 else math.nan
 
 
-def _chart(found: dict[str, dict[str, Gain]], deviations: dict[str, float]) -> Chart:
+def _chart(gains_by: dict[str, dict[str, Gain]], deviations: dict[str, float]) -> Chart:
+    """The grid of gains; `gains_by` holds them by selecting and by judging metric."""
     evaluating = list(deviations)[:CHART_METRICS]
-    selecting = list(found)[: CHART_METRICS + 1]
+    selecting = list(gains_by)[: CHART_METRICS + 1]
     gains = [
-        [_in_deviations(found[label][name].over_mean, deviations[name]) for name in evaluating]
+        [_in_deviations(gains_by[label][name].over_mean, deviations[name]) for name in evaluating]
         for label in selecting
     ]
     return Chart(
@@ -90,16 +99,18 @@ def _chart(found: dict[str, dict[str, Gain]], deviations: dict[str, float]) -> C
     )
 
 
-def _table(found: dict[str, dict[str, Gain]], deviations: dict[str, float]) -> Table:
+def _table(gains_by: dict[str, dict[str, Gain]], deviations: dict[str, float]) -> Table:
+    """The table of gains, in standard deviations and in scores."""
+
     def line(name: str, one: Gain) -> tuple[str, ...]:
-        places = places_for(deviations[name])
+        decimals = decimals_for(deviations[name])
         return (
             name,
             decimal(_in_deviations(one.over_mean, deviations[name]), 2, sign=True),
             share(one.share),
             decimal(_in_deviations(one.over_rejected, deviations[name]), 2, sign=True),
-            decimal(one.over_mean, places, sign=True),
-            decimal(one.over_rejected, places, sign=True),
+            decimal(one.over_mean, decimals, sign=True),
+            decimal(one.over_rejected, decimals, sign=True),
             count(one.rows),
         )
 
@@ -110,7 +121,7 @@ def _table(found: dict[str, dict[str, Gain]], deviations: dict[str, float]) -> T
          "over rejected, scores", "rows"),
         tuple(
             (label, tuple(line(name, one) for name, one in gains.items()))
-            for label, gains in found.items()
+            for label, gains in gains_by.items()
         ),
         ("evaluated by",),
     )  # fmt: skip

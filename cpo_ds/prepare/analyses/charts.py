@@ -1,4 +1,4 @@
-"""The report's charts, as SVG that is the same for the same numbers; text stays text."""
+"""Draws the report's charts as SVG; equal numbers give equal bytes, and text stays text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cpo_ds.prepare.analyses.systems import Versus
+from cpo_ds.prepare.analyses.systems import ReferenceComparison
 
 BETTER, EQUAL, WORSE = "#0072B2", "#C9CCD1", "#E8B36B"
 AGREEMENT_MARKERS = {
@@ -23,10 +23,12 @@ AGREEMENT_MARKERS = {
     "rows with the same worst": ("^", "#D55E00"),
 }
 _PANELS_PER_LINE = 4
-_WIDTH = 6.6  # inches; a phone shrinks it to half of that, so that letters must be large
+_WIDTH = 6.6  # inches; a phone shows it at half that size, so letters must be large
 _STYLE = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same layout everywhere
+    "font.sans-serif": [
+        "DejaVu Sans"
+    ],  # comes with matplotlib, so the layout is the same everywhere
     "font.size": 10.5,
     "axes.titlesize": 10.5,
     "axes.spines.top": False,
@@ -43,21 +45,24 @@ _STYLE = {
 
 
 def versus_chart(
-    directions: Sequence[str], systems: Mapping[str, Sequence[Versus]], metric: str
+    directions: Sequence[str], systems: Mapping[str, Sequence[ReferenceComparison]], metric: str
 ) -> bytes:
-    """A panel for each system: bars of better, equal, worse than the reference by direction."""
+    """A panel for each system, with bars of better, equal and worse than the reference.
+
+    Each direction is a line. `systems` holds a comparison for each direction.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, panels = _grid(systems, len(directions))
-        places = np.arange(len(directions))
+        lines = np.arange(len(directions))
         for panel, outcomes in zip(panels, systems.values(), strict=True):
             counts = np.array([[one.better, one.equal, one.worse] for one in outcomes], float)
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-            left = np.zeros(len(places))
+            left = np.zeros(len(lines))
             for share, colour in zip(shares.T, (BETTER, EQUAL, WORSE), strict=True):
-                panel.barh(places, share, 0.74, left=left, color=colour)
+                panel.barh(lines, share, 0.74, left=left, color=colour)
                 left += share
-            for place, one in zip(places, outcomes, strict=True):
-                panel.plot(one.interval, (place, place), color="black", linewidth=1.2)
+            for line, one in zip(lines, outcomes, strict=True):
+                panel.plot(one.interval, (line, line), color="black", linewidth=1.2)
             panel.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
             panel.set_xlim(0, 1)
             panel.set_xticks((0, 0.5, 1), ("0", "50", "100"))
@@ -69,14 +74,17 @@ def versus_chart(
 def shares_chart(
     directions: Sequence[str], shares: Mapping[str, np.ndarray], colours: Sequence[str]
 ) -> bytes:
-    """A panel for each title: shares [directions, systems] that add up to 1, as stacked bars."""
+    """A panel for each title, with shares as stacked bars.
+
+    A table of shares is [directions, systems], and each line of it adds up to 1.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, panels = _grid(shares, len(directions))
-        places = np.arange(len(directions))
+        lines = np.arange(len(directions))
         for panel, table in zip(panels, shares.values(), strict=True):
-            left = np.zeros(len(places))
+            left = np.zeros(len(lines))
             for share, colour in zip(table.T, colours, strict=True):
-                panel.barh(places, share, 0.74, left=left, color=colour, edgecolor="white")
+                panel.barh(lines, share, 0.74, left=left, color=colour, edgecolor="white")
                 left += share
             panel.set_xlim(0, 1)
             panel.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "25", "50", "75", "100"))
@@ -92,22 +100,31 @@ def distribution_chart(
     colours: Sequence[str],
     metric: str,
 ) -> bytes:
-    """Left a violin of every system's scores, right their means, [directions, systems]."""
+    """On the left a violin of every system's scores, on the right their means.
+
+    `means` is [directions, systems].
+    """
     with matplotlib.rc_context(_STYLE):
         height = 1.1 + 0.3 * max(len(scores), len(directions))
         figure = Figure(figsize=(_WIDTH, max(height, 2.2)), layout="constrained")
         left, right = figure.subplots(1, 2)
+
+        # Violins: histograms with the same bins for all systems.
         fewest = min(len(values) for values in scores.values())
         bins = int(np.clip(np.sqrt(fewest), 6, 48))
         edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), bins)
-        for place, (values, colour) in enumerate(zip(scores.values(), colours, strict=True)):
-            _violin(left, place, values, edges, colour)
+        for line, (values, colour) in enumerate(zip(scores.values(), colours, strict=True)):
+            _violin(left, line, values, edges, colour)
         _name_lines([left], list(scores))
         left.set_title("all rows")
+
+        # Means: a dot for each system and direction.
         for column, colour in zip(means.T, colours, strict=True):
             right.plot(column, np.arange(len(directions)), "o", color=colour, markersize=5.5)
         _name_lines([right], directions)
         right.set_title("means by direction")
+
+        # Both panels show scores, on the same kind of axis.
         for panel in (left, right):
             panel.grid(axis="x", color="#E3E5E8")
             panel.xaxis.set_major_locator(MaxNLocator(5))
@@ -115,30 +132,30 @@ def distribution_chart(
         return _svg(figure)
 
 
-def _violin(panel: Any, place: int, values: np.ndarray, edges: np.ndarray, colour: str) -> None:
-    """A histogram, mirrored; the line spans the middle half, the white dot is the median."""
+def _violin(panel: Any, line: int, values: np.ndarray, edges: np.ndarray, colour: str) -> None:
+    """Draws a mirrored histogram; a thick line spans the middle half, a white dot is the median."""
     counts = np.histogram(values, edges)[0]
     half = np.repeat(0.42 * counts / max(1, counts.max()), 2)
     panel.fill_between(
-        np.repeat(edges, 2)[1:-1], place - half, place + half, color=colour, alpha=0.55, linewidth=0
+        np.repeat(edges, 2)[1:-1], line - half, line + half, color=colour, alpha=0.55, linewidth=0
     )
     if len(values):
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-        panel.plot((low, high), (place, place), color="#22262B", linewidth=2.5)
-        panel.plot(middle, place, "o", color="white", markeredgecolor="#22262B", markersize=4.5)
+        panel.plot((low, high), (line, line), color="#22262B", linewidth=2.5)
+        panel.plot(middle, line, "o", color="white", markeredgecolor="#22262B", markersize=4.5)
 
 
 def agreement_chart(pairs: Sequence[str], values: Mapping[str, Sequence[float]]) -> bytes:
-    """For each pair of metrics a line of markers, one for each of `AGREEMENT_MARKERS`."""
+    """A line of markers for each pair of metrics, one for each of `AGREEMENT_MARKERS`."""
     with matplotlib.rc_context(_STYLE):
         height = 1.3 + 0.36 * len(pairs)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         panel = figure.subplots()
-        places = np.arange(len(pairs))
+        lines = np.arange(len(pairs))
         for shift, (name, (marker, colour)) in zip(
             (0, -0.14, 0.14), AGREEMENT_MARKERS.items(), strict=True
         ):
-            panel.plot(values[name], places + shift, marker, color=colour, markersize=8)
+            panel.plot(values[name], lines + shift, marker, color=colour, markersize=8)
         panel.set_xlim(0, 1)
         panel.xaxis.set_major_formatter(PercentFormatter(1))
         panel.grid(axis="both", color="#E3E5E8")
@@ -147,11 +164,13 @@ def agreement_chart(pairs: Sequence[str], values: Mapping[str, Sequence[float]])
 
 
 def gain_chart(selecting: Sequence[str], evaluating: Sequence[str], gains: np.ndarray) -> bytes:
-    """A grid of numbers, [selecting, evaluating], darker where higher."""
+    """A grid of numbers, [selecting, evaluating]; higher ones are darker."""
     with matplotlib.rc_context(_STYLE):
         height = 1.4 + 0.42 * len(selecting)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         panel = figure.subplots()
+
+        # The grid. Letters are white on dark fields.
         top = max(0.01, float(np.nanmax(gains, initial=0)))
         panel.imshow(gains, cmap="Blues", vmin=0, vmax=1.25 * top, aspect="auto")
         for line, column in product(range(len(selecting)), range(len(evaluating))):
@@ -159,6 +178,8 @@ def gain_chart(selecting: Sequence[str], evaluating: Sequence[str], gains: np.nd
             text = "–" if math.isnan(gain) else f"{gain:.2f}"
             colour = "white" if gain > 0.75 * top else "#22262B"
             panel.text(column, line, text, ha="center", va="center", color=colour)
+
+        # The names of the metrics, as long as they fit.
         room = min(24, 46 // len(evaluating))  # letters
         panel.set_xticks(range(len(evaluating)), [short(name, room) for name in evaluating])
         panel.xaxis.tick_top()
@@ -172,22 +193,22 @@ def gain_chart(selecting: Sequence[str], evaluating: Sequence[str], gains: np.nd
 
 
 def short(name: str, longest: int = 20) -> str:
-    """A name that leaves room for the chart; tables have it whole."""
+    """A name cut in its middle to at most `longest` letters; tables have the whole name."""
     name = "".join(letter if letter.isprintable() else " " for letter in name).strip()
     if len(name) <= longest:
         return name
-    end = (
-        longest - 1
-    ) // 2  # names differ at their ends: wmt22-cometkiwi-da, wmt23-cometkiwi-da-xxl
+    # The end is kept, as names differ there: wmt22-cometkiwi-da, wmt23-cometkiwi-da-xxl.
+    end = (longest - 1) // 2
     return f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def _grid(titles: Mapping[str, Any], num_lines: int) -> tuple[Figure, list[Any]]:
-    """A figure with a titled panel for each key, and as many lines in each."""
+    """A figure with a titled panel for each key, each high enough for `num_lines` lines."""
     columns = min(_PANELS_PER_LINE, len(titles))
     lines = math.ceil(len(titles) / columns)
     size = (_WIDTH, lines * (0.75 + 0.24 * num_lines) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
+    # The last line of panels may have fewer.
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     for panel in panels[len(titles) :]:
         figure.delaxes(panel)
@@ -197,15 +218,17 @@ def _grid(titles: Mapping[str, Any], num_lines: int) -> tuple[Figure, list[Any]]
 
 
 def _name_lines(panels: Sequence[Any], names: Sequence[str], longest: int = 20) -> None:
-    """Names beside the lines, the first on top."""
+    """Writes names beside the lines, the first on top."""
     panels[0].set_yticks(range(len(names)), [short(name, longest) for name in names])
     panels[0].set_ylim(len(names) - 0.4, -0.6)
 
 
 def _svg(figure: Figure) -> bytes:
+    """The figure as SVG."""
     file = io.BytesIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # a date would change the bytes
+    # A date would change the bytes.
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser has fonts for all scripts
-        figure.savefig(file, format="svg", metadata=nothing)
+        warnings.filterwarnings("ignore", message="Glyph")  # browsers have fonts for all scripts
+        figure.savefig(file, format="svg", metadata=no_metadata)
     return file.getvalue()

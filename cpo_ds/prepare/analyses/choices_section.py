@@ -8,16 +8,19 @@ import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE
 from cpo_ds.prepare.analyses import charts
-from cpo_ds.prepare.analyses.page import Chart, Section, Table, count, names, share
+from cpo_ds.prepare.analyses.page import Chart, Section, Table, count, join_names, share
 from cpo_ds.prepare.analyses.systems import Provenance, provenance
 from cpo_ds.prepare.analyses.view import OTHERS, View
 
 
-def where_choices_come_from(view: View) -> Section:
-    """Which systems are chosen and rejected."""
+def choices_section(view: View) -> Section:
+    """The section on the systems that are chosen and rejected."""
+    # Choose in every row of every group.
     anchor, title = "choices", "Where chosen and rejected translations come from"
     counted = {group: provenance(view.rows(group), view.selecting) for group in view.groups}
     overall = next(iter(counted.values()))
+
+    # Notes on rows that the scores do not decide.
     notes = [
         f"Rows without a choice, {reason}: {count(number)}."
         for reason, number in sorted(overall.no_choice.items())
@@ -28,6 +31,8 @@ def where_choices_come_from(view: View) -> Section:
     if not overall.pairs:
         why = "No row has two translations that score differently: there is nothing to choose."
         return Section(anchor, title, explanation=(why,), notes=tuple(notes))
+
+    # The sentences.
     by = view.selecting_name
     findings = [
         f"{label} by {by}: "
@@ -39,34 +44,36 @@ def where_choices_come_from(view: View) -> Section:
         )
     ]
     explanation = (
-        f"In every row the translation with the highest mean of {names(list(view.selecting))} is "
-        "chosen and the one with the lowest is rejected, as for ALMA-R. Of equal scores the first "
-        "counts: the reference, then the order of the row. Rows whose scores are all equal give no "
-        "pair.",
+        "In every row the translation with the highest mean of "
+        f"{join_names(list(view.selecting))} is chosen and the one with the lowest is rejected, as "
+        "for ALMA-R. Of equal scores the first counts: the reference, then the order of the row. "
+        "Rows whose scores are all equal give no pair.",
     )
     parts = (_choice_chart(view, counted), _choice_table(view, counted))
     return Section(anchor, title, tuple(findings), explanation, parts, tuple(notes))
 
 
 def _ordered(view: View, counter: Counter[str]) -> list[tuple[str, int]]:
+    """Counts of the systems to choose from, in their order."""
     return [(system, counter[system]) for system in _candidates(view)]
 
 
 def _candidates(view: View) -> list[str]:
-    """Systems to choose from: the reference is none for a metric that compares with it."""
+    """The systems to choose from: without the reference if a metric compares with it."""
     can_judge = set(view.selecting) <= set(view.scored.estimates)
     return [system for system in view.systems if system != REFERENCE or can_judge]
 
 
 def _about_mean(view: View) -> list[str]:
-    """What is to be known of the mean that chooses."""
+    """Notes on the mean that chooses."""
     compare = [name for name in view.selecting if name not in view.scored.estimates]
     notes = []
     if compare:
         notes.append(
-            f"The choice uses {names(compare)}, which cannot judge the reference: it is never "
-            "chosen or rejected here, and what is like it is preferred."
+            f"The choice uses {join_names(compare)}, which cannot judge the reference. So the "
+            "reference is never chosen or rejected here, and translations like it are preferred."
         )
+    # In a plain mean, the metric with the widest spread of scores decides most.
     spread = {name: float(np.nanstd(view.tables[name])) for name in view.selecting}
     widest, narrowest = max(spread, key=spread.__getitem__), min(spread, key=spread.__getitem__)
     if spread[widest] > 4 * spread[narrowest]:
@@ -77,13 +84,14 @@ def _about_mean(view: View) -> list[str]:
 
 
 def _choice_chart(view: View, counted: dict[str, Provenance]) -> Chart:
+    """The chart of the systems' shares."""
     shown = [system for system in view.colours if system != OTHERS]
     panels: dict[str, np.ndarray] = {}
     for title in ("chosen", "rejected"):
         counters = [getattr(counted[group], title) for group in view.chart_groups]
         table = [[*(counter[system] for system in shown), counter.total()] for counter in counters]
         counts = np.array(table, float)
-        counts[:, -1] -= counts[:, :-1].sum(axis=1)  # what other systems have
+        counts[:, -1] -= counts[:, :-1].sum(axis=1)  # the other systems' share
         panels[title] = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with_others = any(panel[:, -1].any() for panel in panels.values())
     return Chart(
@@ -100,6 +108,8 @@ def _choice_chart(view: View, counted: dict[str, Provenance]) -> Chart:
 
 
 def _choice_table(view: View, counted: dict[str, Provenance]) -> Table:
+    """The table of the systems' counts and shares."""
+
     def line(system: str, one: Provenance) -> tuple[str, ...]:
         chosen, rejected = one.chosen[system], one.rejected[system]
         shares = share(chosen, one.pairs), share(rejected, one.pairs)

@@ -13,38 +13,39 @@ from cpo_ds.prepare.analyses.page import (
     Table,
     count,
     decimal,
-    first_few,
-    places_for,
+    decimals_for,
+    first_findings,
 )
 from cpo_ds.prepare.analyses.systems import Distribution, distribution
 from cpo_ds.prepare.analyses.view import ALL, View
 
 
-def distributions(view: View) -> Section:
-    """How the scores spread."""
+def distributions_section(view: View) -> Section:
+    """The section on each system's scores, metric by metric."""
     parts: list[Table | Chart] = []
     findings = []
     for metric in (metric.name for metric in view.scored.metrics):
         means = {system: distribution(view.column(metric, system)).mean for system in view.systems}
-        there = [system for system, mean in means.items() if not math.isnan(mean)]
-        places = places_for(float(np.nanstd(view.tables[metric])))
-        said = [f"{system} {decimal(means[system], places)}" for system in there]
-        findings.append(f"Mean {metric}: {', '.join(said) or 'only of systems not shown'}.")
-        if any(system in view.colours for system in there):
-            parts.append(_distribution_chart(view, metric, there))
-        parts.append(_distribution_table(view, metric, there, places))
+        scored = [system for system, mean in means.items() if not math.isnan(mean)]
+        decimals = decimals_for(float(np.nanstd(view.tables[metric])))
+        listed = [f"{system} {decimal(means[system], decimals)}" for system in scored]
+        findings.append(f"Mean {metric}: {', '.join(listed) or 'only of systems not shown'}.")
+        if any(system in view.colours for system in scored):
+            parts.append(_distribution_chart(view, metric, scored))
+        parts.append(_distribution_table(view, metric, scored, decimals))
     explanation = (
         "A violin is a histogram of one system's scores, mirrored; its thick line spans the middle "
         "half and the white dot is the median.",
-        "Levels differ between directions for reasons that have nothing to do with the systems: "
-        "compare systems within a direction.",
+        "Compare systems within a direction only: levels differ between directions for reasons "
+        "that have nothing to do with the systems.",
     )
     title = "How scores are distributed"
-    return Section("distributions", title, first_few(findings), explanation, tuple(parts))
+    return Section("distributions", title, first_findings(findings), explanation, tuple(parts))
 
 
-def _distribution_chart(view: View, metric: str, there: list[str]) -> Chart:
-    systems = [system for system in view.colours if system in there]
+def _distribution_chart(view: View, metric: str, scored: list[str]) -> Chart:
+    """Violins and means of the systems that have a colour; `scored` are those with scores."""
+    systems = [system for system in view.colours if system in scored]
     directions = [group for group in view.chart_groups if group != ALL]
     columns = {system: view.column(metric, system) for system in systems}
     means = np.array(
@@ -68,17 +69,19 @@ def _distribution_chart(view: View, metric: str, there: list[str]) -> Chart:
     )
 
 
-def _distribution_table(view: View, metric: str, there: list[str], places: int) -> Table:
+def _distribution_table(view: View, metric: str, scored: list[str], decimals: int) -> Table:
+    """Number, mean, deviation and quantiles of each system with scores."""
+
     def line(system: str, mask: np.ndarray) -> tuple[str, ...]:
         one: Distribution = distribution(view.column(metric, system)[mask])
         values = (one.mean, one.deviation, *one.quantiles)
-        return (system, count(one.count), *(decimal(value, places) for value in values))
+        return (system, count(one.count), *(decimal(value, decimals) for value in values))
 
     return Table(
         f"Scores by {metric}: number, mean, standard deviation and quantiles.",
         ("direction", "system", "scores", "mean", "deviation", "5%", "25%", "median", "75%", "95%"),
         tuple(
-            (group, tuple(line(system, mask) for system in there))
+            (group, tuple(line(system, mask) for system in scored))
             for group, mask in view.groups.items()
         ),
         ("system",),

@@ -1,4 +1,4 @@
-"""The report's page: sections of text, charts and tables, as one HTML file that needs no other."""
+"""Renders the report as one HTML file: sections of text, charts and tables."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _MOST_FINDINGS = 6
 
 @dataclass(frozen=True)
 class Table:
-    """Lines in named groups; a line has a cell for each column after the first, the group's.
+    """A table: lines in named groups.
 
-    Columns in `texts` hold text, the others numbers.
+    The first column holds the name of the group; a line has a cell for each other column. Columns
+    in `texts` hold text, the others numbers.
     """
 
     caption: str
@@ -29,7 +30,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG with a text for those who cannot see it; `legend` names colours."""
+    """An SVG, with a text for people who cannot see it; `legend` names its colours."""
 
     svg: bytes
     text: str
@@ -38,13 +39,13 @@ class Chart:
 
     @property
     def address(self) -> str:
-        """A data URL. As an image, an SVG has its ids to itself and runs no script."""
+        """The SVG as a data URL. As an image it runs no scripts, and its ids do not clash."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section; `findings` are the sentences to read first, and what the terminal shows."""
+    """A section. `findings` are the sentences to read first; the terminal shows them, too."""
 
     anchor: str
     title: str
@@ -55,7 +56,7 @@ class Section:
 
 
 def render(title: str, sections: tuple[Section, ...]) -> str:
-    """The page. Every text is escaped: names of systems and languages come from users."""
+    """The page as HTML. Every text is escaped, since names of systems come from users."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -67,32 +68,32 @@ def render(title: str, sections: tuple[Section, ...]) -> str:
 
 
 def count(number: int, noun: str = "") -> str:
-    """Like "17,471", or "17,471 rows"."""
+    """A number as text, like "17,471", or with a noun, like "17,471 rows"."""
     text = f"{number:,} {noun}".strip()
     return text + "s" if noun and number != 1 else text
 
 
 def share(part: float, whole: float = 1) -> str:
-    """Like "46.2%"; a dash of nothing."""
+    """A share as text, like "46.2%"; a dash if `whole` is 0 or `part` NaN."""
     return "–" if not whole or math.isnan(part) else f"{decimal(100 * part / whole, 1)}%"
 
 
-def decimal(value: float, places: int, *, sign: bool = False) -> str:
-    """Rounded, with a true minus; a dash for NaN."""
+def decimal(value: float, decimals: int, *, sign: bool = False) -> str:
+    """A rounded number as text, with a true minus sign; a dash for NaN."""
     if math.isnan(value):
         return "–"
-    return f"{value:{'+' if sign else ''}.{places}f}".replace("-", "−")
+    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
 
 
-def places_for(deviation: float) -> int:
-    """Decimals that scores with this standard deviation deserve: two digits of it, and one more."""
+def decimals_for(deviation: float) -> int:
+    """The decimals to print for scores: so many that their standard deviation has three digits."""
     if math.isnan(deviation) or deviation <= 0:
         return 3
     return min(6, max(1, 2 - math.floor(math.log10(deviation))))
 
 
-def first_few(findings: Sequence[str]) -> tuple[str, ...]:
-    """The first six, and how many more there are."""
+def first_findings(findings: Sequence[str]) -> tuple[str, ...]:
+    """The first six findings, and the number of further ones."""
     more = len(findings) - _MOST_FINDINGS
     return (
         *findings[:_MOST_FINDINGS],
@@ -100,6 +101,6 @@ def first_few(findings: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def names(items: Sequence[str]) -> str:
-    """Like "a, b and c"."""
+def join_names(items: Sequence[str]) -> str:
+    """Names joined as in a sentence, like "a, b and c"."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

@@ -14,16 +14,17 @@ from cpo_ds.prepare.analyses.page import (
     Table,
     count,
     decimal,
-    first_few,
-    places_for,
+    decimals_for,
+    first_findings,
     share,
 )
-from cpo_ds.prepare.analyses.systems import Versus, versus_reference
+from cpo_ds.prepare.analyses.systems import ReferenceComparison, versus_reference
 from cpo_ds.prepare.analyses.view import View
 
 
-def gold_or_gilded(view: View) -> Section:
-    """How often each system beats the reference."""
+def reference_section(view: View) -> Section:
+    """The section that compares each system with the human reference."""
+    # Say why if there is nothing to compare.
     anchor, title = "reference", "Gold or gilded: how often systems score above the reference"
     systems = [system for system in view.systems if system != REFERENCE]
     estimates = view.scored.estimates
@@ -36,27 +37,31 @@ def gold_or_gilded(view: View) -> Section:
             else "Every metric compares with the reference and so cannot judge it"
         )
         return Section(anchor, title, explanation=(f"{why}: there is nothing to show here.",))
+
+    # Compare by each metric that does not look at the reference.
     findings: list[str] = []
     parts: list[Chart | Table] = []
     for metric in estimates:
         outcomes = _outcomes(view, metric, systems)
         overall = next(iter(outcomes.values()))
-        said = [f"{system} {share(one.better, one.rows)}" for system, one in overall.items()]
-        findings.append(f"By {metric}, above the reference: {', '.join(said)}.")
+        listed = [f"{system} {share(one.better, one.rows)}" for system, one in overall.items()]
+        findings.append(f"By {metric}, above the reference: {', '.join(listed)}.")
         parts += [_versus_chart(view, metric, outcomes), _versus_table(view, metric, outcomes)]
     explanation = (
-        "Each system's translation against the human reference of the same source. Equal scores, "
-        "as equal texts have, are counted apart and not as half a win.",
-        "A metric's verdict is not a person's: a system that a metric favours for its style beats "
-        "the reference more often than it should.",
-        "Intervals cover 95% (Wilson's for shares, 1.96 standard errors for means) and take rows "
-        "as independent of each other, which sentences of one document are not quite.",
+        "Each system's translation is compared with the human reference of the same source. Equal "
+        "scores, as of equal texts, are counted apart and not as half a win.",
+        "A metric is not a person: if it likes a system's style, that system beats the reference "
+        "more often than it should.",
+        "Intervals cover 95% (Wilson's for shares, 1.96 standard errors for means). They treat "
+        "rows as independent, which sentences of one document are not quite.",
     )
-    return Section(anchor, title, first_few(findings), explanation, tuple(parts))
+    return Section(anchor, title, first_findings(findings), explanation, tuple(parts))
 
 
-def _outcomes(view: View, metric: str, systems: list[str]) -> dict[str, dict[str, Versus]]:
-    """By group and system."""
+def _outcomes(
+    view: View, metric: str, systems: list[str]
+) -> dict[str, dict[str, ReferenceComparison]]:
+    """Each system's comparison with the reference, by group of rows and by system."""
     reference = view.column(metric, REFERENCE)
     return {
         group: {
@@ -67,7 +72,10 @@ def _outcomes(view: View, metric: str, systems: list[str]) -> dict[str, dict[str
     }
 
 
-def _versus_chart(view: View, metric: str, outcomes: dict[str, dict[str, Versus]]) -> Chart:
+def _versus_chart(
+    view: View, metric: str, outcomes: dict[str, dict[str, ReferenceComparison]]
+) -> Chart:
+    """The chart of the shares of rows."""
     systems = [system for system in view.colours if system in next(iter(outcomes.values()))]
     bars = {system: [outcomes[group][system] for group in view.chart_groups] for system in systems}
     return Chart(
@@ -80,24 +88,28 @@ def _versus_chart(view: View, metric: str, outcomes: dict[str, dict[str, Versus]
     )
 
 
-def _versus_table(view: View, metric: str, outcomes: dict[str, dict[str, Versus]]) -> Table:
-    places = places_for(float(np.nanstd(view.tables[metric])))
+def _versus_table(
+    view: View, metric: str, outcomes: dict[str, dict[str, ReferenceComparison]]
+) -> Table:
+    """The table of shares, intervals and differences."""
+    decimals = decimals_for(float(np.nanstd(view.tables[metric])))
     return Table(
         f"By {metric}, against the reference. The difference is the system's score minus the "
         "reference's.",
         ("direction", "system", "rows", "above", "95% interval", "equal", "below",
          "mean difference"),
         tuple(
-            (group, tuple(_versus_line(system, one, places) for system, one in systems.items()))
+            (group, tuple(_versus_line(system, one, decimals) for system, one in systems.items()))
             for group, systems in outcomes.items()
         ),
         ("system",),
     )  # fmt: skip
 
 
-def _versus_line(system: str, one: Versus, places: int) -> tuple[str, ...]:
+def _versus_line(system: str, one: ReferenceComparison, decimals: int) -> tuple[str, ...]:
+    """One system's line of the table."""
     low, high = one.interval
-    margin = "" if math.isnan(one.margin) else f" ± {decimal(one.margin, places)}"
+    margin = "" if math.isnan(one.margin) else f" ± {decimal(one.margin, decimals)}"
     return (
         system,
         count(one.rows),
@@ -105,5 +117,5 @@ def _versus_line(system: str, one: Versus, places: int) -> tuple[str, ...]:
         "–" if math.isnan(low) else f"{100 * low:.1f} to {share(high)}",
         share(one.equal, one.rows),
         share(one.worse, one.rows),
-        decimal(one.difference, places, sign=True) + margin,
+        decimal(one.difference, decimals, sign=True) + margin,
     )

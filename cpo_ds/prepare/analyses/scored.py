@@ -1,4 +1,4 @@
-"""Scored rows, as `cpo-ds prepare score` writes them, checked and ready to be counted."""
+"""Reads and checks scored rows, as `cpo-ds prepare score` writes them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cpo_ds.prepare.pairs.metric_choice import is_lexical
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of the rows, and what is recorded of how its scores were made.
+    """A metric of the rows, and the records of how its scores were made.
 
-    `scorers` has each record once, as JSON, with the number of rows that carry it; "" stands for
-    none. What compares with the reference says nothing of the reference itself.
+    `scorers` has each different record once, as JSON, with the number of rows that carry it; ""
+    stands for rows without a record. A metric with `uses_reference` cannot judge the reference.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Metric:
     is_lexical: bool  # chrF or BLEU
     scorers: tuple[tuple[str, int], ...]
     num_scores: int
-    num_missing: int  # translations that it could have scored and did not
+    num_missing: int  # translations without a score that could have one
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A row and its scores, `{metric: {system: score}}`, without any of no use.
+    """A row and its usable scores, `{metric: {system: score}}`.
 
     Systems are in the order that breaks ties: the reference first, then as in the row.
     """
@@ -46,31 +46,32 @@ class ScoredRow:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Rows, and the names that occur in them.
+class ScoredRows:
+    """Scored rows, and the names that occur in them.
 
-    No order depends on that of the rows: quality estimates come before metrics that compare with
-    the reference, the reference comes before the systems, and all else is in order of name.
+    The order of names does not depend on the order of the rows. Quality estimates come before
+    metrics that compare with the reference, and the reference comes before the systems. Otherwise
+    names are sorted.
     """
 
     rows: tuple[ScoredRow, ...]
     metrics: tuple[Metric, ...]
     systems: tuple[str, ...]
     directions: tuple[str, ...]
-    skipped: Counter[str]  # what was left out, by reason
+    skipped: Counter[str]  # rows, candidates and scores left out, by reason
 
     @property
     def estimates(self) -> tuple[str, ...]:
-        """Names of the metrics that do not look at the reference."""
+        """Quality estimates: the names of the metrics that do not look at the reference."""
         return tuple(metric.name for metric in self.metrics if not metric.uses_reference)
 
     @property
     def has_reference(self) -> bool:
-        """Whether some row has a reference."""
+        """Whether any row has a reference."""
         return REFERENCE in self.systems
 
     def table(self, metric: str) -> np.ndarray:
-        """Scores by one metric, [rows, systems]; NaN where there is none."""
+        """Scores by one metric, [rows, systems]; NaN for a missing score."""
         column = {system: index for index, system in enumerate(self.systems)}
         table = np.full((len(self.rows), len(self.systems)), np.nan)
         for line, row in zip(table, self.rows, strict=True):
@@ -79,19 +80,19 @@ class Scored:
         return table
 
     def masks(self) -> dict[str, np.ndarray]:
-        """For each direction, which rows are of it, [rows] bool."""
+        """For each direction, the mask of its rows, [rows] bool."""
         of_rows = np.array([row.row.language_pair for row in self.rows])
         return {direction: of_rows == direction for direction in self.directions}
 
 
-def read_scored(path: str) -> Scored:
-    """Reads a file of scored rows. Raises `UserError`, naming file and line, for a wrong one."""
+def read_scored(path: str) -> ScoredRows:
+    """Reads a file of scored rows. Raises `UserError`, naming file and line, for a bad row."""
     rows, skipped = read_candidates(path)
     return scored_rows(rows, skipped, path)
 
 
-def scored_rows(rows: list[CandidateRow], skipped: Counter[str], path: str) -> Scored:
-    """Checks the scores of rows from `path`. Raises `UserError`."""
+def scored_rows(rows: list[CandidateRow], skipped: Counter[str], path: str) -> ScoredRows:
+    """Checks the scores of rows from `path`. Raises `UserError` if one is bad or there is none."""
     names = {name for row in rows for name in _scored_by(row)}
     scored = tuple(_scored_row(row, sorted(names), skipped) for row in rows)
     metrics = [_metric(name, scored) for name in names]
@@ -102,7 +103,7 @@ def scored_rows(rows: list[CandidateRow], skipped: Counter[str], path: str) -> S
             f"{path} has no scores; make some with `cpo-ds prepare score --input {path} ...`."
         )
     systems = {name for row in rows for name in row.translations}
-    return Scored(
+    return ScoredRows(
         rows=scored,
         metrics=tuple(metrics),
         systems=tuple(sorted(systems, key=lambda name: (name != REFERENCE, name))),
@@ -112,12 +113,14 @@ def scored_rows(rows: list[CandidateRow], skipped: Counter[str], path: str) -> S
 
 
 def _scored_by(row: CandidateRow) -> dict[str, Any]:
+    """The row's field `scores`; empty if it has none."""
     scores = row.values.get("scores")
     return scores if isinstance(scores, dict) else {}
 
 
 def _scored_row(row: CandidateRow, names: list[str], skipped: Counter[str]) -> ScoredRow:
-    rated = {name: rate(row, (name,)) for name in names}  # checks what is there, too
+    """Checks a row's scores by each metric; counts unusable ones in `skipped`."""
+    rated = {name: rate(row, (name,)) for name in names}
     for name in _scored_by(row):
         values = _scored_by(row)[name] or {}
         if absent := sum(values[system] is not None for system in values.keys() - row.translations):
@@ -130,6 +133,7 @@ def _scored_row(row: CandidateRow, names: list[str], skipped: Counter[str]) -> S
 
 
 def _metric(name: str, rows: tuple[ScoredRow, ...]) -> Metric:
+    """A metric, with its records and counts over all rows."""
     records: Counter[str] = Counter()
     uses_reference = likeness = False
     for row in rows:

@@ -1,4 +1,4 @@
-"""The report's first section: what was scored, by which models, in which precision."""
+"""The report's first section: the rows, and the models and precisions that scored them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import Counter
 from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE
-from cpo_ds.prepare.analyses.page import Section, Table, count, names
+from cpo_ds.prepare.analyses.page import Section, Table, count, join_names
 from cpo_ds.prepare.analyses.scored import Metric
 from cpo_ds.prepare.analyses.view import View
 
 
-def about_scores(view: View, file: str) -> Section:
-    """What was scored, and how."""
+def scores_section(view: View, file: str) -> Section:
+    """The section on the rows of `file` and the records of their scores."""
     scored = view.scored
     systems = [system for system in scored.systems if system != REFERENCE]
     finding = (
@@ -38,6 +38,7 @@ def about_scores(view: View, file: str) -> Section:
 
 
 def _scorer_lines(metric: Metric) -> tuple[tuple[str, ...], ...]:
+    """A line for each different record of a metric."""
     lines = []
     counts = (count(metric.num_scores), count(metric.num_missing))
     for text, rows in metric.scorers:
@@ -48,40 +49,43 @@ def _scorer_lines(metric: Metric) -> tuple[tuple[str, ...], ...]:
         further = "; ".join(f"{key} {_plain(value)}" for key, value in record.items()) or "–"
         compares = "yes" if metric.uses_reference else "no"
         lines.append((model, dtype, compares, count(rows), *counts, further))
-        counts = ("", "")  # of the metric, in the first of its lines
+        counts = ("", "")  # counts of the metric, in its first line only
     return tuple(lines)
 
 
 def _plain(value: Any) -> str:
+    """A value of a record as text."""
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _cautions(metrics: tuple[Metric, ...]) -> list[str]:
+    """Notes on metrics whose scores are easily misread."""
     compare = [metric.name for metric in metrics if metric.uses_reference]
     lexical = [metric.name for metric in metrics if metric.is_lexical]
     cautions = []
     if compare:
         verb = "compares" if len(compare) == 1 else "compare"
         cautions.append(
-            f"{names(compare)} {verb} with the reference. The reference's own score by such a "
+            f"{join_names(compare)} {verb} with the reference. The reference's own score by such a "
             "metric says nothing, so it is left out everywhere."
         )
     if lexical:
         verb = "measures" if len(lexical) == 1 else "measure"
         cautions.append(
-            f"{names(lexical)} {verb} likeness to one reference, which is not a quality estimate "
-            "of its own: a good translation in other words scores low."
+            f"{join_names(lexical)} {verb} likeness to one reference, which is not a quality "
+            "estimate: a good translation in other words scores low."
         )
     mixed = [metric.name for metric in metrics if len(metric.scorers) > 1]
     if mixed:
         cautions.append(
-            f"Rows differ in how {names(mixed)} scored them (several lines above); means over "
-            "such rows mix both."
+            f"Rows differ in how {join_names(mixed)} scored them (several lines above). Means over "
+            "all rows mix these."
         )
     return cautions
 
 
 def _left_out(skipped: Counter[str]) -> list[str]:
+    """Notes on rows and scores that were left out."""
     return [f"Left out, {reason}: {count(number)}." for reason, number in skipped.most_common()]

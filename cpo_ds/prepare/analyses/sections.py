@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpo_ds.prepare.analyses.agreement_section import agreement
-from cpo_ds.prepare.analyses.bias_section import bias
-from cpo_ds.prepare.analyses.choices_section import where_choices_come_from
-from cpo_ds.prepare.analyses.distributions_section import distributions
+from cpo_ds.prepare.analyses.agreement_section import agreement_section
+from cpo_ds.prepare.analyses.bias_section import bias_section
+from cpo_ds.prepare.analyses.choices_section import choices_section
+from cpo_ds.prepare.analyses.distributions_section import distributions_section
 from cpo_ds.prepare.analyses.page import Section
-from cpo_ds.prepare.analyses.reference_section import gold_or_gilded
+from cpo_ds.prepare.analyses.reference_section import reference_section
 from cpo_ds.prepare.analyses.scored import read_scored
-from cpo_ds.prepare.analyses.scores_section import about_scores
+from cpo_ds.prepare.analyses.scores_section import scores_section
 from cpo_ds.prepare.analyses.view import make_view, selecting_metrics
 
 
@@ -23,10 +23,10 @@ def analyse(path: Path, metrics: str | None) -> tuple[Section, ...]:
     scored = read_scored(str(path))
     view = make_view(scored, selecting_metrics(scored, metrics))
     return (
-        about_scores(view, path.name),
-        gold_or_gilded(view),
-        where_choices_come_from(view),
-        distributions(view),
-        agreement(view),
-        bias(view),
+        scores_section(view, path.name),
+        reference_section(view),
+        choices_section(view),
+        distributions_section(view),
+        agreement_section(view),
+        bias_section(view),
     )

@@ -1,4 +1,4 @@
-"""What scores say of systems: against the reference, among the chosen, and how they spread."""
+"""Compares systems by scores: against the reference, among the chosen, and by distribution."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from cpo_ds.prepare.pairs.choose import RatedRow, choose, rate
 
 Z95 = 1.959964  # half of a 95% interval, in standard errors
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_NO_ROW = CandidateRow("", "", None, {}, {}, "")  # one that no person has judged
+_NO_ROW = CandidateRow("", "", None, {}, {}, "")  # without a person's preference
 
 
 # Against the reference.
 
 
 @dataclass(frozen=True)
-class Versus:
-    """In how many rows a system scores above, equal to and below the reference.
+class ReferenceComparison:
+    """The numbers of rows in which a system scores above, equal to and below the reference.
 
-    `difference` is the mean of the system's score minus the reference's, and `margin` half of its
-    95% interval; NaN where there are no rows, or for `margin` fewer than two.
+    `difference` is the mean of the system's score minus the reference's, or NaN without rows.
+    `margin` is half of its 95% interval, or NaN for fewer than two rows.
     """
 
     better: int
@@ -42,16 +42,16 @@ class Versus:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the share of rows in which the system is better."""
+        """The 95% interval of the share of rows in which the system is better."""
         return wilson(self.better, self.rows)
 
 
-def versus_reference(system: np.ndarray, reference: np.ndarray) -> Versus:
-    """Compares two columns of scores, [rows] each; rows in which one is NaN do not count."""
+def versus_reference(system: np.ndarray, reference: np.ndarray) -> ReferenceComparison:
+    """Compares two columns of scores, [rows] each. Rows with a NaN do not count."""
     difference = system - reference
     difference = difference[~np.isnan(difference)]
     count = len(difference)
-    return Versus(
+    return ReferenceComparison(
         better=int((difference > 0).sum()),
         equal=int((difference == 0).sum()),
         worse=int((difference < 0).sum()),
@@ -61,7 +61,7 @@ def versus_reference(system: np.ndarray, reference: np.ndarray) -> Versus:
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927, without continuity correction); NaN of no trials."""
+    """The 95% interval of a share (Wilson 1927, no continuity correction); NaN without trials."""
     if trials == 0:
         return math.nan, math.nan
     share, weight = successes / trials, Z95**2 / trials
@@ -81,15 +81,14 @@ def best_and_worst(scores: Mapping[str, float]) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How often each system is chosen and rejected, and why rows have no choice.
+    """Counts of each system among the chosen and the rejected, and of rows without a choice.
 
-    `human` counts the rows in which a person's preference decides, as it does for
-    `cpo-ds prepare select`.
+    `human` counts the rows in which a person's preference decides, as for `cpo-ds prepare select`.
     """
 
     chosen: Counter[str]
     rejected: Counter[str]
-    no_choice: Counter[str]
+    no_choice: Counter[str]  # rows, by reason
     human: int
 
     @property
@@ -99,7 +98,7 @@ class Provenance:
 
 
 def provenance(rows: Iterable[ScoredRow], metrics: tuple[str, ...]) -> Provenance:
-    """Chooses in every row by the mean of metrics and counts where it comes from."""
+    """Chooses in every row by the mean of metrics, and counts the systems of the choices."""
     chosen: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     no_choice: Counter[str] = Counter()
@@ -121,7 +120,7 @@ def provenance(rows: Iterable[ScoredRow], metrics: tuple[str, ...]) -> Provenanc
 
 @dataclass(frozen=True)
 class Distribution:
-    """Scores of one system; NaN where there are none, or for `deviation` fewer than two."""
+    """A summary of one system's scores; NaN without scores, for `deviation` also with only one."""
 
     count: int
     mean: float

@@ -1,4 +1,4 @@
-"""Scored rows with what all sections of the report share: tables of scores, groups, colours."""
+"""The data of all sections of the report: scores, groups of rows, systems and their colours."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.analyses.scored import Scored, ScoredRow
+from cpo_ds.prepare.analyses.scored import ScoredRow, ScoredRows
 from cpo_ds.prepare.pairs.metric_choice import find_metrics
 
 ALL = "all directions"
 OTHERS = "other systems"
-# Tables and charts stay readable, and the page small, whatever comes: what has the fewest rows is
-# not shown by itself. X-ALMA has 98 directions.
+# Limits keep tables and charts readable and the page small. Directions and systems with the fewest
+# rows are not shown singly. X-ALMA has 98 directions.
 TABLE_DIRECTIONS, TABLE_SYSTEMS = 100, 20
 CHART_DIRECTIONS, CHART_SYSTEMS, CHART_METRICS = 16, 8, 8
 _GREY, _OTHERS_GREY = "#5A626B", "#D5D8DC"
-# Okabe and Ito's colours, which people tell apart who do not see all colours.
+# Okabe and Ito's colours: people with colour blindness can tell them apart.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800", "#7F4F9B")
 
 
 @dataclass(frozen=True)
 class View:
-    """What the sections are made from; `selecting` are the metrics whose mean chooses."""
+    """The data of all sections. `selecting` are the metrics whose mean chooses."""
 
-    scored: Scored
+    scored: ScoredRows
     selecting: tuple[str, ...]
     tables: dict[str, np.ndarray]  # by metric: scores, [rows, systems]
-    groups: dict[str, np.ndarray]  # `ALL`, where there are several, and directions: masks, [rows]
+    groups: dict[str, np.ndarray]  # masks, [rows], of directions, and of `ALL` before several
     chart_groups: tuple[str, ...]
     systems: tuple[str, ...]  # in tables, the reference included
     colours: dict[str, str]  # of the systems in charts, the reference included
@@ -47,12 +47,13 @@ class View:
 
     @property
     def selecting_name(self) -> str:
-        """Like "kiwi+xcomet"."""
+        """The selecting metrics as one name, like "kiwi+xcomet"."""
         return "+".join(self.selecting)
 
 
-def make_view(scored: Scored, selecting: tuple[str, ...]) -> View:
-    """Decides what is shown: of too many directions and systems those with the most rows."""
+def make_view(scored: ScoredRows, selecting: tuple[str, ...]) -> View:
+    """Limits directions and systems to those with the most rows, and colours the systems."""
+    # Directions and systems of tables and charts.
     sizes = Counter(row.row.language_pair for row in scored.rows)
     translations = Counter(
         system for row in scored.rows for system in set().union(*row.scores.values())
@@ -61,16 +62,20 @@ def make_view(scored: Scored, selecting: tuple[str, ...]) -> View:
     systems = _largest(scored.systems, translations, TABLE_SYSTEMS)
     in_charts = _largest(scored.systems, translations, CHART_SYSTEMS)
     palette = dict(zip([name for name in in_charts if name != REFERENCE], _COLOURS, strict=False))
+
+    # Groups of rows: each direction, and all together if there are several.
     masks = scored.masks()
     everything = {ALL: np.ones(len(scored.rows), bool)} if len(masks) > 1 else {}
+
+    # Sentences on what is left out.
     unshown = []
-    for what, shown, there in (
-        ("directions,", directions, scored.directions),
-        ("systems (with the reference),", systems, scored.systems),
+    for noun, shown, known in (
+        ("directions", directions, scored.directions),
+        ("systems (with the reference)", systems, scored.systems),
     ):
-        if len(shown) < len(there):
+        if len(shown) < len(known):
             unshown.append(
-                f"Tables show {len(shown)} of {len(there)} {what} those with the most rows; all "
+                f"Tables show {len(shown)} of {len(known)} {noun}, those with the most rows. All "
                 "count in the totals."
             )
     if len(directions) > CHART_DIRECTIONS or len(systems) > CHART_SYSTEMS:
@@ -80,6 +85,7 @@ def make_view(scored: Scored, selecting: tuple[str, ...]) -> View:
         )
     if len(scored.metrics) > CHART_METRICS:
         unshown.append(f"Charts that compare metrics show the first {CHART_METRICS}.")
+
     return View(
         scored=scored,
         selecting=selecting,
@@ -93,22 +99,22 @@ def make_view(scored: Scored, selecting: tuple[str, ...]) -> View:
 
 
 def _largest(names: Iterable[str], sizes: Counter[str], limit: int) -> tuple[str, ...]:
-    """The names with the largest sizes, in the order that they come in."""
+    """The names with the largest sizes, in their given order; the reference always stays."""
     names = list(names)
     kept = set(sorted(names, key=lambda name: (name != REFERENCE, -sizes[name], name))[:limit])
     return tuple(name for name in names if name in kept)
 
 
-def selecting_metrics(scored: Scored, given: str | None) -> tuple[str, ...]:
-    """The metrics to choose by: those of `kiwi+xcomet`, or all estimates, or, without any, all.
+def selecting_metrics(scored: ScoredRows, given: str | None) -> tuple[str, ...]:
+    """The metrics to choose by: those of `given`, like `kiwi+xcomet`, or all quality estimates.
 
-    Raises `UserError` for a name that no row has scores by.
+    Without estimates, all metrics choose. Raises `UserError` for a metric that scores no row.
     """
-    there = tuple(metric.name for metric in scored.metrics)
+    known = tuple(metric.name for metric in scored.metrics)
     if given is None:
-        return scored.estimates or there
-    found = find_metrics(given, [row.row for row in scored.rows])
-    for name in found:
-        if name not in there:
+        return scored.estimates or known
+    selecting = find_metrics(given, [row.row for row in scored.rows])
+    for name in selecting:
+        if name not in known:
             raise UserError(f"--metrics {given}: {name} scores nothing but references.")
-    return found
+    return selecting

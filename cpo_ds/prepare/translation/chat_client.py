@@ -161,7 +161,7 @@ class _Asking:
         return Failure(f"status {status}", message, where, is_of_row=status in _ROW_STATUSES)
 
     def _advice(self, status: int) -> str:
-        """A sentence on what to do about a status."""
+        """The advice for a status, as a sentence."""
         if status in (401, 403):
             return f"Check the key in the environment variable {self._server.key_variable}."
         if status == 404:

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 from cpo_ds.config import Config, DataConfig, ModelConfig
 from cpo_ds.errors import UserError
 from cpo_ds.model.adapter import starting_adapter
-from cpo_ds.model.hub import adapter_fingerprint, not_there
+from cpo_ds.model.hub import adapter_fingerprint, unavailable
 from cpo_ds.model.load import load_causal_lm, read_model_config
 from cpo_ds.prepare.translation.job import Translation
 
@@ -33,7 +33,7 @@ def identity(name_or_path: str, adapter: str | None) -> str:
         try:  # the hub's cache has a folder named by the commit
             model = Path(cached_file(name_or_path, "config.json")).parent.name
         except (OSError, ValueError) as error:
-            raise not_there("model", name_or_path, error) from None
+            raise unavailable("model", name_or_path, error) from None
     else:
         model = folder_fingerprint(folder)
     return model if adapter is None else f"{model}+{adapter_fingerprint(adapter)}"
@@ -100,7 +100,7 @@ class LocalModel:
 
         Raises `UserError` if the device has too little memory for the batch.
         """
-        # Pad the prompts on the left, so that all end where the answers begin.
+        # Pad the prompts on the left: all of them must end right before their answers.
         longest = max(map(len, prompts))
         ids = [[self._padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
