@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,9 @@ from typing import Any
 import pytest
 from hosts.simulated import SimulatedHosts, reason_against, simulated_hosts
 from small_disk import Disk, small_disk
+
+TESTS = Path(__file__).parent
+TIERS = ("system", "ranks", "parity", "unit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,12 +24,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without-trl", action="store_true", help="as if TRL were not installed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts slow tiers first, so that at the end no worker waits long for the other one."""
+    items.sort(key=lambda item: TIERS.index(item.path.relative_to(TESTS).parts[0]))
+
+
 @pytest.fixture(scope="session")
 def export_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Case -> the recipe that was run, its output_dir holding checkpoint and export."""
-    from export_runs import run_all  # here, for the sake of tests that need none of its imports
+    """Case -> the recipe that was run, its output_dir holding checkpoint and export.
 
-    return run_all(tmp_path_factory.mktemp("export"))
+    The workers of pytest-xdist share the runs, so tests must not change them.
+    """
+    from export_runs import run_all  # not above, since most tests need none of its imports
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    finished = shared / "export_runs.json"
+    with (shared / "export_runs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker runs them, the others wait
+        if not finished.exists():
+            (shared / "export_runs").mkdir()
+            finished.write_text(json.dumps(run_all(shared / "export_runs")))
+    return json.loads(finished.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 import transformers
 import yaml
 from export_runs import ALL_CASES, CASES, load_export
-from exported import assert_same_bits, run_of, tensors_of
+from exported import assert_same_bits, copy_run, run_of, tensors_of
 from helpers import plain_logps, random_pairs
 from safetensors.torch import load_file, save_file
 
@@ -35,18 +35,6 @@ def settings_of(file: Path) -> Any:
     """JSON, lists in any order: those that PEFT writes come from sets."""
     values = json.loads(file.read_text())
     return {k: sorted(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def copy_run(values: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """A run and its base model of one's own, to be damaged; returns both folders."""
-    run = shutil.copytree(run_of(values), folder / "run")
-    base = shutil.copytree(values["model"]["name_or_path"], folder / "base")
-    for path in (run / "checkpoints").glob("step-*"):
-        manifest = read_manifest(path)
-        model = manifest.configuration["model"] | {"name_or_path": str(base)}
-        configuration = manifest.configuration | {"model": model}
-        write_manifest(path, replace(manifest, configuration=configuration))
-    return run, base
 
 
 @torch.no_grad()

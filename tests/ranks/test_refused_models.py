@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from export_runs import LORA
+from exported import change_model, copy_run
 from helpers import save_tiny_adapter, save_tiny_model
 from launch import main_on_ranks, write_recipe
 from model_files import change_json, separate_head, settings
@@ -40,14 +41,12 @@ def test_an_export_with_such_an_adapter_is_refused(
 ) -> None:
     """As of a run that was trained when such adapters still came through."""
     values = export_runs["adapter continued, ZeRO-3"]
-    adapter = Path(values["model"]["adapter"])
-    kept = shutil.copytree(adapter, tmp_path / "kept")
-    try:
-        change_json(adapter / "adapter_config.json", use_dora=True)
-        with pytest.raises(UserError, match="sets use_dora"):
-            export(Path(values["output_dir"]), output=tmp_path / "export", merge=merge)
-    finally:
-        shutil.copytree(kept, adapter, dirs_exist_ok=True)
+    run, _ = copy_run(values, tmp_path)
+    adapter = shutil.copytree(values["model"]["adapter"], tmp_path / "adapter")
+    change_json(adapter / "adapter_config.json", use_dora=True)
+    change_model(run, adapter=str(adapter))
+    with pytest.raises(UserError, match="sets use_dora"):
+        export(run, output=tmp_path / "export", merge=merge)
     assert not (tmp_path / "export").exists()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from cpo_ds.checkpoint.manifest import read_manifest, write_manifest
 
 Tensors = dict[str, torch.Tensor]
 
@@ -27,3 +31,20 @@ def assert_same_bits(found: Tensors, expected: Tensors) -> None:
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name], tensor), name
+
+
+def copy_run(values: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Copies a run and its base model, to be damaged by one test; returns both folders."""
+    run = shutil.copytree(run_of(values), folder / "run")
+    base = shutil.copytree(values["model"]["name_or_path"], folder / "base")
+    change_model(run, name_or_path=str(base))
+    return run, base
+
+
+def change_model(run: Path, **settings: Any) -> None:
+    """Changes settings of the model that the checkpoints of a run were made with."""
+    for path in (run / "checkpoints").glob("step-*"):
+        manifest = read_manifest(path)
+        model = manifest.configuration["model"] | settings
+        configuration = manifest.configuration | {"model": model}
+        write_manifest(path, replace(manifest, configuration=configuration))
