@@ -1,4 +1,4 @@
-"""LoRA adapters: one to start from, trained on or merged, and a new one."""
+"""LoRA adapters: a starting one, which is continued or merged, and a new one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from torch import nn
 from cpo_ds.config import Config, LoraConfig
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.model.file_checks import check_plain_lora
-from cpo_ds.model.hub import not_there
+from cpo_ds.model.hub import unavailable
 from cpo_ds.ranks.liveness import count_work
 
+# Makes sharded parameters whole inside a `with` block and keeps what is written to them.
 GatherParameters = Callable[[Iterable[nn.Parameter]], AbstractContextManager[Any]]
 
 
 def gather_nothing(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Parameters that are whole as they are."""
+    """The `GatherParameters` of a model that is not sharded: its parameters are whole already."""
     return nullcontext()
 
 
 def with_adapter(causal_lm: Any, config: Config, merge: Callable[[Any], Any]) -> Any:
-    """Adds the starting adapter (to be trained on, or handed to `merge`) and a new one.
+    """Returns the model as the recipe trains it, with its adapters, if any.
 
-    Raises `UserError` for one that cannot be merged and exported exactly.
+    A starting adapter is continued, or handed to `merge`, which returns the plain model. Raises
+    `UserError` for an adapter that cannot be merged and exported exactly.
     """
     if config.model.adapter:
         check_plain_lora(config.model.adapter)
@@ -45,14 +47,14 @@ def with_adapter(causal_lm: Any, config: Config, merge: Callable[[Any], Any]) ->
 
 
 def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
-    """The model with an adapter of any kind that peft knows, by its name or folder, beside it.
+    """Loads an adapter of any kind that peft knows, by name or folder, and adds it to the model.
 
-    Raises `UserError` if it is not there, is not whole or does not fit.
+    Raises `UserError` if the adapter is missing, incomplete or does not fit the model.
     """
     try:
         settings = starting_settings(config, adapter)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")  # peft only warns of weights that the files lack
             adapted = peft.PeftModel.from_pretrained(
                 causal_lm,
                 adapter,
@@ -61,8 +63,9 @@ def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
                 autocast_adapter_dtype=False,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
-    missing = next((str(w.message) for w in said if "missing" in str(w.message)), None)
+        raise unavailable("LoRA adapter", adapter, error) from None
+    messages = [str(warning.message) for warning in caught]
+    missing = next((message for message in messages if "missing" in message), None)
     if missing:
         raise UserError(
             f"the LoRA adapter {adapter} does not hold all of its weights for this model: "
@@ -72,11 +75,14 @@ def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
 
 
 def starting_settings(config: Config, adapter: str) -> Any:
-    """PEFT's settings of the starting adapter, to be trained on where the recipe says so."""
+    """PEFT's settings of the starting adapter, trainable if the recipe continues it.
+
+    Raises `UserError` if they cannot be read or contradict the recipe's `lora` section.
+    """
     try:
         settings = peft.PeftConfig.from_pretrained(adapter)
     except (OSError, ValueError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
+        raise unavailable("LoRA adapter", adapter, error) from None
     settings.inference_mode = not config.continues_adapter
     if config.continues_adapter and config.lora:
         _check_same_adapter(settings, config.lora, adapter)
@@ -85,29 +91,31 @@ def starting_settings(config: Config, adapter: str) -> Any:
 
 
 def _check_same_adapter(settings: Any, lora: LoraConfig, adapter: str) -> None:
+    """Raises `UserError` if the recipe's `lora` section describes another adapter."""
+
     def modules(names: Any) -> Any:
         return names if isinstance(names, str) else sorted(names)
 
-    for name, there, here in (
+    for name, of_adapter, in_recipe in (
         ("rank", settings.r, lora.rank),
         ("alpha", settings.lora_alpha, lora.alpha),
         ("target_modules", modules(settings.target_modules), modules(lora.target_modules)),
     ):
-        if there != here:
+        if of_adapter != in_recipe:
             raise UserError(
-                f"lora.{name} is {here}, but the adapter {adapter} that the run continues has "
-                f"{there}; make them equal, or leave the lora section out."
+                f"lora.{name} is {in_recipe}, but the adapter {adapter} that the run continues has "
+                f"{of_adapter}; make them equal, or leave the lora section out."
             )
 
 
 def _new_adapter(causal_lm: Any, lora: LoraConfig, seed: int) -> Any:
-    # The same seed on every rank: each makes the whole of these small matrices, then shards them.
+    # All ranks draw the same numbers: each makes the whole small matrices, then shards them.
     torch.manual_seed(seed)
-    return adapted(causal_lm, new_settings(lora))
+    return add_adapter(causal_lm, new_settings(lora))
 
 
-def adapted(causal_lm: Any, settings: Any) -> Any:
-    """The model with a new adapter of these settings. Raises `UserError` where it does not fit."""
+def add_adapter(causal_lm: Any, settings: Any) -> Any:
+    """Adds a new adapter of PEFT's `settings`. Raises `UserError` if it does not fit the model."""
     try:
         return peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
     except (ValueError, re.error) as error:
@@ -118,7 +126,7 @@ def adapted(causal_lm: Any, settings: Any) -> Any:
 
 
 def new_settings(lora: LoraConfig) -> Any:
-    """PEFT's settings of a new adapter."""
+    """PEFT's settings of a new adapter, from the recipe's `lora` section."""
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -129,7 +137,12 @@ def new_settings(lora: LoraConfig) -> Any:
 
 
 @torch.no_grad()
-def merge_adapter(adapted: Any, gather: GatherParameters = gather_nothing) -> Any:
+def merge_adapter(
+    adapted: Any,
+    gather:
+    # Makes sharded parameters whole inside a `with` block and keeps what is written to them.
+    GatherParameters = gather_nothing,
+) -> Any:
     """Adds a LoRA adapter to its base weights, one layer at a time; returns the plain model."""
     for module in adapted.modules():
         if isinstance(module, LoraLayer):

@@ -1,8 +1,8 @@
-"""Shared-prefix attention: both branches of a pair see its prefix and themselves, never each other.
+"""Shared-prefix attention: both branches of a pair see its prefix and themselves, not each other.
 
-The backends below have one signature and give the same numbers; each is registered with
-transformers' attention registry (see `registered_name`), so no model code is patched. The layout of
-a micro-batch travels to them as the keyword argument `shared_prefix` of the model's forward call.
+The backends below have one signature and compute the same function. Each is registered with
+transformers' attention registry (see `registered_name`), so no model code is patched. The model's
+forward call hands them the layout of a micro-batch as the keyword argument `shared_prefix`.
 
 Shape suffixes: T unique tokens, H query heads, K key-value heads, D head size, L tokens of a pair.
 """
@@ -25,9 +25,10 @@ States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys, value
 
 
 class SharedPrefixLayout:
-    """Where the pairs of one packed row lie; what the backends need is made once and kept.
+    """The layout of the pairs in one packed row, with masks and indices for the backends.
 
-    `segments` holds (prefix, chosen branch, rejected branch) lengths per pair.
+    `segments` holds (prefix, chosen branch, rejected branch) lengths per pair. Each mask or index
+    is made when a layer first asks for it, and kept for the other layers.
     """
 
     def __init__(self, segments: Segments, device: torch.device) -> None:
@@ -37,7 +38,7 @@ class SharedPrefixLayout:
         self._masks: dict[int | None, list[torch.Tensor]] = {}
 
     def masks(self, window: int | None) -> list[torch.Tensor]:
-        """Per pair, which key each query sees: bool [L, L]. `window` limits the distance back."""
+        """The keys that each query sees, per pair: bool [L, L]. `window` limits the distance."""
         if window not in self._masks:
             self._masks[window] = [
                 pair_mask(*segment, window=window, device=self.device) for segment in self.segments
@@ -46,7 +47,10 @@ class SharedPrefixLayout:
 
     @cached_property
     def key_index(self) -> torch.Tensor:
-        """Keys of `[prefix + chosen], [prefix + rejected], ...`: indices into T, int64."""
+        """Keys of `[prefix + chosen], [prefix + rejected], ...`: indices into T, int64.
+
+        Keys of a prefix come twice, once for each branch.
+        """
         parts, offset = [], 0
         for (prefix, chosen, _), length in zip(self.segments, self.lengths, strict=True):
             branch = offset + prefix + chosen
@@ -61,12 +65,20 @@ class SharedPrefixLayout:
     @cached_property
     def query_lengths(self) -> list[int]:
         """Lengths of the query sequences `[prefix + chosen], [rejected], ...`."""
-        return [n for p, c, r in self.segments for n in (p + c, r)]
+        return [
+            length
+            for prefix, chosen, rejected in self.segments
+            for length in (prefix + chosen, rejected)
+        ]
 
     @cached_property
     def key_lengths(self) -> list[int]:
         """Lengths of the key sequences `[prefix + chosen], [prefix + rejected], ...`."""
-        return [n for p, c, r in self.segments for n in (p + c, p + r)]
+        return [
+            length
+            for prefix, chosen, rejected in self.segments
+            for length in (prefix + chosen, prefix + rejected)
+        ]
 
     @cached_property
     def query_ends(self) -> torch.Tensor:
@@ -86,15 +98,20 @@ class SharedPrefixLayout:
 def pair_mask(
     prefix: int, chosen: int, rejected: int, *, window: int | None, device: torch.device | str
 ) -> torch.Tensor:
-    """Visibility inside `prefix · chosen · rejected`: bool [L, L], True where query sees key."""
-    branch = prefix + chosen
-    place = torch.arange(branch + rejected, device=device)
-    position = torch.where(place < branch, place, place - chosen)
-    visible = place[:, None] >= place[None, :]
+    """Visibility inside `prefix · chosen · rejected`: bool [L, L], True if the query sees the key.
+
+    `window` limits the distance between the positions of query and key.
+    """
+    branch = prefix + chosen  # the rejected branch begins here
+    index = torch.arange(branch + rejected, device=device)
+    # Each sees itself and earlier ones, but the rejected branch does not see the chosen one.
+    visible = index[:, None] >= index[None, :]
     visible &= ~(
-        (place[:, None] >= branch) & (place[None, :] >= prefix) & (place[None, :] < branch)
+        (index[:, None] >= branch) & (index[None, :] >= prefix) & (index[None, :] < branch)
     )
     if window is not None:
+        # Positions go on from the prefix in both branches.
+        position = torch.where(index < branch, index, index - chosen)
         visible &= position[:, None] - position[None, :] < window
     return visible
 
@@ -108,7 +125,10 @@ def _pairs(
 
 
 def _varlen_arguments(states: States, layout: SharedPrefixLayout) -> tuple[Any, ...]:
-    """What the variable-length kernels take first: states [T, heads, D], ends, longest lengths."""
+    """First arguments of the variable-length kernels: states [T, heads, D], ends, longest lengths.
+
+    Each branch is a sequence of its own there, and keys of the prefix are copied for both.
+    """
     query, key, value = (state.transpose(0, 1) for state in states)
     key, value = (state.index_select(0, layout.key_index) for state in (key, value))
     longest = max(layout.query_lengths), max(layout.key_lengths)
@@ -125,7 +145,7 @@ def reference(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Attention by the book, softmax in float32 at least: [T, H, D]. Exact, slow, for any model."""
+    """Attention by its definition, softmax in float32 or better: [T, H, D]. Slow, for any model."""
     groups = query_HTD.shape[0] // key_KTD.shape[0]
     outputs = []
     for query, key, value, visible in _pairs((query_HTD, key_KTD, value_KTD), layout, window):
@@ -176,7 +196,8 @@ def torch_varlen(
     output = varlen_attn(
         *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
         scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),  # causal, bottom right
+        # Causal, aligned to the bottom right, so that the rejected branch sees its whole prefix.
+        window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query_HTD.shape[0] != key_KTD.shape[0],
     )
     assert isinstance(output, torch.Tensor)
@@ -214,15 +235,17 @@ BACKENDS: dict[str, Backend] = {
 
 
 def registered_name(backend: str) -> str:
-    """Name of a backend in transformers' attention registry.
+    """Name of a backend in transformers' attention registry; it ends in a number.
 
-    A number says nothing to transformers, which looks for words in these names: it takes one with
-    "flash" for a kernel of its hub to be fetched, and one with "sdpa" for its own.
+    transformers looks for words in these names: it would take one with "flash" for a kernel to be
+    fetched from its hub, and one with "sdpa" for its own backend.
     """
     return f"cpo_ds_backend_{list(BACKENDS).index(backend)}"
 
 
 def _registered(attend: Backend) -> Callable[..., tuple[torch.Tensor, None]]:
+    """A backend in the form that transformers calls."""
+
     def attention(
         module: torch.nn.Module,
         query: torch.Tensor,  # [1, H, T, D]

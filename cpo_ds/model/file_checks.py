@@ -1,4 +1,4 @@
-"""What is in a model's or adapter's files that loading would get wrong: refused, by name."""
+"""Refuses models and adapters that loading, merging or exporting would get wrong."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cpo_ds.errors import UserError
-from cpo_ds.model.hub import adapter_weights, not_there
+from cpo_ds.model.hub import adapter_weights, unavailable
 
 _TIED = ("lm_head.weight", "embed_tokens.weight")  # how the names of tied weights end
-_ROWS = 4096  # of a weight that are compared at a time
+_ROWS = 4096  # rows of a weight that are compared at a time, so that little is held in memory
 
-# Settings of an adapter that leave it B·A, scaled, on the layers that they choose; or that matter
-# only when an adapter is made.
+# Settings of plain LoRA, which adds a scaled B·A to the layers that they choose, and settings that
+# matter only when an adapter is made.
 _PLAIN_SETTINGS = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
     "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
@@ -28,9 +28,11 @@ _PLAIN_SETTINGS = {
     "fan_in_fan_out", "runtime_config", "ensure_weight_tying", "init_lora_weights", "loftq_config",
     "eva_config",
 }  # fmt: skip
-# Ways to begin that leave the base as it is; with others peft changes the base when it loads one.
-_PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
-_WHAT_IT_IS = {
+# Values of init_lora_weights that leave the base as it is. With any other, peft changes the base
+# when it loads the adapter.
+_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "eva")
+# Other settings, and the kind of update that each stands for.
+_UPDATE_KINDS = {
     "use_dora": "DoRA",
     "lora_bias": "biases of its own",
     "bias": "trained biases of the base",
@@ -44,37 +46,40 @@ _WHAT_IT_IS = {
 def check_no_adapter(name_or_path: str) -> None:
     """Raises `UserError` if a model's folder, or its repository, holds an adapter too.
 
-    transformers would apply it to the weights without a word, also if they have it in them.
+    transformers would apply it to the weights silently, even to weights that contain it already.
     """
     try:
-        found = find_adapter_config_file(name_or_path)
-    except (OSError, ValueError):  # loading the model says what is wrong with the name
+        settings_file = find_adapter_config_file(name_or_path)
+    except (OSError, ValueError):  # loading the model reports the wrong name
         return
-    if found is None:
+    if settings_file is None:
         return
-    if not (Path(found).parent / "config.json").is_file():
+    if not (Path(settings_file).parent / "config.json").is_file():
         raise UserError(
-            f"{name_or_path} is an adapter ({found}), not a model; give it as model.adapter, and "
-            "its base as model.name_or_path."
+            f"{name_or_path} is an adapter ({settings_file}), not a model; give it as "
+            "model.adapter, and its base as model.name_or_path."
         )
     raise UserError(
-        f"{name_or_path} holds an adapter beside its weights ({found}), which transformers would "
-        "apply to them, once more if it is merged into them already. Remove that file if the "
-        "weights are whole; else give the base alone, and the adapter as model.adapter."
+        f"{name_or_path} holds an adapter beside its weights ({settings_file}), which transformers "
+        "would apply to them, once more if it is merged into them already. Remove that file if the "
+        "weights contain the adapter; else give the base alone, and the adapter as model.adapter."
     )
 
 
 def check_tied_head(name_or_path: str, model_config: Any) -> None:
-    """Raises `UserError` if the head is tied to the embeddings and yet has weights of its own.
+    """Raises `UserError` if the head is tied to the embeddings and yet has other weights.
 
-    Some ways of loading would drop these and others keep them. Equal ones are no contradiction.
+    Some ways of loading would drop the head's weights and others would keep them. A head with
+    weights equal to the embeddings is no contradiction.
     """
     if not model_config.tie_word_embeddings:
         return
+    # Find both weights; most tied models store only one.
     file, index = _weight_files(name_or_path)
     head, embeddings = (next((n for n in index if n.endswith(end)), None) for end in _TIED)
     if head is None or embeddings is None:
         return
+    # Compare them, some rows at a time.
     rows, other_rows = (_rows_of(index[name], name) for name in (head, embeddings))
     begin = 0
     while len(part := rows(begin, begin + _ROWS)):
@@ -89,9 +94,10 @@ def check_tied_head(name_or_path: str, model_config: Any) -> None:
 
 
 def _weight_files(name_or_path: str) -> tuple[str, dict[str, Path]]:
-    """The file that leads to a model's weights, in transformers' order, and the file of each.
+    """Returns the file that transformers reads first, and the file of each weight by its name.
 
-    Of several files, those alone that hold weights which may be tied.
+    The first file is an index if the model has several weight files. Then only the files of weights
+    that may be tied are looked up.
     """
 
     def find(name: str) -> Path | None:
@@ -100,8 +106,8 @@ def _weight_files(name_or_path: str) -> tuple[str, dict[str, Path]]:
             "_raise_exceptions_for_gated_repo": False,
             "_raise_exceptions_for_connection_errors": False,
         }
-        found = cached_file(name_or_path, name, **options)
-        return None if found is None else Path(found)
+        path = cached_file(name_or_path, name, **options)
+        return None if path is None else Path(path)
 
     for single in ("model.safetensors", "pytorch_model.bin"):
         if file := find(single):
@@ -109,8 +115,8 @@ def _weight_files(name_or_path: str) -> tuple[str, dict[str, Path]]:
         if file := find(f"{single}.index.json"):
             files = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
             wanted = {name: part for name, part in files.items() if name.endswith(_TIED)}
-            found = {name: find(part) for name, part in wanted.items()}
-            return str(file), {name: part for name, part in found.items() if part is not None}
+            paths = {name: find(part) for name, part in wanted.items()}
+            return str(file), {name: path for name, path in paths.items() if path is not None}
     return name_or_path, {}
 
 
@@ -122,7 +128,7 @@ def _names_in(file: Path) -> list[str]:
 
 
 def _rows_of(file: Path, name: str) -> Callable[[int, int], torch.Tensor]:
-    """Reads rows of a stored matrix: (begin, end) -> tensor, empty behind the last row."""
+    """A function that reads rows of a stored matrix: (begin, end) -> tensor, empty past the end."""
     if file.suffix == ".bin":
         whole = torch.load(file, map_location="cpu", mmap=True, weights_only=True)[name]
         return lambda begin, end: whole[begin:end]
@@ -137,35 +143,39 @@ def _rows_of(file: Path, name: str) -> Callable[[int, int], torch.Tensor]:
 
 
 def check_plain_lora(adapter: str) -> None:
-    """Raises `UserError` unless an adapter is plain LoRA: B·A added to weights, and no more.
+    """Raises `UserError` unless an adapter is plain LoRA: B·A added to weights, and nothing else.
 
-    Merging and exporting know no other kind yet, and would leave out what else it holds.
+    Merging and exporting support no other kind and would leave out everything else that it holds.
     """
+    # Check the settings: no other kind, no name that this peft ignores, no other update.
     settings = _settings_of(adapter)
     kind = str(settings.get("peft_type", "")).upper()
     if kind != "LORA":
-        raise UserError(_refusal(adapter, f"is of the kind {kind or 'that names none'}"))
+        problem = f"is of the kind {kind}" if kind else "does not name its kind (peft_type)"
+        raise UserError(_refusal(adapter, problem))
     defaults = peft.LoraConfig().to_dict()
     for name, value in settings.items():
         if name not in defaults and value:
             raise UserError(
                 _refusal(adapter, f"sets {name}, which this peft ({peft.__version__}) ignores")
             )
-        if name == "init_lora_weights" and value not in _PLAIN_BEGINNINGS:
+        if name == "init_lora_weights" and value not in _PLAIN_INITIALIZATIONS:
             raise UserError(
                 _refusal(adapter, f"sets {name} to {value!r}, with which peft changes the base")
             )
         if name in _PLAIN_SETTINGS or not value or value == defaults[name]:
             continue
-        what = _WHAT_IT_IS.get(name, "another kind of update")
-        raise UserError(_refusal(adapter, f"sets {name} ({what})"))
-    others = [name for name in adapter_weights(adapter) if not _is_of_lora(name)]
+        kind_of_update = _UPDATE_KINDS.get(name, "another kind of update")
+        raise UserError(_refusal(adapter, f"sets {name} ({kind_of_update})"))
+    # Check the weights: nothing but A and B.
+    others = [name for name in adapter_weights(adapter) if not _is_lora_weight(name)]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise UserError(_refusal(adapter, f"holds whole weights ({others[0]}{more})"))
 
 
 def _refusal(adapter: str, problem: str) -> str:
+    """The message for an adapter that is not plain LoRA, and the way around."""
     return (
         f"the adapter {adapter} {problem}; only plain LoRA can be continued, merged or exported "
         "here. Merge it into its base by peft (merge_and_unload, save_pretrained) and give that "
@@ -173,20 +183,20 @@ def _refusal(adapter: str, problem: str) -> str:
     )
 
 
-def _is_of_lora(name: str) -> bool:
+def _is_lora_weight(name: str) -> bool:
     parts = name.split(".")
     return any(f"lora_{part}" in parts for part in ("A", "B", "embedding_A", "embedding_B"))
 
 
 def _settings_of(adapter: str) -> dict[str, Any]:
-    """An adapter's settings as its file says them: peft leaves out what it does not know."""
+    """An adapter's settings from its file, unknown ones included, which peft would leave out."""
     try:
-        found = find_adapter_config_file(adapter)
-        if found is None:
+        file = find_adapter_config_file(adapter)
+        if file is None:
             raise OSError("it has no adapter_config.json")
-        settings = json.loads(Path(found).read_text(encoding="utf-8"))
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
-            raise ValueError(f"{found} is no JSON object")
+            raise ValueError(f"{file} is no JSON object")
         return settings
     except (OSError, ValueError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
+        raise unavailable("LoRA adapter", adapter, error) from None

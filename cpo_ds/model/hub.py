@@ -1,4 +1,4 @@
-"""Folders and Hugging Face names: what is said where something is not there, adapters' weights."""
+"""Adapters' weights by folder or Hugging Face name, and the error for missing files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cpo_ds.errors import UserError, one_line
 def adapter_fingerprint(adapter: str) -> str:
     """16 hexadecimal digits that change with any weight or setting of a LoRA adapter.
 
-    Where it lies does not matter.
-
-    Raises `UserError` where there is none.
+    The same adapter in another folder has the same fingerprint. Raises `UserError` if it cannot be
+    read.
     """
     weights = adapter_weights(adapter)
     try:
         settings = PeftConfig.from_pretrained(adapter).to_dict()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
+        raise unavailable("LoRA adapter", adapter, error) from None
+    # These settings name the base and tell how the adapter was saved; they do not change it.
     for name in ("base_model_name_or_path", "inference_mode", "revision", "peft_version"):
         settings.pop(name, None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
@@ -36,23 +36,24 @@ def adapter_fingerprint(adapter: str) -> str:
 
 
 def adapter_weights(adapter: str) -> dict[str, torch.Tensor]:
-    """An adapter's weights by their names, on the CPU. Raises `UserError` if there are none."""
+    """An adapter's weights by name, on the CPU. Raises `UserError` if they cannot be read."""
     try:
         return load_peft_weights(adapter, device="cpu")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise not_there("LoRA adapter", adapter, error) from None
+        raise unavailable("LoRA adapter", adapter, error) from None
 
 
 def _plain(value: object) -> object:
+    """A setting in a form that JSON can hold, the same for equal sets."""
     return sorted(value) if isinstance(value, set) else str(value)
 
 
-def not_there(what: str, name_or_path: str, error: Exception) -> UserError:
-    """The error for a model, tokenizer or adapter that cannot be read or is not there."""
+def unavailable(kind: str, name_or_path: str, error: Exception) -> UserError:
+    """The error for a model, tokenizer or adapter (`kind`) that is missing or cannot be read."""
     if Path(name_or_path).is_dir():
-        return UserError(f"the {what} in {name_or_path} cannot be read: {one_line(error)}")
+        return UserError(f"the {kind} in {name_or_path} cannot be read: {one_line(error)}")
     return UserError(
-        f"there is no {what} {name_or_path}: no such folder here, and the Hugging Face hub does "
-        f"not give it (check the name, log in with `hf auth login` if it is gated, or download it "
-        f"and give its folder)."
+        f"there is no {kind} {name_or_path}: there is no such folder, and the Hugging Face hub "
+        f"does not provide it (check the name, log in with `hf auth login` if it is gated, or "
+        f"download it and give its folder)."
     )

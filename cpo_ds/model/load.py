@@ -1,4 +1,4 @@
-"""Tokenizer, policy and reference, from folders or Hugging Face names."""
+"""Loads tokenizer, policy and reference from folders or by Hugging Face names."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cpo_ds.model.attention import registered_name
 from cpo_ds.model.attention_choice import choose_backend
 from cpo_ds.model.file_checks import check_no_adapter, check_tied_head
 from cpo_ds.model.fingerprint import weights_fingerprint
-from cpo_ds.model.hub import not_there
+from cpo_ds.model.hub import unavailable
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
 
-# Decoder-only models whose attention goes through transformers' registry and whose only other
-# mixing of tokens is by position: those for which the packed layout is exact, each one tested.
+# Models for which the packed layout is exact, each one tested. They are decoders whose tokens
+# influence each other only through attention from transformers' registry and through positions.
 SUPPORTED_MODEL_TYPES = (
     "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral",
     "olmo2", "phi3", "qwen2", "qwen3",
@@ -36,29 +36,29 @@ SUPPORTED_MODEL_TYPES = (
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """The model's tokenizer. Raises `UserError` where there is none."""
+    """The model's tokenizer. Raises `UserError` if it cannot be read."""
     try:
         return transformers.AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise not_there("tokenizer", name_or_path, error) from None
+        raise unavailable("tokenizer", name_or_path, error) from None
 
 
 def read_model_config(name_or_path: str) -> Any:
-    """A model's transformers configuration. Raises `UserError` if there is none."""
+    """A model's transformers configuration. Raises `UserError` if it cannot be read."""
     check_no_adapter(name_or_path)
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise not_there("model", name_or_path, error) from None
+        raise unavailable("model", name_or_path, error) from None
     text = config.get_text_config()
     padding, embeddings = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if padding is not None and embeddings is not None and not -embeddings <= padding < embeddings:
-        text.pad_token_id = None  # torch makes no embeddings with such an id, and nothing needs it
+        text.pad_token_id = None  # torch refuses such an id, and packed rows have no padding
     return config
 
 
 def load_model_config(name_or_path: str) -> Any:
-    """The same of a model that is to be trained. Raises `UserError` if it cannot be served."""
+    """The configuration of a model to train. Raises `UserError` for an unsupported type too."""
     config = read_model_config(name_or_path)
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise UserError(
@@ -70,8 +70,9 @@ def load_model_config(name_or_path: str) -> Any:
 
 
 def model_shape(config: Config) -> str:
-    """16 hexadecimal digits that change with what the model's configuration says."""
+    """16 hexadecimal digits that change with the model's configuration."""
     values = load_model_config(config.model.name_or_path).to_dict()
+    # A library's version, or the folder's name, makes no other model.
     shape = {k: v for k, v in values.items() if not k.startswith("_") and "version" not in k}
     text = json.dumps(shape, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -95,13 +96,14 @@ def load_policy(
     gather: GatherParameters = gather_nothing,
     place_on_device: bool = False,
 ) -> tuple[PolicyModel, str]:
-    """Loads the policy, its adapter and its attention backend; returns it and a line for the log.
+    """Loads the policy with its adapter and attention backend; returns it and a line for the log.
 
-    Under ZeRO-3 call it inside `engine.sharded_loading`: each parameter is then read, split and
-    freed in turn. `gather(parameters)` makes sharded parameters whole inside its context and
-    keeps what is written to them. `place_on_device` reads weights straight onto `device`.
-    Raises `UserError` for a model that is not there or cannot be served exactly.
+    Under ZeRO-3 call it inside `engine.sharded_loading`, so that each parameter is read, split and
+    freed in turn. `gather(parameters)` makes sharded parameters whole inside a `with` block and
+    keeps changes to them. `place_on_device` reads weights straight onto `device`. Raises
+    `UserError` for a model that cannot be read or cannot be trained exactly.
     """
+    # The attention backend is chosen first, since a model is loaded for one.
     model = config.model
     model_config = load_model_config(model.name_or_path)
     backend, reason = choose_backend(
@@ -113,6 +115,7 @@ def load_policy(
     causal_lm = load_causal_lm(
         model, model_config, registered_name(backend), device, place_on_device
     )
+    # The fingerprint is of the weights in the files, before any adapter changes them.
     fingerprint = weights_fingerprint(causal_lm, _sum_over_ranks)
     disable_dropout(causal_lm)
     if model.gradient_checkpointing:
@@ -130,9 +133,10 @@ def load_reference(
     gather: GatherParameters = gather_nothing,
     place_on_device: bool = False,
 ) -> PolicyModel:
-    """A frozen second copy of what the policy is before training; arguments as `load_policy`.
+    """Loads DPO's reference, a frozen copy of the policy before training.
 
-    Whole or sharded like the policy itself; a new LoRA adapter changes nothing yet and is left out.
+    Arguments are those of `load_policy`. A new LoRA adapter changes nothing before training, so it
+    is left out.
     """
     start = config.model_copy(update={"lora": None})
     reference, _ = load_policy(start, device=device, gather=gather, place_on_device=place_on_device)
@@ -140,10 +144,10 @@ def load_reference(
 
 
 def _sum_over_ranks(values: torch.Tensor) -> None:
-    # They are on the host, where NCCL does not reach.
-    there = values.cuda() if torch.distributed.get_backend() == "nccl" else values
-    torch.distributed.all_reduce(there)
-    values.copy_(there)
+    # The values are in host memory, which NCCL cannot read.
+    reachable = values.cuda() if torch.distributed.get_backend() == "nccl" else values
+    torch.distributed.all_reduce(reachable)
+    values.copy_(reachable)
 
 
 def load_causal_lm(
@@ -153,7 +157,7 @@ def load_causal_lm(
     device: torch.device,
     place_on_device: bool,
 ) -> Any:
-    """The transformers model, its weights whole. Raises `UserError` where some are not there."""
+    """The transformers model with all its weights. Raises `UserError` if any of them is missing."""
     try:
         causal_lm, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
@@ -165,11 +169,12 @@ def load_causal_lm(
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise not_there("model", model.name_or_path, error) from None
-    except RuntimeError as error:  # what sharded loading makes of another shape
+        raise unavailable("model", model.name_or_path, error) from None
+    except RuntimeError as error:  # sharded loading raises it for a weight of another shape
         if "loading state_dict" not in str(error):
             raise
-        raise not_there("model", model.name_or_path, error) from None
+        raise unavailable("model", model.name_or_path, error) from None
+    # transformers would start such weights at random and only warn.
     for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
         if loaded[kind]:
             names = sorted(key if isinstance(key, str) else key[0] for key in loaded[kind])
@@ -192,7 +197,7 @@ def disable_dropout(causal_lm: nn.Module) -> None:
 
 
 def head_transform(model_config: Any, model: ModelConfig) -> HeadTransform:
-    """How this family scales or caps its logits."""
+    """The scaling or capping of logits that the model's family applies after its head."""
     scale = getattr(model_config, "logit_scale", None) or 1.0  # Cohere
     scale /= getattr(model_config, "logits_scaling", None) or 1.0  # Granite
     return HeadTransform(
@@ -203,6 +208,7 @@ def head_transform(model_config: Any, model: ModelConfig) -> HeadTransform:
 
 
 def _check_head(policy: PolicyModel) -> None:
+    """Raises `UserError` for a head that `ScoringHead` would not apply exactly."""
     head = policy.causal_lm.get_output_embeddings()
     if isinstance(head, BaseTunerLayer | ModulesToSaveWrapper):
         raise UserError(

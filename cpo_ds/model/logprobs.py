@@ -1,10 +1,10 @@
 """Hidden states + head weight -> log-prob of each scored token, a chunk of logits at a time.
 
 For a token with logits z = W h the gradient of its log-prob is d log p_t / d z = onehot(t) - p. Its
-product with W is an [S, hidden] matrix that does not depend on what follows, so with a frozen
-head (LoRA) it is taken in the forward pass, while the logits are there: the backward pass needs
-neither logits nor head. With a trained head the logits are recomputed in the backward pass, but
-for the last chunk's, whose gradient waits for it. No more than one chunk of logits ever exists.
+product with W is an [S, hidden] matrix that does not depend on the loss. With a frozen head (LoRA)
+it is computed in the forward pass, while the logits exist: the backward pass needs neither logits
+nor head. With a trained head the backward pass recomputes the logits, except those of the last
+chunk, whose gradient is kept. No more than one chunk of logits ever exists.
 
 Shape suffixes: S scored tokens, C of them in a chunk, E hidden size, V vocabulary.
 """
@@ -19,7 +19,10 @@ import torch
 
 @dataclass(frozen=True)
 class HeadTransform:
-    """What a model does to its head's output: `softcap * tanh(scale * z / softcap)`."""
+    """The function that a model applies to its head's output z, and the size of a chunk.
+
+    It is `scale * z`, or `softcap * tanh(scale * z / softcap)` with a `softcap`.
+    """
 
     scale: float = 1.0
     softcap: float | None = None
@@ -33,7 +36,7 @@ def token_logps(
     transform: HeadTransform,
 ) -> torch.Tensor:
     """Log-prob of each target under its hidden state: [S], float32 (float64 for float64 input)."""
-    if not torch.is_grad_enabled():  # else autograd would be told that gradients are wanted
+    if not torch.is_grad_enabled():  # `forward` would still see inputs that require gradients
         hidden_SE, weight_VE = hidden_SE.detach(), weight_VE.detach()
     return _TokenLogps.apply(hidden_SE, weight_VE, targets_S, transform)
 
@@ -47,6 +50,8 @@ class _TokenLogps(torch.autograd.Function):
         targets_S: torch.Tensor,
         transform: HeadTransform,
     ) -> torch.Tensor:
+        # Frozen head: `direction_SE` becomes the gradient by hidden states. Trained head: the last
+        # chunk's gradient by logits is kept, since the backward pass begins with that chunk.
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         direction_SE = torch.empty_like(hidden_SE) if needs_hidden and not needs_weight else None
         logps = []
@@ -59,6 +64,7 @@ class _TokenLogps(torch.autograd.Function):
                 torch.mm(grad_CV.to(weight_VE.dtype), weight_VE, out=direction_SE[chunk])
             elif needs_weight and chunk.stop == len(targets_S):
                 ctx.last_grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], transform)
+        # Keep no more than the backward pass needs.
         ctx.transform = transform
         ctx.head_is_trained = needs_weight
         if needs_weight:
@@ -78,7 +84,7 @@ class _TokenLogps(torch.autograd.Function):
         grad_hidden_SE = torch.empty_like(hidden_SE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=grad_S.dtype)
         for chunk in reversed(_chunks(len(targets_S), ctx.transform.chunk_tokens)):
-            # What the forward pass left is used up; a second backward pass computes it again.
+            # The gradient that the forward pass kept is used once; later it is computed again.
             grad_CV, ctx.last_grad_CV = ctx.last_grad_CV, None
             if grad_CV is None:
                 logps_CV, slope_CV = _chunk_logps(hidden_SE[chunk], weight_VE, ctx.transform)
@@ -91,7 +97,7 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def _chunks(total: int, size: int) -> list[slice]:
-    """`range(total)` in slices of `size`; the first may be shorter, so that the last is whole."""
+    """Slices of `range(total)`, each `size` long except the first, which may be shorter."""
     starts = range(total - size, -size, -size)
     return [slice(max(0, start), start + size) for start in reversed(starts)]
 
@@ -99,7 +105,10 @@ def _chunks(total: int, size: int) -> list[slice]:
 def _chunk_logps(
     hidden_CE: torch.Tensor, weight_VE: torch.Tensor, transform: HeadTransform
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probs of the whole vocabulary, [C, V], and the slope of soft-capping, if any."""
+    """Log-probs of the whole vocabulary, [C, V], and the slope of soft-capping, if any.
+
+    Steps are done in place, so that one chunk of logits exists at a time.
+    """
     logits_CV = hidden_CE @ weight_VE.t()
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     if transform.scale != 1.0:
@@ -127,7 +136,7 @@ def _logit_gradient(
 
 
 def _add_product(total_VE: torch.Tensor, grad_CV: torch.Tensor, hidden_CE: torch.Tensor) -> None:
-    """Adds a chunk's weight gradient to a sum kept in float32 at least."""
+    """Adds a chunk's weight gradient to the sum, which is in float32 or better."""
     if total_VE.dtype == grad_CV.dtype:
         total_VE.addmm_(grad_CV.t(), hidden_CE)
     else:

@@ -1,4 +1,4 @@
-"""A run's model outside of training: without weights, or its adapters merged without a copy."""
+"""A run's model outside training: its outline without weights, or merged weight by weight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers
 from peft.tuners.lora import LoraLayer
 
 from cpo_ds.config import Config
-from cpo_ds.model.adapter import adapted, new_settings, starting_settings, with_adapter
+from cpo_ds.model.adapter import add_adapter, new_settings, starting_settings, with_adapter
 from cpo_ds.model.file_checks import check_plain_lora
 from cpo_ds.model.load import load_causal_lm, load_model_config
 
@@ -18,8 +18,8 @@ from cpo_ds.model.load import load_causal_lm, load_model_config
 def outline(config: Config) -> Any:
     """The model that a run trains, its trained adapter included, on the meta device.
 
-    It holds names, shapes and settings, no weights. Raises `UserError` where the base or the
-    adapter that the run continues is not there.
+    It holds names, shapes and settings, no weights. Raises `UserError` if the base, or the adapter
+    that the run continues, cannot be read.
     """
     model_config = load_model_config(config.model.name_or_path)
     with torch.device("meta"):
@@ -35,45 +35,46 @@ def outline(config: Config) -> Any:
             settings = new_settings(config.lora)
         else:
             return model
-        outlined = adapted(model, settings)
-        # peft casts an adapter to its base layer's precision only when there are weights to move.
+        outlined = add_adapter(model, settings)
+        # peft casts an adapter to its base layer's precision only if the model has weights.
         for parameter in outlined.parameters():
             parameter.data = parameter.data.to(model.dtype)
         return outlined
 
 
 def _generation_config(name_or_path: str, model: Any) -> Any:
+    """The settings of generation in the model's folder, else transformers' defaults for it."""
     try:
         return transformers.GenerationConfig.from_pretrained(name_or_path)
-    except OSError:  # the model has none of its own
+    except OSError:  # the folder has no generation_config.json
         return model.generation_config
 
 
 def load_base(config: Config) -> Any:
     """The run's base model in the run's precision, on the CPU.
 
-    Weights that the files hold in that precision are mapped into memory, not read.
+    Weights that the files hold in that precision are mapped into memory and read when used.
     """
     model_config = load_model_config(config.model.name_or_path)
     return load_causal_lm(config.model, model_config, "eager", torch.device("cpu"), False)
 
 
 class LazyMerge:
-    """A base model and the adapters to be added to its weights, one weight at a time.
+    """Merges a run's adapters into its base model while the weights are read, one at a time.
 
-    `model` is the base. Its own weights stay as they are: where they are mapped files, merging
-    into them would copy them.
+    `model` is the base. Its own weights stay as they are, since merging into weights that are
+    mapped files would copy all of them into memory.
     """
 
     def __init__(self, base: Any, config: Config, trained: Mapping[str, torch.Tensor]) -> None:
         self._layers: dict[int, list[LoraLayer]] = {}
-        adapted = with_adapter(base, config, self._take_off)
-        loaded = adapted.load_state_dict(trained, strict=False)  # the base is there already
+        adapted = with_adapter(base, config, self._remove_adapter)
+        loaded = adapted.load_state_dict(trained, strict=False)  # the base is loaded already
         assert not loaded.unexpected_keys, loaded.unexpected_keys
-        self.model = self._take_off(adapted)
+        self.model = self._remove_adapter(adapted)
 
-    def _take_off(self, adapted: Any) -> Any:
-        """Keeps an adapter's layers by the weight that they change; returns the model below."""
+    def _remove_adapter(self, adapted: Any) -> Any:
+        """Keeps the adapter's layers by the weight that they change; returns the plain model."""
         for module in adapted.modules():
             if isinstance(module, LoraLayer):
                 weight = module.get_base_layer().weight
@@ -82,7 +83,7 @@ class LazyMerge:
 
     @torch.no_grad()
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields (name, merged weight), rounded as `load.merge_adapter` does."""
+        """Yields (name, merged weight), rounded as in `adapter.merge_adapter`."""
         for name, parameter in self.model.named_parameters():
             weight = parameter.detach()
             for layer in self._layers.get(id(parameter), ()):

@@ -13,10 +13,10 @@ from cpo_ds.schema import PackedBatch
 
 
 class ScoringHead(nn.Module):
-    """The language model's head, applied in chunks to the scored positions alone.
+    """The language model's head, applied in chunks to the scored positions only.
 
-    It has no parameters: the weight belongs to the language model and comes as an argument. Being
-    a module of its own lets ZeRO-3 gather that weight just here (see `engine.Engine`).
+    It has no parameters: the weight belongs to the language model and comes as an argument. It is a
+    module of its own so that ZeRO-3 gathers the weight for this call only (see `engine.Engine`).
     """
 
     def __init__(self, transform: HeadTransform) -> None:
@@ -33,7 +33,7 @@ class ScoringHead(nn.Module):
 class PolicyModel(nn.Module):
     """A causal language model from transformers, with or without a LoRA adapter.
 
-    `fingerprint` is that of the model's weights as they were loaded, without any adapter.
+    `fingerprint` is the fingerprint of the model's weights as they were loaded, without an adapter.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PolicyModel(nn.Module):
 
     @property
     def causal_lm(self) -> Any:
-        """The transformers model itself, an adapter's layers inside it."""
+        """The transformers model itself. An adapter's layers are inside it."""
         wrapped = getattr(self.language_model, "get_base_model", None)
         return wrapped() if wrapped else self.language_model
 
@@ -58,8 +58,9 @@ class PolicyModel(nn.Module):
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of the log-probs of chosen and of rejected completions: [P] each, float32.
 
-        A plain tuple of tensors, since ZeRO-3 hangs its backward hooks on what modules return.
+        Returns a plain tuple, since ZeRO-3 finds the tensors for its backward hooks in tuples.
         """
+        # Hidden states of all tokens, without the model's own head.
         decoder = self.causal_lm.get_decoder()
         layout = SharedPrefixLayout(batch.segment_lengths, batch.input_ids.device)
         hidden = decoder(
@@ -68,6 +69,7 @@ class PolicyModel(nn.Module):
             use_cache=False,
             shared_prefix=layout,
         ).last_hidden_state
+        # Log-probs of scored tokens only. One in the prefix may count for both completions.
         scored = hidden[0].index_select(0, batch.score_positions)
         logps = self.scoring_head(scored, self.head_weight, batch.score_targets)
         return (
@@ -77,4 +79,5 @@ class PolicyModel(nn.Module):
 
 
 def _sum_by_pair(logps: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Sums over the tokens of each pair: [S] -> [P]."""
     return logps.new_zeros(batch.num_pairs).index_add(0, batch.score_pairs, logps)

@@ -1,4 +1,4 @@
-"""Model shapes by name: what benchmarks and the planner need of a model without its weights."""
+"""Model shapes by name, so that benchmarks and the planner need no model files."""
 
 from __future__ import annotations
 
