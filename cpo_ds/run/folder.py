@@ -1,4 +1,4 @@
-"""The folder of a run: made, its configuration written down, marked as finished."""
+"""A run's folder: makes it, writes the configuration to it, and marks the run as finished."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _START_NAME = "PYTHON_CPO_DS_RUN"  # a variable that scripts/supervise.sh sets
 
 
 def make_output_folder(folder: Path) -> None:
-    """Makes the run's folder. All ranks try, so that all see the same `UserError`."""
+    """Makes the run's folder and tries to write to it. Raises `UserError` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -33,14 +33,15 @@ def make_output_folder(folder: Path) -> None:
 
 
 def write_config(config: Config, folder: Path, world_size: int) -> None:
-    """Writes the resolved configuration and the versions that run it to `config.yaml`."""
+    """Writes the resolved configuration to `config.yaml`, with library versions as comments."""
     versions = {
         name: metadata.version(name)
         for name in ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy")
     }
-    about = {"versions": versions, "python": sys.version.split()[0], "ranks": world_size}
+    environment = {"versions": versions, "python": sys.version.split()[0], "ranks": world_size}
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    text += "".join(f"# {line}\n" for line in yaml.safe_dump(about, sort_keys=False).splitlines())
+    comments = yaml.safe_dump(environment, sort_keys=False).splitlines()
+    text += "".join(f"# {line}\n" for line in comments)
     try:
         with replacing(folder / "config.yaml") as unfinished:
             unfinished.write_text(text, encoding="utf-8")
@@ -52,9 +53,10 @@ def write_config(config: Config, folder: Path, world_size: int) -> None:
 
 
 def write_finished(folder: Path, step: int) -> None:
-    """Marks a run as finished, all it has to do done; `step` is its last one.
+    """Marks a run as finished, its export included; `step` is its last one.
 
-    The mark names the start that found it so, if `scripts/supervise.sh` gave that a name.
+    The mark holds the name that `scripts/supervise.sh` gave to this start, if any, so that the
+    script can tell a run that this start finished or found finished.
     """
     text = json.dumps({"step": step, "start": os.environ.get(_START_NAME)})
     with replacing(folder / _FINISHED) as unfinished:
@@ -62,17 +64,17 @@ def write_finished(folder: Path, step: int) -> None:
 
 
 def finished_step(config: Config) -> int | None:
-    """The last step of a finished run, None if the run is not finished or its export is missing."""
+    """The last step of a finished run; None if it is not finished or its export is missing."""
     folder = Path(config.output_dir)
     if config.checkpoint.export and not (folder / "export").is_dir():
         return None
     try:
         step = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):  # no mark, or not a whole one
+    except (OSError, ValueError, KeyError, TypeError):  # the mark is missing or damaged
         return None
     return step if isinstance(step, int) else None
 
 
 def clear_finished(folder: Path) -> None:
-    """Takes the mark away from a run that goes on."""
+    """Removes the mark from a run that goes on."""
     (folder / _FINISHED).unlink(missing_ok=True)

@@ -8,15 +8,15 @@ from cpo_ds.config import OptimConfig
 
 
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
-    """Learning rate of optimizer step `step`, counted from 1 to `total_steps`.
+    """The learning rate of optimizer step `step`, counted from 1 to `total_steps`.
 
-    The shapes are those of transformers' schedulers, placed so that neither the first step of
-    the warm-up nor the last step of a decay is spent on a rate of zero.
+    The curves are those of transformers' schedulers, shifted by one step: neither the first step of
+    the warm-up nor the last step of a decay has a rate of zero.
     """
     warmup = math.ceil(optim.warmup_ratio * total_steps)
     if step <= warmup:
         return optim.learning_rate * step / warmup
-    done = (step - warmup) / (total_steps - warmup + 1)
+    done = (step - warmup) / (total_steps - warmup + 1)  # share of the steps after the warm-up
     factor = {
         "constant": lambda: 1.0,
         "linear": lambda: 1.0 - done,
@@ -27,6 +27,6 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
 
 
 def _inverse_sqrt(step: int, warmup: int) -> float:
-    """1 at the end of the warm-up, then 1 / sqrt; 10,000 is the timescale without a warm-up."""
-    timescale = warmup or 10_000
+    """1 at the end of the warm-up, then the inverse square root of the step over the timescale."""
+    timescale = warmup or 10_000  # transformers' default
     return 1.0 / math.sqrt((step + timescale - warmup) / timescale)

@@ -1,4 +1,4 @@
-"""What a run learned: a table of held-out metrics and a picture of the curves.
+"""Reports on a finished or running run: a table of held-out metrics, a picture of the curves.
 
 python -m cpo_ds.run.report runs/demo        # prints the table, writes runs/demo/curves.png
 """
@@ -21,10 +21,12 @@ _TABLE = {
 
 def summary(held_out: list[Line]) -> str:
     """Held-out metrics before and after training, and reward accuracy by direction, as text."""
+    # All held-out pairs, before and after.
     first, last = held_out[0], held_out[-1]
     rows = [f"held-out pairs: {last['eval_pairs']}   step {first['step']:>6} -> {last['step']}"]
     for key, name in _TABLE.items():
         rows.append(f"  {name:<20}{first[key]:>10.4f} -> {last[key]:.4f}")
+    # The same pairs by direction.
     rows.append("reward accuracy by direction (pairs)")
     for direction, after in last["eval_directions"].items():
         before = first["eval_directions"][direction]
@@ -37,9 +39,9 @@ def summary(held_out: list[Line]) -> str:
 
 def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> None:
     """Draws loss, reward accuracy and reward margin against the step, as a PNG."""
-    import matplotlib
+    import matplotlib  # here, since it takes a second and the table needs none of it
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws files, without a display
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
@@ -49,7 +51,7 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
         steps = [line["step"] for line in training]
         values = [line[key.removeprefix("eval_")] for line in training]
         panel.plot(steps, values, color="0.65", linewidth=1, label="training, each step")
-        if held_out:
+        if held_out:  # a dot for each evaluation
             panel.plot(
                 [line["step"] for line in held_out],
                 [line[key] for line in held_out],
@@ -62,6 +64,7 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
         panel.set_xlabel("optimizer step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
+    # Reward accuracy is a share, so its panel always shows the whole range.
     panels[1].set_ylabel("share of pairs with chosen above rejected")
     panels[1].set_ylim(0, 1)
     panels[0].legend()
@@ -75,7 +78,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table and draws the curves; returns 0. Raises `UserError`."""
+    """Prints the table and draws the curves; returns 0.
+
+    Raises `UserError` if the folder has no metrics.
+    """
     folder: Path = arguments.run
     training, held_out = read_metrics(folder)
     if held_out:
@@ -86,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Reports on the run whose folder is given, as a module of its own; returns the exit code."""
+    """Runs `python -m cpo_ds.run.report RUN_FOLDER`; returns the exit code."""
     if len(argv) != 1 or argv[0].startswith("-"):
         print("usage: python -m cpo_ds.run.report RUN_FOLDER", file=sys.stderr)
         return EXIT_USER_ERROR
