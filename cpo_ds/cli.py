@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "cpo_ds.planner.command",
-        "say what a recipe needs on which GPUs, before anything is rented or downloaded",
+        "estimate the memory and time of a recipe on given GPUs, before anything is downloaded",
         takes_recipe=True,
     ),
     "doctor": Command(
@@ -49,8 +49,10 @@ PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
         "cpo_ds.prepare.candidates", "translate sources, or read translations of systems"
     ),
     "score": Command("cpo_ds.prepare.score", "score candidates by COMET models, chrF or BLEU"),
-    "select": Command("cpo_ds.prepare.select", "pick chosen and rejected by the scores"),
-    "noise": Command("cpo_ds.prepare.noise", "replace rejected by a noised copy of chosen"),
+    "select": Command("cpo_ds.prepare.select", "choose and reject translations by their scores"),
+    "noise": Command(
+        "cpo_ds.prepare.noise", "replace rejected texts by noised copies of the chosen ones"
+    ),
     "report": Command("cpo_ds.prepare.report", "analyse scores and choices in one HTML file"),
 }
 

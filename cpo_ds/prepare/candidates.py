@@ -74,11 +74,11 @@ _RANK_OPTIONS = (
     _Option("--hostfile", (LOCAL_MODEL,), "hosts and slots, as for training, in place of --ranks"),
 )
 _MODEL_OPTIONS = (
-    _Option("--name", _MODELS, "of the system in the output (last part of the model's name)"),
+    _Option("--name", _MODELS, "the system's name in the output (last part of the model's name)"),
     _Option(
         "--prompt",
         _MODELS,
-        "what it is asked (alma; with --server, gpt4)",
+        "the kind of prompt (alma; with --server, gpt4)",
         choices=("alma", "few-shot", "chat", "gpt4"),
     ),
     _Option("--examples", _MODELS, "rows with references, for --prompt few-shot", Path),
@@ -86,39 +86,39 @@ _MODEL_OPTIONS = (
     _Option(
         "--max-new-tokens",
         _MODELS,
-        "of a translation (256; with --server, its own limit)",
+        "tokens of a translation (256; with --server, the server's limit)",
         int,
         at_least=1,
     ),
     _Option(
         "--temperature",
         _MODELS,
-        "sample at this temperature (no sampling; server's own)",
+        "sample at this temperature (no sampling; with --server, the server's)",
         float,
         at_least=0,
     ),
     _Option(
         "--top-p",
         _MODELS,
-        "sample from the likeliest tokens (no sampling; server's own)",
+        "sample from the likeliest tokens of this probability (as --temperature)",
         float,
         above=0,
     ),
-    _Option("--seed", _MODELS, "of sampling (0; with --server, none)", int),
+    _Option("--seed", _MODELS, "seed of sampling (0; with --server, none)", int),
 )
 _LOCAL_OPTIONS = (
     _Option("--adapter", (LOCAL_MODEL,), "LoRA adapter of the model", metavar="NAME_OR_PATH"),
     _Option(
         "--dtype",
         (LOCAL_MODEL,),
-        "of the model (bfloat16)",
+        "precision of the model (bfloat16)",
         choices=("float32", "bfloat16", "float16"),
     ),
-    _Option("--beams", (LOCAL_MODEL,), "beam search (5)", int, at_least=1),
+    _Option("--beams", (LOCAL_MODEL,), "beams of the search (5)", int, at_least=1),
     _Option(
         "--batch-tokens",
         (LOCAL_MODEL,),
-        "sentences x beams x (prompt and new tokens) of a batch (16384)",
+        "most tokens of a batch: sentences x beams x (prompt + new) (16384)",
         int,
         at_least=1,
     ),
@@ -127,11 +127,11 @@ _SERVER_OPTIONS = (
     _Option(
         "--key-variable",
         (SERVER,),
-        "environment variable of the key (OPENAI_API_KEY)",
+        "environment variable with the key (OPENAI_API_KEY)",
         metavar="NAME",
     ),
     _Option("--concurrency", (SERVER,), "requests at a time (8)", int, at_least=1),
-    _Option("--retries", (SERVER,), "of a request that fails (8)", int, at_least=0),
+    _Option("--retries", (SERVER,), "retries of a failed request (8)", int, at_least=0),
     _Option(
         "--timeout", (SERVER,), "seconds until a request counts as failed (60)", float, above=0
     ),
@@ -143,10 +143,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `cpo-ds prepare candidates`."""
     # Input and output, for translations of any origin.
     add = parser.add_argument
-    add("--input", required=True, type=Path, help="rows (jsonl), or plain text, a sentence a line")
+    add(
+        "--input", required=True, type=Path, help="rows (jsonl), or plain text, one sentence a line"
+    )
     add("--output", required=True, type=Path, help="the same rows with more candidates, jsonl")
-    add("--language-pair", metavar="en-de", help="of plain text")
-    add("--references", type=Path, help="of plain text, line by line")
+    add("--language-pair", metavar="en-de", help="the direction of plain text")
+    add("--references", type=Path, help="references of plain text, line by line")
 
     # One group for each origin. `--system`, `--model` and `--server` say which one it is.
     group = parser.add_argument_group("translations from files")
@@ -155,15 +157,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="systems",
         metavar="NAME=FILE",
-        help="plain text, line by line. Give it several times for several",
+        help="a system's translations, line by line; repeat the option for more systems",
     )
-    group = parser.add_argument_group("translations by a model, here or on a server")
+    group = parser.add_argument_group("translations by a model, local or on a server")
     group.add_argument(
         "--model", metavar="NAME_OR_PATH", help="a causal LM; with --server, its name there"
     )
     for option in _MODEL_OPTIONS:
         option.add_to(group)
-    group = parser.add_argument_group("a model here")
+    group = parser.add_argument_group("a local model")
     for option in _LOCAL_OPTIONS:
         option.add_to(group)
     for option in _RANK_OPTIONS:
@@ -174,7 +176,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="URL",
-        help="its address ($OPENAI_BASE_URL, or else OpenAI's)",
+        help="the server's address ($OPENAI_BASE_URL, or else OpenAI's)",
     )
     for option in _SERVER_OPTIONS:
         option.add_to(group)

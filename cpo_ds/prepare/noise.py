@@ -173,8 +173,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, type=Path, help="the same pairs with noise, jsonl")
     add("--deletion", type=float, default=0.15, help="probability of deleting a word (0.15)")
     add("--swap", type=float, default=0.3, help="probability of swapping a word (0.3)")
-    add("--range", type=int, default=1, help="how many places a swap moves a word at most (1)")
-    add("--seed", type=int, default=42, help="of the draws (42)")
+    add("--range", type=int, default=1, help="how many positions a swap moves a word at most (1)")
+    add("--seed", type=int, default=42, help="seed of the random draws (42)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="metrics",
         metavar="NAME_OR_CHECKPOINT",
         help="kiwi, xcomet, kiwi-22, comet-22, chrf, bleu, a Hugging Face name, or a checkpoint "
-        "file or folder; NAME=CHECKPOINT names it in the output. Give it several times for several",
+        "file or folder; NAME=CHECKPOINT names it in the output. Repeat the option for more",
     )
 
     # How COMET computes, and on which ranks.
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="of COMET (float32)",
+        help="precision of COMET (float32)",
     )
     add(
         "--use-reference",
@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--spans", action="store_true", help="keep XCOMET's error spans")
     add("--batch-tokens", type=int, default=4096, help="tokens of a batch, padding included (4096)")
-    add("--cache", type=Path, help="folder of scores already made (OUTPUT.cache)")
+    add("--cache", type=Path, help="folder that keeps finished scores (OUTPUT.cache)")
     add("--ranks", type=int, default=1, help="processes on this host (1)")
     add("--hostfile", help="hosts and slots, as for training, in place of --ranks")
 

@@ -30,17 +30,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     # Rows, and the choice of pairs.
     add = parser.add_argument
     add("--input", required=True, type=Path, help="rows with scores, jsonl")
-    add("--output", required=True, type=Path, metavar="FOLDER", help="new, or of an earlier select")
+    add(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="a new folder, or one of an earlier select",
+    )
     add(
         "--metrics",
         metavar="kiwi+xcomet",
-        help="to average (kiwi+xcomet, the XXL models; else those that all rows have)",
+        help="metrics to average (kiwi+xcomet, the XXL models; else those that all rows have)",
     )
     add(
         "--pairs",
         choices=("best-worst", "best-each"),
         default="best-worst",
-        help="the best against the worst, or against each other one (best-worst)",
+        help="the best against the worst, or against each other translation (best-worst)",
     )
 
     # Filters of pairs.
@@ -58,14 +64,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         const=0.7,
         metavar="CONFIDENCE",
-        help="drop pairs with a text in another language, or a copy of the source; how sure "
-        "py3langid must be (0.7)",
+        help="drop pairs with a text in another language, by py3langid's probability (0.7), or "
+        "with a copy of the source",
     )
     add(
         "--max-length-ratio",
         type=float,
         metavar="TIMES",
-        help="drop pairs with a text so many times longer or shorter than is usual",
+        help="drop pairs with a text that is so many times longer or shorter than usual",
     )
 
     # How the pairs are written.
