@@ -24,6 +24,7 @@ from cpo_ds.config import Config
 from cpo_ds.data.tokenize import pairs_fingerprint
 from cpo_ds.engine.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.engine.settings import DeepSpeedSettings
+from cpo_ds.model.adapter import gather_nothing
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import load_policy, load_reference, model_shape
 from cpo_ds.ranks.ranks import Ranks
@@ -150,25 +151,34 @@ def build_run(inputs: RunInputs) -> Run:
     manifest = _manifest(inputs, engine.policy.fingerprint)
     saver = Saver(engine, ranks, config, manifest, monitor.say)
     return Run(
-        config, engine, ranks, monitor, saver, manifest, train_pairs, eval_pairs, first_step,
-        inputs.stop,
-    )  # fmt: skip
+        config,
+        engine,
+        ranks,
+        monitor,
+        saver,
+        manifest,
+        train_pairs=train_pairs,
+        eval_pairs=eval_pairs,
+        first_step=first_step,
+        stop=inputs.stop,
+    )
 
 
 def _start_engine(config: Config, settings: DeepSpeedSettings, ranks: Ranks) -> tuple[Engine, str]:
     """Loads the policy, and DPO's reference if it is a model; the text is a line for the log."""
-    placement: dict[str, Any] = {
-        "device": ranks.device,
-        # Straight onto the GPU, unless ZeRO-3 splits each weight while it is read.
-        "place_on_device": settings.stage < 3 and ranks.device.type == "cuda",
-    }
-    if settings.stage == 3:
-        placement["gather"] = gather_parameters
+    # ZeRO-3 splits each weight while it is read; else weights are read straight onto the GPU.
+    is_sharded = settings.stage == 3
+    gather = gather_parameters if is_sharded else gather_nothing
+    on_gpu = not is_sharded and ranks.device.type == "cuda"
     with sharded_loading(settings, ranks):
-        policy, attention = load_policy(config, **placement)
+        policy, attention = load_policy(
+            config, device=ranks.device, gather=gather, place_on_device=on_gpu
+        )
         reference = None
         if config.loss.takes_reference_from("model"):
-            reference = load_reference(config, **placement)
+            reference = load_reference(
+                config, device=ranks.device, gather=gather, place_on_device=on_gpu
+            )
         return Engine(policy, config, settings, reference), attention
 
 
