@@ -1,6 +1,6 @@
 """Draws docs/architecture.svg, the picture of the package, from the imports in its source.
 
-python scripts/architecture.py
+    python scripts/architecture.py
 
 tests/unit/test_structure.py checks that the imports keep to FLOORS and the picture is current.
 """
@@ -49,19 +49,22 @@ STYLE = (
 
 
 def module_name(path: Path) -> str:
-    """`cpo_ds/data/rows.py` -> `data.rows`, `cpo_ds/data/__init__.py` -> `data`."""
+    """Returns the module of a file: `data.rows` of `cpo_ds/data/rows.py`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
 def path_of(module: str) -> Path:
-    """The reverse of `module_name`."""
+    """Returns a module's file: the reverse of `module_name`."""
     folder = PACKAGE.joinpath(*module.split("."))
     return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
 
 
 def imported_names(source: str, module: str = "") -> set[str]:
-    """Full names of everything that `source` imports, wherever in it; relative ones resolved."""
+    """Returns the full names of everything that `source` imports, in functions too.
+
+    `module` is the name of its module in cpo_ds, from which relative imports are resolved.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -77,7 +80,7 @@ def imported_names(source: str, module: str = "") -> set[str]:
 
 
 def package_imports() -> dict[str, set[str]]:
-    """Each module of the package with the modules of the package that it imports."""
+    """Returns all modules of the package, each with the modules of the package that it imports."""
     modules = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
     imports: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -92,7 +95,7 @@ def package_imports() -> dict[str, set[str]]:
 
 
 def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same between rooms; imports inside a room are left out."""
+    """Turns imports between modules into imports between rooms, without those inside a room."""
     rooms: dict[str, set[str]] = {}
     for module, targets in imports.items():
         room = module.partition(".")[0]
@@ -103,7 +106,7 @@ def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def find_circle(imports: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle; empty if there is none."""
+    """Returns modules that import each other in a circle; an empty list if there is none."""
     try:
         graphlib.TopologicalSorter(imports).prepare()
     except graphlib.CycleError as error:
@@ -112,9 +115,10 @@ def find_circle(imports: dict[str, set[str]]) -> list[str]:
 
 
 def direct_imports(rooms: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """The imports to draw: none that follows from others, none of the lowest floor.
+    """Returns the imports to draw, as (importer, imported).
 
-    Nearly every room imports the lowest floor, so arrows to it would only hide the rest.
+    An import that follows from others is not drawn: a -> c, given a -> b and b -> c. Neither are
+    imports of the lowest floor: nearly every room has them, and their arrows would hide the rest.
     """
 
     def reachable(room: str) -> set[str]:
@@ -130,7 +134,8 @@ def direct_imports(rooms: dict[str, set[str]]) -> list[tuple[str, str]]:
 
 
 def draw(rooms: dict[str, set[str]]) -> str:
-    """The picture as SVG: a row of boxes for each floor, an arrow from importer to imported."""
+    """Returns the picture as SVG: a row of boxes for each floor, an arrow for each import."""
+    # A box with two lines of text for each room; the lowest floor is at the bottom.
     height = FLOOR_HEIGHT * len(FLOORS)
     corners: dict[str, tuple[float, float]] = {}
     boxes = []
@@ -145,6 +150,8 @@ def draw(rooms: dict[str, set[str]]) -> str:
                 f'<text class="room" x="{middle:g}" y="{top + 19:g}">{escape(room)}</text>',
                 f'<text class="word" x="{middle:g}" y="{top + 35:g}">{escape(word)}</text>',
             ]
+
+    # Arrows come first in the file, so that boxes hide their ends and not the other way round.
     arrows = [arrow(corners[room], corners[target]) for room, target in direct_imports(rooms)]
     return "\n".join(
         [
@@ -161,7 +168,10 @@ def draw(rooms: dict[str, set[str]]) -> str:
 
 
 def arrow(importer: tuple[float, float], imported: tuple[float, float]) -> str:
-    """A line from the bottom of one box to the top of another, or between sides on one floor."""
+    """Returns the SVG of an arrow between two boxes, given their upper left corners in pixels.
+
+    It goes from the bottom of one to the top of the other, or from side to side on one floor.
+    """
     (x1, y1), (x2, y2) = importer, imported
     if y1 == y2:
         line = f"M{x1:g},{y1 + BOX_HEIGHT / 2:g} L{x2 + BOX_WIDTH:g},{y2 + BOX_HEIGHT / 2:g}"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Looks at every host of a hostfile before a run: logins, versions, code, folders, ports, bandwidth.
-# Prints what is wrong and what to do; exit code 2 where something has to be put right.
+# Checks every host of a hostfile before a run: logins, versions, code, folders, ports, bandwidth.
+# Prints each problem with its remedy. Exit code 2 if a run would fail.
 #   bash scripts/check_hosts.sh HOSTFILE [--config recipes/demo.yaml] [options of cpo-ds doctor]
 #   bash scripts/check_hosts.sh --help
 set -euo pipefail
-# Run from the folder that the run is launched from: its .deepspeed_env and relative paths count.
+# No cd: the folder that the run is launched from has .deepspeed_env, and paths may be relative.
 python="$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python"
 
 if ! "$python" -c '' 2>/dev/null; then

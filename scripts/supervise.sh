@@ -4,17 +4,18 @@
 #     deepspeed ... cpo_ds/train.py ...
 # With checkpoint.resume: auto (the default) each start goes on from the newest intact checkpoint.
 #
-# A command with --hostfile is started again on those of its hosts that can take part by then; a
-# restart that finds fewer than --min-hosts (1) is not made, but counts.
+# A command with --hostfile is restarted on those of its hosts that can take part by then. If these
+# are fewer than --min-hosts (1), it waits --pause seconds and uses up one of the --restarts.
 #
-# SIGTERM, SIGINT and SIGUSR1 ask the ranks to finish their step, save and end (exit code 4). They
-# reach the ranks of all hosts without passing through the launcher, which would kill them after 30
-# seconds.
+# SIGTERM, SIGINT and SIGUSR1 ask the ranks to finish their step, save and end (exit code 4). The
+# request goes to the ranks directly, not through the launcher, which would kill them after 30 s.
 #
-# Ends with the command's exit code: 0 done; 2, 3 and 4 mean that starting it again would not help
-# or is not wanted (see README.md); any other after the last restart. A launcher that is itself ended
-# by a signal may report 0: a run is done if it left finished.json in its output_dir, else this counts
-# as a fault (5). Ranks that such a launcher leaves behind are asked to save and end first.
+# Ends with the command's exit code. 0 means done. After 2, 3 and 4 a restart would not help or is
+# not wanted (see README.md). Any other code comes from the last of the restarts.
+#
+# A launcher that a signal ends may report 0. So a run counts as done only if it left finished.json
+# in its output_dir; otherwise it is restarted, as after exit code 5. Ranks that such a launcher
+# leaves behind are first asked to save and end.
 set -uo pipefail
 
 restarts=3
@@ -53,12 +54,12 @@ fi
 
 command_pid=
 stop=
-# Tells the processes of this run from all others on any host: DeepSpeed's launchers carry variables
-# whose names begin with PYTHON to all hosts.
+# A variable that marks the processes of this run on all hosts. Its name begins with PYTHON because
+# DeepSpeed's launchers copy such variables to all hosts.
 run_name="$(uname -n)-$$-$(date +%s)"
 mark=PYTHON_CPO_DS_RUN
 
-# The launcher's options on hosts, where the command has a hostfile.
+# Find the launcher's options about hosts, and the run's arguments after the script's name.
 hostfile=
 hostfile_at=
 ssh_port=()
@@ -89,12 +90,12 @@ used_hostfile=$hostfile
 checkout=$(cd -P "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 own_bin="$checkout/.venv/bin"
 if [ -n "$hostfile_at" ]; then
-  if ! [ -f "$hostfile" ]; then # DeepSpeed would run on this host alone
+  if ! [ -f "$hostfile" ]; then # DeepSpeed would silently run on this host alone
     echo "supervise.sh: there is no hostfile ${hostfile:-(a name is missing)}." >&2
     exit 2
   fi
   if ! cpo_ds=$(command -v cpo-ds || command -v "$own_bin/cpo-ds"); then
-    echo "supervise.sh: there is no cpo-ds, which looks for the hosts of $hostfile that are left" \
+    echo "supervise.sh: there is no cpo-ds, which finds the hosts of $hostfile that can take part" \
       "after a fault; run: source .venv/bin/activate" >&2
     exit 2
   fi
@@ -104,13 +105,14 @@ fi
 
 names_of_hosts() { awk '/^[^#]/ && NF { print $1 }' "$1"; }
 
-# The command runs in a session of its own, in which only the ranks listen to SIGUSR1.
+# Starts the command in a session of its own, so that Ctrl-C does not reach it.
 start() {
   (
-    trap '' USR1
+    trap '' USR1 # the launchers inherit this and ignore SIGUSR1; the ranks set a handler
     export "$mark=$run_name"
-    # A host without power does not close its connections: ssh would wait for it for ever, mpirun
-    # for minutes, or for ever once the ranks of other hosts have ended (cpo_ds/ranks/watch.py, 45 s).
+    # A host that loses power does not close its connections. ssh would wait for it for ever, and
+    # mpirun too once the ranks of other hosts have ended (cpo_ds/ranks/watch.py, after 45 s). These
+    # options make both look whether the host is still there.
     keep_alive="-o ServerAliveInterval=15 -o ServerAliveCountMax=3"
     export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:+$PDSH_SSH_ARGS_APPEND }$keep_alive"
     export OMPI_MCA_oob_tcp_keepalive_time="${OMPI_MCA_oob_tcp_keepalive_time:-15}"
@@ -121,20 +123,22 @@ start() {
   command_pid=$!
 }
 
-# For sh, on any host: sends a signal to the ranks of this run there; fails if there is none.
+# A script for sh on any host, with the mark and a signal as arguments: sends the signal to this
+# run's ranks on the host. Fails if there is none.
 # shellcheck disable=SC2016
 signal_ranks='
 ranks=$(grep -lsz "^$1\$" /proc/[0-9]*/environ |
   xargs -r grep -lszE "^(OMPI_COMM_WORLD_)?RANK=" | cut -d/ -f3)
 [ -n "$ranks" ] && { kill -s "$2" $ranks; true; }
 '
-# For sh, on any host: succeeds if a start of this name finished the run in a folder, or if one did
-# that was told no name (mpirun carries no variables to other hosts by itself).
+# A script for sh on any host, with this start's name and a folder as arguments: succeeds if this
+# start finished the run in the folder. A start without a name counts too, because mpirun by itself
+# copies no variables to other hosts.
 # shellcheck disable=SC2016
 is_finished='grep -qsE "\"start\": (\"$1\"|null)" "$2/finished.json"'
 
-# Runs a text for sh, with arguments, on this host and then on those of the hostfile, until it
-# succeeds on one. In a trap a plain `return` would give the code from before the trap.
+# Runs a script for sh, with arguments, on this host and then on those of the hostfile, until it
+# succeeds on one. In a trap a plain `return` would give the code from before the trap, hence 0.
 on_some_host() {
   local text=$1 host
   shift
@@ -147,17 +151,18 @@ on_some_host() {
   return 1
 }
 
-# Asks the ranks on one host, which tell the others; if there is none, the launcher.
+# Asks the ranks of one host to stop; they tell all others. Without any rank, asks the launcher.
 ask_to_stop() {
   stop=$1
   [ -n "$command_pid" ] || return 0
   on_some_host "$signal_ranks" "$mark=$run_name" USR1 || kill -TERM "$command_pid" 2>/dev/null
 }
 
-# Ends the ranks that a launcher left behind: they hold the run's folder.
+# Ends the ranks that a launcher left behind, because they hold the run's folder. Asks them first,
+# and kills those that are left after 60 s.
 end_ranks_left() {
   on_some_host "$signal_ranks" "$mark=$run_name" USR1 || return 0
-  echo "supervise.sh: the launcher was ended and its ranks were not; they are asked to save and end." >&2
+  echo "supervise.sh: the launcher ended but its ranks did not; asking them to save and end." >&2
   local deadline=$((SECONDS + 60))
   while [ "$SECONDS" -lt "$deadline" ]; do
     sleep 1
@@ -168,34 +173,37 @@ end_ranks_left() {
   done
 }
 
-# Whether the command did what it was started for; of commands that are no run, 0 is all there is.
+# Succeeds if the run left its mark that it is finished. Commands that are no run leave no mark, so
+# their exit code 0 is enough.
 did_finish() {
   local python folder
   $is_run && [[ " ${run_arguments[*]} " != *" --help "* ]] || return 0
   python=$(command -v "$own_bin/python" || command -v python || command -v python3) || return
-  folder=$("$python" "$checkout/scripts/output_folder.py" "${run_arguments[@]}") || return
+  # PYTHONPATH, because cpo_ds/train.py also works in a checkout that is not installed.
+  folder=$(PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}" \
+    "$python" "$checkout/scripts/output_folder.py" "${run_arguments[@]}") || return
   [[ "$folder" == /* ]] || folder=$PWD/$folder
   on_some_host "$is_finished" "$run_name" "$folder"
 }
 
-# Puts the hostfile of those that can take part in the place of the one that was given. False where
-# they are too few.
+# Replaces the command's hostfile by one of the hosts that can take part now. Fails if these are
+# fewer than --min-hosts.
 choose_hosts() {
-  local said count all
-  said=$("$cpo_ds" doctor --hostfile "$hostfile" "${ssh_port[@]/#-p/--ssh-port}" \
+  local report count all
+  report=$("$cpo_ds" doctor --hostfile "$hostfile" "${ssh_port[@]/#-p/--ssh-port}" \
     --reachable-only --write "$left_hosts" 2>&1) || : >"$left_hosts"
   count=$(names_of_hosts "$left_hosts" | wc -l)
   all=$(names_of_hosts "$hostfile" | wc -l)
   if [ "$count" -lt "$all" ]; then
-    echo "$said" >&2
+    echo "$report" >&2
   fi
   if [ "$count" -lt "$min_hosts" ] || [ "$count" -eq 0 ]; then
-    echo "supervise.sh: not started: --min-hosts is $min_hosts." >&2
+    echo "supervise.sh: not started: $count host(s) can take part; --min-hosts is $min_hosts." >&2
     return 1
   fi
   used_hostfile=$left_hosts
   local instead=(--hostfile "$left_hosts")
-  # Without it DeepSpeed takes the only host of a hostfile for this one.
+  # Without --force_multi DeepSpeed runs on this host if the hostfile has only one line.
   if [ "$count" -eq 1 ] && [[ "${words[*]:0:hostfile_at}" == *deepspeed* ]]; then
     instead+=(--force_multi)
   fi
@@ -222,14 +230,14 @@ for ((attempt = 0; ; )); do
   while :; do
     wait "$command_pid"
     code=$?
-    kill -0 "$command_pid" 2>/dev/null || break # a signal ends the waiting, not the command
+    kill -0 "$command_pid" 2>/dev/null || break # a signal to this script ends only `wait`
   done
   command_pid=
   if [ "$code" -eq 0 ] && ! did_finish; then
-    echo "supervise.sh: exit code 0, but the run is not finished: its launcher was ended." >&2
+    echo "supervise.sh: exit code 0, but the run is not finished: a signal ended its launcher." >&2
     code=5
     end_ranks_left
-  elif [ "$code" -gt 128 ] && [ "$code" -le 192 ]; then # by a signal
+  elif [ "$code" -gt 128 ] && [ "$code" -le 192 ]; then # 128 + the signal that ended it
     end_ranks_left
   fi
   case $code in

@@ -1,23 +1,32 @@
 #!/usr/bin/env bash
-# Sets up, checks style and types, runs the tests. Arguments go to pytest: scripts/test.sh -k rows
+# Sets up, checks style and types, then runs the tests. Other arguments go to pytest.
+#   bash scripts/test.sh [-k rows]        all tests
+#   bash scripts/test.sh unit [-k rows]   the quick ones in tests/unit, which need .venv alone
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
-bash scripts/setup.sh --comet || [ $? -eq 3 ] # without a Python for COMET its tests are skipped
-bash scripts/setup.sh --test-hosts
+if [ "${1:-}" = unit ]; then
+  shift
+  set -- tests/unit "$@"
+else
+  bash scripts/setup.sh --comet || [ $? -eq 3 ] # 3: no Python fits; COMET's tests are skipped
+  bash scripts/setup.sh --test-hosts
+fi
 
 export PATH="$PWD/.venv/bin:$PATH"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # same sums on every machine
-export TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # another number would sum in another order
+export TOKENIZERS_PARALLELISM=false            # it would warn in every test that forks
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
 ruff check --quiet .
 ruff format --check --quiet . || {
-  echo "Not formatted; run: .venv/bin/ruff format ." >&2
+  echo "Some files are not formatted; run: .venv/bin/ruff format ." >&2
   exit 1
 }
 mypy --no-error-summary
-# Two processes share the files: most tests keep one core busy, those of several ranks wait a lot.
-# Files go by their names: by their numbers of tests the slowest would come last, and one waits.
+
+# Two processes, because tests of several ranks mostly wait and would leave cores idle. Each takes
+# the next file by name. Ordered by their number of tests, as pytest-xdist does without the option,
+# the slowest files would come last and one process would wait for the other.
 exec pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"
