@@ -1,8 +1,8 @@
-"""Signs that this process gets on, which the watch over hung ranks looks at.
+"""Signs that this process makes progress, for the watch over hung ranks.
 
-A process is one rank of one run, so the counts are the module's own. Work that this package does
-itself is counted where it is done. Libraries that load, download, convert or write say nothing
-while they work; their bytes are seen from outside, in what the system counts for the process.
+A process is one rank of one run, so the counts are global to the module. This package counts its
+own work as it does it. Libraries report nothing while they load, download, convert or write, so
+their progress is measured from outside: by the bytes that the system counts for the process.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpo_ds.ranks.processes import main_thread_at, main_thread_waits
+from cpo_ds.ranks.processes import main_thread_position, main_thread_waits
 
-# Fewer bytes in a second do not count: rank 0 answers the other ranks' questions about each other
-# by some hundred bytes a second for each of them, also while all hang.
+# Fewer bytes in a second are no progress. Rank 0 answers each rank's questions about the others by
+# some hundred bytes a second, even if all ranks hang.
 _LEAST_BYTES_A_SECOND = 2**16
 _IO_COUNTERS = ("rchar", "wchar", "read_bytes", "write_bytes")
 
@@ -29,12 +29,12 @@ _counts = _Counts()
 
 
 def count_work() -> None:
-    """Counts a piece of work that this rank has done, large or small."""
+    """Counts one piece of work that this rank has done, large or small."""
     _counts.work += 1
 
 
 def count_common_work() -> None:
-    """Counts a piece of work that all ranks do alike: the rank with the fewest is behind."""
+    """Counts one piece of work that every rank does; the rank with the fewest is behind."""
     _counts.work += 1
     _counts.common_work += 1
 
@@ -46,27 +46,27 @@ def work_done() -> int:
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank says of itself every second."""
+    """A rank's sign of life, given every second."""
 
-    time: float  # changes with each beat
-    work: int  # pieces of work done
-    common_work: int  # of those that all ranks do alike
+    time: float  # Unix time; changes with each beat
+    work: int  # pieces of work done so far
+    common_work: int  # pieces among them that every rank does
     waits: bool  # for other ranks
-    place: str  # where in the program its main thread is
+    position: str  # the line that its main thread is at
 
 
 def own_beat() -> Beat:
-    """This rank's beat, now."""
+    """A beat of this rank, made now."""
     return Beat(
-        time.time(), _counts.work, _counts.common_work, main_thread_waits(), main_thread_at()
+        time.time(), _counts.work, _counts.common_work, main_thread_waits(), main_thread_position()
     )
 
 
 def ranks_behind(beats: dict[int, Beat]) -> list[int]:
-    """The ranks that hold the others up, as far as their last beats tell; none if all are alike.
+    """The ranks that hold up the others, judged by their last beats; none if all are alike.
 
-    While some wait for the others to come to the same place, these are the ones that do not. Else
-    it is those that have done the least of the work that all do alike.
+    If some ranks wait for others, these are the ranks that do not wait. Otherwise these are the
+    ranks that have done the least of the work that every rank does.
     """
     working = [rank for rank, beat in beats.items() if not beat.waits]
     least = min(beat.common_work for beat in beats.values())
@@ -76,10 +76,10 @@ def ranks_behind(beats: dict[int, Beat]) -> list[int]:
 
 
 class ByteWatch:
-    """Tells whether a process reads or writes: files that are loaded, downloaded, saved."""
+    """Tells whether a process reads or writes: files that are loaded, downloaded or saved."""
 
     def __init__(self, pid: int | None = None) -> None:
-        """Watches the process `pid` of this host, this one if None."""
+        """Watches the process `pid` of this host, or this process if None."""
         self._file = Path(f"/proc/{pid or 'self'}/io")
         self._before = self._bytes()
 
@@ -89,9 +89,9 @@ class ByteWatch:
         return self._before - before >= seconds * _LEAST_BYTES_A_SECOND
 
     def _bytes(self) -> int:
-        """Bytes that the process's threads have read and written; 0 if the system does not say.
+        """Bytes that the process has read and written; 0 if the system does not count them.
 
-        Pages of a file that is mapped into memory count when they are read from the disk.
+        Pages of a memory-mapped file count when they are read from the disk.
         """
         try:
             lines = self._file.read_text().splitlines()

@@ -1,7 +1,7 @@
-"""Where ranks speak: rank 0 on the console, and each rank in a file of its own.
+"""Output of the ranks: rank 0 prints to the console, and every rank writes to a file of its own.
 
-runs/x/logs/rank_0.txt    what the console shows
-runs/x/logs/rank_1.txt    what rank 1 and the libraries in its process say
+runs/x/logs/rank_0.txt    a copy of the console
+runs/x/logs/rank_1.txt    the output of rank 1 and of the libraries in its process
 """
 
 from __future__ import annotations
@@ -14,69 +14,77 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-_HEAD = "--- rank"  # begins each start's part of a file
+_HEAD = "--- rank"  # the first words of each start's part of a file
 _TAIL_LINES = 20
 
 
 def log_file(folder: Path, rank: int) -> Path:
-    """A rank's file in a run's folder."""
+    """The path of a rank's file in a run's folder."""
     return folder / "logs" / f"rank_{rank}.txt"
 
 
 class RankLog:
-    """This rank's file. From `open` to `close` ranks other than 0 are silent on the console.
+    """The log file of this rank. From `open` to `close` only rank 0 prints to the console.
 
-    `console` is what standard error was before, for what has to be said there whoever says it.
-    Where the file cannot be made, all goes on as before: a full disk should not silence a run.
+    `console` is standard error as it was before, for messages that must appear from any rank. If
+    the file cannot be made, output goes to the console as before: a full disk should not silence a
+    run.
     """
 
     def __init__(self, rank: int, folder: Path) -> None:
         self._rank, self._path = rank, log_file(folder, rank)
         self._file: TextIO | None = None
-        self._before: list[Any] = []
+        self._console_streams: tuple[TextIO, TextIO] | None = None  # of rank 0
+        self._console_descriptors: tuple[int, int] | None = None  # of the other ranks
         self.console: TextIO = sys.stderr
 
     def open(self) -> None:
-        """Begins to write to the file, after what is in it."""
+        """Starts to append to the file."""
+        # Begin this start's part of the file.
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", buffering=1, encoding="utf-8", errors="replace")
             now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            where = f"on host {socket.gethostname()}, process {os.getpid()}"
-            self._file.write(f"{_HEAD} {self._rank} {where}, {now}\n")
+            process = f"on host {socket.gethostname()}, process {os.getpid()}"
+            self._file.write(f"{_HEAD} {self._rank} {process}, {now}\n")
         except OSError:
             self._file = None
             return
         sys.stdout.flush()
         sys.stderr.flush()
+        # Rank 0 writes to both. The others write to the file alone; replacing their descriptors
+        # redirects libraries in other languages as well.
         if self._rank == 0:
-            self._before = [sys.stdout, sys.stderr]
+            self._console_streams = sys.stdout, sys.stderr
             sys.stdout = _Both(sys.stdout, self._file)
             sys.stderr = _Both(sys.stderr, self._file)
-        else:  # with all that libraries print past Python
-            self._before = [os.dup(1), os.dup(2)]
+        else:
+            self._console_descriptors = os.dup(1), os.dup(2)
             self.console = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
             os.dup2(self._file.fileno(), 1)
             os.dup2(self._file.fileno(), 2)
 
     def close(self) -> None:
-        """Gives the console back. After an error it stays away from ranks that repeat it."""
+        """Gives the console back to this rank.
+
+        Not called after an error, which the ranks other than 0 would only print again.
+        """
         if self._file is None:
             return
-        if self._rank == 0:
-            sys.stdout, sys.stderr = self._before
-        else:
+        if self._console_streams:
+            sys.stdout, sys.stderr = self._console_streams
+        if self._console_descriptors:
             sys.stdout.flush()
             sys.stderr.flush()
-            for descriptor, before in zip((1, 2), self._before, strict=True):
-                os.dup2(before, descriptor)
-                os.close(before)
+            for descriptor, console in zip((1, 2), self._console_descriptors, strict=True):
+                os.dup2(console, descriptor)
+                os.close(console)
         self._file.close()
         self._file = None
 
 
 def last_words(folder: Path, rank: int) -> str:
-    """The end of what a rank left in its file since its start; "" where that is nothing."""
+    """The last lines that a rank wrote to its file since its last start; "" if there are none."""
     try:
         text = log_file(folder, rank).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -86,13 +94,13 @@ def last_words(folder: Path, rank: int) -> str:
 
 
 class _Both:
-    """A console that also writes what it shows to a file, but for progress bars."""
+    """A console whose text also goes to a file, except progress bars."""
 
     def __init__(self, console: TextIO, file: TextIO) -> None:
         self._console, self._file = console, file
 
     def write(self, text: str) -> int:
-        if "\r" not in text:
+        if "\r" not in text:  # progress bars go back to the start of their line
             with contextlib.suppress(OSError):
                 self._file.write(text)
         return self._console.write(text)

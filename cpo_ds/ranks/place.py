@@ -58,7 +58,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
 
 
 def _place(environment: Mapping[str, str]) -> Place:
-    """The same, but raises `KeyError` for a missing variable and `ValueError` for a bad one."""
+    """`place`, but raises `KeyError` for a missing variable and `ValueError` for a bad one."""
     address = environment.get("MASTER_ADDR")
     port = int(environment["MASTER_PORT"]) if environment.get("MASTER_PORT") else None
 

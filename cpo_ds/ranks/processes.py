@@ -1,6 +1,6 @@
-"""The processes of ranks: which, where, and whether they live.
+"""The processes of ranks: their hosts and ids, whether they run, and the line they are at.
 
-Linux tells of each process, in `/proc`.
+On Linux `/proc` answers for other processes.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ class RankProcess:
     rank: int
     host: str
     pid: int
-    started: int  # in clock ticks since the host's start: a pid may be used again
+    started: int  # in clock ticks since the host's start; tells processes of one pid apart
 
     def __str__(self) -> str:
         return f"rank {self.rank} on host {self.host} (process {self.pid})"
 
 
 def own_process(rank: int) -> RankProcess:
-    """This process, as the others know it."""
+    """The process that calls this, as that of `rank`."""
     pid = os.getpid()
     _, started = _state_and_start(pid)
     return RankProcess(rank, socket.gethostname(), pid, started)
 
 
-def is_running(place: RankProcess) -> bool:
-    """Whether a process of this host lives; one that only waits to be noticed does not.
+def is_running(process: RankProcess) -> bool:
+    """Whether a process of this host runs; a zombie does not.
 
-    It is known by its start in ticks, which stays what it was when somebody sets the clock.
+    Its start is compared in clock ticks, which stay the same if somebody sets the clock.
     """
     try:
-        state, started = _state_and_start(place.pid)
+        state, started = _state_and_start(process.pid)
     except OSError:
         return False
-    return started == place.started and state not in ("Z", "X")  # zombie, dead
+    return started == process.started and state not in ("Z", "X")  # zombie, dead
 
 
 def _state_and_start(pid: int) -> tuple[str, int]:
@@ -58,8 +58,8 @@ def _state_and_start(pid: int) -> tuple[str, int]:
     return fields[0], int(fields[19])  # fields 3 and 22 of proc(5)
 
 
-def main_thread_at() -> str:
-    """Where the main thread is, as `file.py:12 in function`, the innermost line of this package."""
+def main_thread_position() -> str:
+    """The line of this package that the main thread is at, as `file.py:12 in function`."""
     frames = _main_thread()
     own = [frame for frame in frames if _module(frame).startswith(_OWN_MODULES)] or frames
     if not own:
@@ -71,15 +71,15 @@ def main_thread_at() -> str:
 def main_thread_waits() -> bool:
     """Whether the main thread is inside a library that exchanges data between ranks.
 
-    There a rank waits for the others, for as long as one of them does not come. On a GPU it may
-    wait elsewhere, wherever it first needs a result.
+    In such a library a rank waits until all ranks have called it. With a GPU a rank may wait
+    outside of it too, at the first line that needs a result.
     """
     frames = _main_thread()
     return bool(frames) and _module(frames[0]).startswith(_EXCHANGING_MODULES)
 
 
 def _main_thread() -> list[FrameType]:
-    """What the main thread is executing, the innermost call first."""
+    """The frames of the main thread, innermost call first."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return [frame for frame, _ in traceback.walk_stack(frame)] if frame else []
 

@@ -1,4 +1,4 @@
-"""How far long work is, and how long it will take: a line every few seconds."""
+"""Progress of long work: every few seconds a line with the share done and the time left."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ SENTENCES = "  {done} of {total} sentences"
 
 
 class Progress:
-    """Counts what is done; `work` is what time is taken to be proportional to.
+    """Counts finished items and prints lines like `"kiwi: 512 of 4000 translations scored"`.
 
-    On several ranks it counts the `own` things of one, which stand for the `total` of all. `line`
-    says what things they are: `"kiwi: {done} of {total} translations scored"`.
+    `line` is the text, with `{done}` and `{total}`. `total` items are spread over all ranks; `own`
+    are this rank's, which finish at about the rate of the others. `work` is a measure of the own
+    items' cost to which their time is proportional.
     """
 
     def __init__(
         self, line: str, total: int, own: int, work: float, say: Callable[[str], None]
     ) -> None:
         self._line, self._total, self._own, self._work, self._say = line, total, own, work, say
-        self.note = ""  # printed with the count
+        self.note = ""  # printed after the count
         self._done, self._work_done = 0, 0.0
-        self._started = self._told = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def advance(self, count: int, work: float) -> None:
-        """So many more are done."""
+        """Counts `count` more finished items, which cost `work`."""
         self._done += count
         self._work_done += work
         self.tell()
 
     def tell(self) -> None:
-        """Prints where it is, if it is time to."""
+        """Prints a line if the last one is some seconds old."""
         now = time.monotonic()
-        if now - self._told < _SECONDS:
+        if now - self._printed < _SECONDS:
             return
-        self._told = now
+        self._printed = now
         done = self._total * self._done // self._own
         text = self._line.format(done=done, total=self._total) + self.note
         if self._work_done:
@@ -45,7 +46,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
 

@@ -1,4 +1,4 @@
-"""Silences the libraries that training imports; `--verbose` lets them speak."""
+"""Silences the libraries that a program imports, unless `--verbose` is given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 
 def silence_libraries() -> None:
-    """Keeps what libraries say to themselves; `--verbose` lets them speak."""
+    """Hides the warnings, log messages and progress bars of libraries."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -19,7 +19,7 @@ def silence_libraries() -> None:
 
 
 def silence_after_import() -> None:
-    """Some libraries set their own levels when they are imported."""
+    """Silences libraries that set their own log levels when they are imported."""
     import transformers
     from datasets.utils.logging import disable_progress_bar
 

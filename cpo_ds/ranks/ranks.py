@@ -1,4 +1,4 @@
-"""This process's place among all, and how the ranks agree with each other."""
+"""Joins the ranks of a run and lets them agree with each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import deepspeed
 import torch
@@ -18,21 +18,25 @@ from cpo_ds.ranks.environment_file import ENVIRONMENT_FILE
 from cpo_ds.ranks.interfaces import choose_interface
 from cpo_ds.ranks.place import Place, place
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 Result = TypeVar("Result")
 
-# How long ranks wait for each other beyond the stall limit: one verifies, converts or saves.
+# Ranks wait for each other so long beyond the stall limit, in which the watch ends the run if no
+# rank makes progress. One rank may verify, convert or save for hours while the others wait.
 _PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among all."""
+    """One process among all ranks of a run, and its means to agree with the others."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
-    control: Any = None  # process group on the CPU, for what the program itself has to agree on
+    control: ProcessGroup | None = None  # all ranks, on the CPU; carries the agreements below
     hosts: tuple[str, ...] = ()  # the host of each rank, by name
 
     @property
@@ -41,12 +45,12 @@ class Ranks:
         return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
 
     def say(self, text: str) -> None:
-        """Prints a text on rank 0; the other ranks print nothing."""
+        """Prints a text on rank 0 only."""
         if self.rank == 0:
             print(text, flush=True)
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set on some rank; all ranks get the same answer."""
+        """Whether each flag is set on at least one rank; all ranks get the same answers."""
         values = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
         return [bool(value) for value in values.tolist()]
@@ -58,13 +62,13 @@ class Ranks:
         return values
 
     def wait_for_all(self) -> None:
-        """Waits until all ranks have come here."""
+        """Waits until all ranks have called this."""
         dist.barrier(group=self.control)
 
     def on_first(self, function: Callable[[], Result]) -> Result:
-        """Calls a function on rank 0 alone; its result, or its error, reaches all ranks.
+        """Calls a function on rank 0 alone; all ranks get its result.
 
-        Raises `UserError`, also for an `OSError`.
+        If it raises `UserError` or `OSError`, all ranks raise `UserError`.
         """
         outcome: list[Any] = [None, None]
         if self.rank == 0:
@@ -75,31 +79,36 @@ class Ranks:
         return outcome[0]
 
     def on_each_host(self, function: Callable[[], Result]) -> Result:
-        """Calls a function on the first rank of each host; its result reaches the ranks there.
+        """Calls a function on the first rank of each host; the ranks of a host get its result.
 
-        Raises `UserError`, also for an `OSError`, on all ranks where it fails on one.
+        If it raises `UserError` or `OSError` on one host, all ranks of all hosts raise `UserError`.
         """
         first = self.on_this_host[0]
         outcomes = self.gather(_outcome(function) if self.rank == first else (None, None))
-        error = next((some for _, some in outcomes if some is not None), None)
+        error = next((message for _, message in outcomes if message is not None), None)
         if error is not None:
             raise UserError(error)
         return outcomes[first][0]  # type: ignore[return-value]
 
     def per_folder(self, *, is_local: bool) -> Callable[[Callable[[], Result]], Result]:
-        """`on_each_host` where each host has its own folder, `on_first` where all share one."""
+        """`on_each_host` if each host has a folder of its own, `on_first` if all share one."""
         return self.on_each_host if is_local else self.on_first
 
     def everywhere(self, function: Callable[[], Result]) -> Result:
-        """Calls a function on every rank; where one fails, all raise the first one's error."""
+        """Calls a function on every rank; returns this rank's result.
+
+        If it raises `UserError` or `OSError` on some ranks, all ranks raise the first one's message
+        as a `UserError`.
+        """
         result, error = _outcome(function)
-        first = next((some for some in self.gather(error) if some is not None), None)
-        if first is not None:
-            raise UserError(first)
+        errors = [message for message in self.gather(error) if message is not None]
+        if errors:
+            raise UserError(errors[0])
         return result
 
 
 def _outcome(function: Callable[[], Any]) -> tuple[Any, str | None]:
+    """The result of a function and None, or None and the message of its error."""
     try:
         return function(), None
     except UserError as error:
@@ -109,35 +118,38 @@ def _outcome(function: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def init_ranks(stall_minutes: float | None = None) -> Ranks:
-    """Joins the other ranks; `UserError` where this host has too few devices for its ranks.
+    """Joins the other ranks.
 
-    With `stall_minutes`, after which a watch ends the run if no rank gets on, no group of ranks
-    gives up before that.
+    `stall_minutes` is the limit after which a watch ends the run; every group of ranks waits longer
+    than that. Raises `UserError` if this host has too few devices for its ranks, or if the port for
+    joining is taken.
     """
-    here = _join_place()
-    rank, world_size, local_rank = here.rank, here.world_size, here.local_rank
-    local_world = here.local_world_size
+    own = _find_place()
     on_gpu = torch.cuda.is_available()
-    _check_devices(local_rank, local_world, on_gpu)
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    _check_devices(own.local_rank, own.local_world_size, on_gpu)
+
+    # Choose this rank's device, and on the CPU its share of the cores.
+    device = torch.device("cuda", own.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     else:
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
-        # This op is compiled at its first use, and a build that is killed leaves a lock behind on
-        # which every later run waits for ever. Plain gloo does without.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // own.local_world_size))
+        # DeepSpeed compiles this op at its first use. A build that is killed leaves a lock behind,
+        # on which every later run waits for ever. Plain gloo works without the op.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if world_size > local_world:
+
+    # Join all ranks in one process group.
+    if own.world_size > own.local_world_size:
         choose_interface()
     backend = "nccl" if on_gpu else "gloo"
     try:
-        _join_after_restart(backend, rank, world_size, device if on_gpu else None)
+        _join_after_restart(backend, own, device if on_gpu else None)
         deepspeed.init_distributed(
             dist_backend=backend,
             verbose=False,
-            rank=rank,
-            world_size=world_size,
+            rank=own.rank,
+            world_size=own.world_size,
         )
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
@@ -146,58 +158,63 @@ def init_ranks(stall_minutes: float | None = None) -> Ranks:
             f"port {os.environ['MASTER_PORT']} of this host is taken, by another run perhaps; give "
             f"the launcher another --master_port (mpirun, srun: MASTER_PORT in {ENVIRONMENT_FILE})."
         ) from None
+
+    # Make the group for agreements, and exchange the names of hosts.
     _wait_longer(_PATIENCE + timedelta(minutes=stall_minutes or 0))
     control = dist.new_group(backend="gloo")
-    hosts: list[Any] = [None] * world_size
+    hosts: list[Any] = [None] * own.world_size
     dist.all_gather_object(hosts, socket.gethostname(), group=control)
-    return Ranks(rank, world_size, local_rank, device, control, tuple(hosts))
+    return Ranks(own.rank, own.world_size, own.local_rank, device, control, tuple(hosts))
 
 
-def _join_after_restart(backend: str, rank: int, world_size: int, gpu: torch.device | None) -> None:
-    """Joins the other ranks where torchrun started all of them again.
+def _join_after_restart(backend: str, own: Place, gpu: torch.device | None) -> None:
+    """Joins the other ranks if torchrun has restarted all of them.
 
-    Its store outlives the ranks and still has the addresses of those before, on which these would
-    wait for ever: theirs go under another name.
+    torchrun's store outlives the ranks and still holds the addresses of the old ones, to which the
+    new ranks would try to connect for ever. So the new ranks store theirs under another prefix.
     """
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if restarts == 0:
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.PrefixStore(f"restart_{restarts}", dist.TCPStore(address, port))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=gpu)
+    dist.init_process_group(
+        backend, store=store, rank=own.rank, world_size=own.world_size, device_id=gpu
+    )
 
 
 def _wait_longer(limit: timedelta) -> None:
-    """Has every group of ranks, also those that DeepSpeed makes later, wait so long for a rank.
+    """Sets how long every group of ranks waits for a rank, also groups that DeepSpeed makes later.
 
     torch's own limits, 10 minutes with NCCL, would end the ranks that wait for a hung one, or for
     one that reads or writes, before the watch can say which it is. DeepSpeed passes no limit on to
-    the groups that it makes, so torch's defaults are set. For joining, the short limit has held.
+    the groups that it makes, so this sets torch's defaults. It is called after joining, for which
+    torch's short limits are right.
     """
     c10d = dist.distributed_c10d
     c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = limit
-    c10d._get_default_store().set_timeout(limit)  # by which NCCL's communicators find each other
+    c10d._get_default_store().set_timeout(limit)  # NCCL's communicators find each other by it
     c10d._set_pg_timeout(limit)
 
 
-def _join_place() -> Place:
-    """This process's place, from whatever launched it, left in the variables that torch reads."""
-    here = place()
-    if here.launcher == "none":
-        here = replace(here, master_address="127.0.0.1", master_port=_free_port())
-    if here.master_address is None or here.master_port is None:
-        address, port = _master_by_mpi(here)
-        here = replace(
-            here,
-            master_address=here.master_address or address,
-            master_port=here.master_port or port,
+def _find_place() -> Place:
+    """This process's place, completed and set in the variables that torch reads."""
+    own = place()
+    if own.launcher == "none":
+        own = replace(own, master_address="127.0.0.1", master_port=_free_port())
+    if own.master_address is None or own.master_port is None:
+        address, port = _master_by_mpi(own)
+        own = replace(
+            own,
+            master_address=own.master_address or address,
+            master_port=own.master_port or port,
         )
-    os.environ |= here.variables()
-    return here
+    os.environ |= own.variables()
+    return own
 
 
-def _master_by_mpi(here: Place) -> tuple[str, int]:
-    """Rank 0's host and a free port of it, told to all by MPI: mpirun says neither."""
+def _master_by_mpi(own: Place) -> tuple[str, int]:
+    """Rank 0's host and a free port of it, sent to all ranks by MPI, since mpirun sets neither."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -206,8 +223,8 @@ def _master_by_mpi(here: Place) -> tuple[str, int]:
             f"used ({error}); install it (pip install 'cpo-ds[mpi]'), or put MASTER_ADDR and "
             f"MASTER_PORT into {ENVIRONMENT_FILE}."
         ) from None
-    mine = (socket.gethostname(), _free_port()) if here.rank == 0 else None
-    return MPI.COMM_WORLD.bcast(mine, root=0)
+    master = (socket.gethostname(), _free_port()) if own.rank == 0 else None
+    return MPI.COMM_WORLD.bcast(master, root=0)
 
 
 def _free_port() -> int:
@@ -217,15 +234,16 @@ def _free_port() -> int:
 
 
 def _check_devices(local_rank: int, local_world: int, on_gpu: bool) -> None:
+    """Raises `UserError` if this host has too few devices for its ranks."""
     if on_gpu:
-        devices, what = torch.cuda.device_count(), "GPU"
+        devices, kind = torch.cuda.device_count(), "GPU"
         allowed = devices
     else:
-        devices, what = os.cpu_count() or 1, "CPU core"
-        allowed = 2 * devices  # ranks may share cores, for trying things out; not without end
+        devices, kind = os.cpu_count() or 1, "CPU core"
+        allowed = 2 * devices  # ranks may share cores to try things out; many more would only crawl
     if local_world > allowed or local_rank >= allowed:
         raise UserError(
             f"host {socket.gethostname()} was given {max(local_world, local_rank + 1)} ranks but "
-            f"has {devices} {what}{'s' if devices != 1 else ''}; lower --num_accelerators, or the "
+            f"has {devices} {kind}{'s' if devices != 1 else ''}; lower --num_accelerators, or the "
             "slots of this host in the hostfile."
         )

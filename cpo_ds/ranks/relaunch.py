@@ -1,4 +1,4 @@
-"""A command on several ranks: this process becomes DeepSpeed's launcher of the same command."""
+"""Runs a command on several ranks: this process becomes DeepSpeed's launcher of the command."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.place import place
+from cpo_ds.ranks.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from cpo_ds.ranks.ranks import Ranks
@@ -26,10 +27,12 @@ def is_rank() -> bool:
 def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None) -> None:
     """Replaces this process by `cpo-ds ARGV` under `python`, on several ranks; does not return.
 
-    Nothing stands between a launcher and whoever started this, so that signals reach it. Raises
-    `UserError` where it cannot be started.
+    Since the process is replaced, signals reach the launcher directly. Raises `UserError` if it
+    cannot be started.
     """
     _check(ranks, hostfile)
+
+    # Put the command line together: the launcher, if there are several ranks, and the command.
     command = [python, "-m"]
     if ranks > 1 or hostfile:
         command += ["deepspeed.launcher.runner", "-q", "--no_local_rank"]
@@ -38,22 +41,25 @@ def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None)
         else:
             command += ["--num_accelerators", str(ranks), "--master_port", str(_free_port())]
         command += ["--module"]
+    command += ["cpo_ds.cli", *argv]
+
+    # Prepare what the new process inherits.
     if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it has no GPU
-    sys.stdout.flush()
     os.environ["PATH"] = os.path.dirname(python) + os.pathsep + os.environ.get("PATH", "")
+    sys.stdout.flush()
     try:
-        os.execv(python, [*command, "cpo_ds.cli", *argv])
+        os.execv(python, command)
     except OSError as error:
         raise UserError(f"{python} cannot be started: {error.strerror}.") from None
 
 
 def _check(ranks: int, hostfile: str | None) -> None:
-    """What the launcher would take silently, or start many processes for that then all refuse."""
+    """Raises `UserError` for options that the launcher would accept and the ranks would not."""
     if ranks > 1 and hostfile:
-        raise UserError("give --ranks or --hostfile, not both; a hostfile says how many there are.")
+        raise UserError("give --ranks or --hostfile, not both; a hostfile sets how many there are.")
     if hostfile and not os.path.isfile(hostfile):
-        raise UserError(f"--hostfile {hostfile} is not there.")
+        raise UserError(f"--hostfile {hostfile} does not exist; correct it, or create the file.")
     if ranks > (most := 2 * (os.cpu_count() or 1)):
         raise UserError(f"--ranks {ranks} is too many for this host; at most {most}.")
 
@@ -68,11 +74,11 @@ def _free_port() -> int:
 def as_one_of_ranks() -> Iterator[Ranks]:
     """Joins the other ranks, or runs alone; leaves them at the end of the block.
 
-    Errors that all ranks see are left to the first to tell: the others wait to be ended.
+    If all ranks raise the same error, rank 0 reports it; the others wait for the launcher to end
+    them.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
-    from cpo_ds.ranks.quiet import silence_libraries
-
+    # torch and DeepSpeed read these variables when they are imported, so the imports come after.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     silence_libraries()
     import torch
 
@@ -80,13 +86,13 @@ def as_one_of_ranks() -> Iterator[Ranks]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from cpo_ds.ranks.ranks import init_ranks
 
-    silence_libraries()
+    silence_libraries()  # again, since libraries set their levels when they are imported
     ranks = init_ranks()
     try:
         yield ranks
     except UserError as error:
         if ranks.rank:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what a launcher ends them by
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's signal to the others
             time.sleep(10)
             raise UserError(f"(rank {ranks.rank}) {error}") from None
         raise

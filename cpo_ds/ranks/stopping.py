@@ -1,6 +1,6 @@
-"""Asks a run to stop in good order: SIGTERM, SIGUSR1, or a limit on its time.
+"""Requests to stop a run cleanly: SIGTERM, SIGUSR1, or a limit on its time.
 
-The step is then finished on all ranks together and a checkpoint saved. A second signal ends the
+After a request all ranks finish the step together and save a checkpoint. A second signal ends the
 process at once.
 """
 
@@ -15,13 +15,13 @@ import threading
 import time
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# A scheduler signals every process of a job, and launchers pass on what they get: signals that come
-# together are one request.
+# A scheduler signals every process of a job, and launchers pass their signals on. Signals that come
+# this close together are one request.
 _SAME_REQUEST_SECONDS = 3.0
 
 
 class StopRequest:
-    """Whether this process was asked to stop; `reason` says by what."""
+    """A request to stop this process; `reason` is None as long as there is none."""
 
     def __init__(self, max_hours: float | None = None) -> None:
         self._deadline = time.monotonic() + 3600 * (math.inf if max_hours is None else max_hours)
@@ -31,41 +31,47 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """What asks for the stop (`"SIGTERM"`, `"train.max_hours (11.5)"`), or None."""
+        """The signal or setting that asks for the stop, or None.
+
+        Like `"SIGTERM"` or `"train.max_hours (11.5)"`.
+        """
         if self._signal is None and time.monotonic() >= self._deadline:
             return f"train.max_hours ({self._max_hours:g})"
         return self._signal
 
     def listen(self) -> None:
-        """Listens to signals from now on. Call it once, in the main thread.
+        """Starts to listen for signals. Call it once, in the main thread.
 
-        A thread reads them, so that a second one counts also while the main thread waits for a GPU
-        or for other ranks inside a library.
+        A thread of its own reads the signals, so that a second one works even while the main thread
+        waits inside a library, for a GPU or for other ranks.
         """
-        ours, pythons = socket.socketpair()
-        pythons.setblocking(False)
-        signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
-        self._keep_open = (ours, pythons)
+        # Python writes the number of each signal that it catches to a socket.
+        reading_end, writing_end = socket.socketpair()
+        writing_end.setblocking(False)
+        signal.set_wakeup_fd(writing_end.fileno(), warn_on_full_buffer=False)
+        self._keep_open = (reading_end, writing_end)
         for number in SIGNALS:
             signal.signal(number, _do_nothing)
-        threading.Thread(target=self._read_signals, args=(ours,), daemon=True).start()
+        threading.Thread(target=self._read_signals, args=(reading_end,), daemon=True).start()
 
     def _read_signals(self, numbers: socket.socket) -> None:
         while received := numbers.recv(64):
             for number in received:
                 if number in SIGNALS:
-                    self._take(signal.Signals(number))
+                    self._handle(signal.Signals(number))
 
-    def _take(self, received: signal.Signals) -> None:
+    def _handle(self, received: signal.Signals) -> None:
         now = time.monotonic()
         if self._signal is None:
             self._signal, self._signalled_at = received.name, now
         elif now - self._signalled_at > _SAME_REQUEST_SECONDS:
             print(
-                f"\ncpo_ds: a second {received.name}: ended at once.", file=sys.stderr, flush=True
+                f"\ncpo_ds: a second {received.name} arrived; stopped at once.",
+                file=sys.stderr,
+                flush=True,
             )
-            os._exit(128 + received)
+            os._exit(128 + received)  # a shell's exit code for a process ended by a signal
 
 
 def _do_nothing(*_: object) -> None:
-    """The wake-up descriptor gets the signal."""
+    """Handles a signal, so that Python catches it and reports it to the wake-up descriptor."""

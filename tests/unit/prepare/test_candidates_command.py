@@ -116,7 +116,7 @@ NO_SOURCE = json.dumps({"language_pair": "en-de", "source": " "})
         ("--input {rows} --output {out} --model m --shots 2", "belong to --prompt few-shot"),
         ("--input {rows} --output {out} --model m --name reference", "row's own reference"),
         ("--input {rows} --output {out} --model m --ranks 2 --hostfile h", "not both"),
-        ("--input {rows} --output {out} --model m --hostfile no", "--hostfile no is not there"),
+        ("--input {rows} --output {out} --model m --hostfile no", "--hostfile no does not exist"),
     ],
 )  # fmt: skip
 def test_commands_that_make_no_sense_are_refused(
