@@ -31,9 +31,10 @@ class MetricChoice:
 def choose_metrics(wanted: str | None, rows: Sequence[CandidateRow]) -> MetricChoice:
     """The metrics of `wanted`, like `kiwi+xcomet`; if it is None, those that the rows suggest.
 
-    If any row has scores by KIWI-XXL and XCOMET-XXL, or by their stored mean, these are taken.
-    Otherwise all metrics are taken that have scores in every row that needs scores. If no row needs
-    scores, there may be none. Raises `UserError` if rows need scores and no metric has them all.
+    If the rows have scores by KIWI-XXL and XCOMET-XXL, or by their stored mean, these are taken. It
+    is enough if some rows have them. Otherwise all metrics are taken that have scores in every row
+    that needs scores. If no row needs scores, there may be none. Raises `UserError` if rows need
+    scores and no metric has scores in all of them.
     """
     # The user's metrics, or the two of ALMA-R.
     if wanted is not None:
