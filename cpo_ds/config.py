@@ -146,7 +146,7 @@ class LossConfig(_Section):
         """Whether the objective needs a reference model, which is the policy before training."""
         return "reference" in LOSS_FIELDS[self.name]
 
-    def takes_reference_from(self, *sources: str) -> bool:
+    def reads_reference_from(self, *sources: str) -> bool:
         """Whether the objective needs a reference model and reads its log-probs from `sources`."""
         return self.has_reference and self.reference in sources
 
@@ -279,7 +279,7 @@ class Config(_Section):
         if self.model.adapter_mode == "merge" and not self.model.adapter:
             raise ValueError("model.adapter_mode is merge, but model.adapter names no adapter")
         makes_adapter = self.lora is not None and not self.continues_adapter
-        if self.loss.takes_reference_from("adapter") and not makes_adapter:
+        if self.loss.reads_reference_from("adapter") and not makes_adapter:
             raise ValueError(
                 "loss.reference: adapter switches a new LoRA adapter off, but the recipe "
                 f"{'continues an old one' if self.continues_adapter else 'trains none'}; set "

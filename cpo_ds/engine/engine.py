@@ -83,7 +83,7 @@ class Engine:
         if settings.stage == 3:
             _share_head(policy)
         self.policy = policy
-        self._switches_adapter_off = config.loss.takes_reference_from("adapter")
+        self._switches_adapter_off = config.loss.reads_reference_from("adapter")
         self.reference = reference and _sharded_reference(reference, settings)
         self.stage = settings.stage
         self.is_float16 = config.model.dtype == "float16"

@@ -108,7 +108,7 @@ def read_deepspeed_settings(config: Config, planned: Place | None = None) -> Dee
     zero = zero_settings(section)
     if planned is None:
         _check_devices(config, zero, path)
-    if zero.secondary_partition > 1 and config.loss.takes_reference_from("model"):
+    if zero.secondary_partition > 1 and config.loss.reads_reference_from("model"):
         raise UserError(
             f"{path} sets {HPZ}, with which DeepSpeed loads no second model; set "
             "loss.reference to precomputed, or to adapter with a lora section."

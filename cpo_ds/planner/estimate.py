@@ -121,7 +121,7 @@ def time_plan(
     )
     flops = work.flops
     extra = 0.0  # weights that a reference's pass needs
-    if config.loss.takes_reference_from("model", "adapter"):
+    if config.loss.reads_reference_from("model", "adapter"):
         flops += 2 * (matrices[0] * work.tokens + matrices[1] * work.scored_tokens)
         extra = sum(weights.reference) or weights.num_policy
     passed = weights.num_policy + extra / 2  # in each of two passes

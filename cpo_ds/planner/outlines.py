@@ -43,7 +43,7 @@ class Outlines:
         for parameter in model.parameters():
             sizes[parameter.requires_grad].append(parameter.numel())
         reference: list[int] = []
-        if config.loss.takes_reference_from("model"):
+        if config.loss.reads_reference_from("model"):
             new_adapter = config.lora is not None and not config.continues_adapter
             plain = self.build(config.model_copy(update={"lora": None}) if new_adapter else config)
             reference = [parameter.numel() for parameter in plain.parameters()]
@@ -95,7 +95,7 @@ def full_variant(config: Config) -> Config:
     update: dict[str, Any] = {"lora": None}
     if config.continues_adapter:
         update["model"] = config.model.model_copy(update={"adapter_mode": "merge"})
-    if config.loss.takes_reference_from("adapter"):
+    if config.loss.reads_reference_from("adapter"):
         update["loss"] = config.loss.model_copy(update={"reference": "model"})
     return config.model_copy(update=update)
 

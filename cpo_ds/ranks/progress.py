@@ -29,9 +29,9 @@ class Progress:
         """Counts `count` more finished items, which cost `work`."""
         self._done += count
         self._work_done += work
-        self.tell()
+        self.report()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Prints a line if the last one is some seconds old."""
         now = time.monotonic()
         if now - self._printed < _SECONDS:

@@ -121,7 +121,7 @@ def build_run(inputs: RunInputs) -> Run:
     engine, attention = _start_engine(config, settings, ranks)
     # The reference is the policy as it is now, before a checkpoint is loaded into it.
     train_pairs, eval_pairs = inputs.train_pairs, inputs.eval_pairs
-    if config.loss.takes_reference_from("precomputed"):
+    if config.loss.reads_reference_from("precomputed"):
         train_pairs, eval_pairs = (
             with_reference_logps(engine, ranks, config, pairs) if pairs else pairs
             for pairs in (train_pairs, eval_pairs)
@@ -175,7 +175,7 @@ def _start_engine(config: Config, settings: DeepSpeedSettings, ranks: Ranks) -> 
             config, device=ranks.device, gather=gather, place_on_device=on_gpu
         )
         reference = None
-        if config.loss.takes_reference_from("model"):
+        if config.loss.reads_reference_from("model"):
             reference = load_reference(
                 config, device=ranks.device, gather=gather, place_on_device=on_gpu
             )

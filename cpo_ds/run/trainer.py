@@ -82,7 +82,7 @@ def train(run: Run) -> None:
     weights = matrix_weights(run.engine.policy.causal_lm)
     passes = {
         "trains_adapter": config.trains_adapter,
-        "runs_reference": config.loss.takes_reference_from("model", "adapter"),
+        "runs_reference": config.loss.reads_reference_from("model", "adapter"),
     }
     if run.first_step == 0 or _evaluates_after(run, run.first_step):
         evaluate(run, run.first_step)

@@ -19,7 +19,7 @@ from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.scoring import lexical
 from cpo_ds.scoring.metrics import Metric
 from cpo_ds.scoring.plan import Item, Score, joint_batches, share
-from cpo_ds.storage.results import Parts
+from cpo_ds.storage.results import ResultFiles
 
 _LEXICAL_BATCH = 2**15  # characters
 
@@ -84,7 +84,7 @@ def _score_lexical(
     def score(batch: list[Item]) -> list[Score]:
         return [(value, None) for value in lexical.score(metric.model, batch)]
 
-    parts = Parts(cache, metric.model, ranks.rank)
+    parts = ResultFiles(cache, metric.model, ranks.rank)
     results = _score_all([batches], score, parts, ranks, metric.name)
     return MetricScores(record, results, items, left_out)
 
@@ -127,7 +127,7 @@ def _score_comet(
         groups.append(scorer.batches(alike, count, scoring.batch_tokens))
 
     # Score. The name of the kept parts holds all that decides a score besides the texts.
-    parts = Parts(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
+    parts = ResultFiles(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
     results = _score_all(groups, scorer.score, parts, ranks, metric.name, in_step=scoring.shard)
     record: ScorerRecord = {
         "model": metric.model,
@@ -142,7 +142,7 @@ def _score_comet(
 def _score_all(
     groups: Sequence[list[list[Item]]],
     score: Callable[[list[Item]], Sequence[Score]],
-    parts: Parts,
+    parts: ResultFiles,
     ranks: Ranks,
     name: str,
     *,

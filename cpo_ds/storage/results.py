@@ -41,7 +41,7 @@ def hold_cache(folder: Path) -> IO[str]:
     return hold_folder(folder)
 
 
-class Parts:
+class ResultFiles:
     """Finished results by key, in the files `name.rank.jsonl` of a folder.
 
     `name` identifies the computation; each process has a `rank` of its own. Processes on several

@@ -125,7 +125,7 @@ class _Asking:
         """Prints the progress every few seconds, also while no answer comes."""
         while True:
             await asyncio.sleep(1)
-            self._progress.tell()
+            self._progress.report()
 
     async def _ask(self, question: Question) -> Translation | Failure:
         """The answer to a question. Raises `UserError` if every question would fail like it."""

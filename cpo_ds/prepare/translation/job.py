@@ -15,7 +15,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.cleaning import FIRST_LINE, clean
 from cpo_ds.prepare.translation.lines import Sources, read_sources
 from cpo_ds.prepare.translation.prompting import Prompt, last_request
-from cpo_ds.storage.results import Parts, cache_of
+from cpo_ds.storage.results import ResultFiles, cache_of
 
 _PARTS = "translations"
 
@@ -35,7 +35,7 @@ class KeptTranslations:
 
     def __init__(self, output: Path, rank: int = 0) -> None:
         self.folder = cache_of(output)
-        self._parts = Parts(self.folder, _PARTS, rank)
+        self._parts = ResultFiles(self.folder, _PARTS, rank)
 
     def read(self) -> dict[str, Translation]:
         """The translations of all ranks."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cpo_ds.errors import UserError
 from cpo_ds.scoring.plan import Item
-from cpo_ds.storage.results import Parts, content_key
+from cpo_ds.storage.results import ResultFiles, content_key
 
 
 def test_a_key_changes_with_every_content() -> None:
@@ -25,7 +25,7 @@ def test_parts_survive_a_line_that_was_cut_off(
     tmp_path_factory: pytest.TempPathFactory, cut: int, torn: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("parts")
-    first, second = Parts(folder, "metric", 0), Parts(folder, "metric", 1)
+    first, second = ResultFiles(folder, "metric", 0), ResultFiles(folder, "metric", 1)
     first.add({"a": [1.0], "b": [2.5]})
     second.add({"c": [0.1, [{"text": "ü\u2028"}]]})
     file = folder / "metric.0.jsonl"
@@ -34,12 +34,12 @@ def test_parts_survive_a_line_that_was_cut_off(
     expected = {"c": [0.1, [{"text": "ü\u2028"}]]}
     whole = not torn or cut >= len('\n{"a": [1.0], "b": [2.5]}')
     assert first.read() == expected | ({"a": [1.0], "b": [2.5]} if whole else {})
-    Parts(folder, "metric", 0).add({"d": [4.0]})
+    ResultFiles(folder, "metric", 0).add({"d": [4.0]})
     assert second.read()["d"] == [4.0] and second.read()["c"] == expected["c"]
-    assert Parts(folder, "other").read() == {}
+    assert ResultFiles(folder, "other").read() == {}
 
 
 def test_parts_that_cannot_be_written_are_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="finished work is kept"):
-        Parts(tmp_path / "file" / "x", "metric").add({"a": 1})
+        ResultFiles(tmp_path / "file" / "x", "metric").add({"a": 1})
