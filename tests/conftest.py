@@ -67,7 +67,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> list[dict[str, Any]]:
-    """What an undisturbed run of a module's `recipe`, on two ranks of one host, writes down."""
+    """Metrics of an undisturbed run of a module's `recipe` on two ranks of one host."""
     from launch import main_on_ranks
     from runs import lines
 

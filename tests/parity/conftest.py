@@ -8,7 +8,7 @@ from trl_numbers import TrlNumbers, hide_trl
 
 @pytest.fixture(scope="session")
 def trl_numbers(request: pytest.FixtureRequest) -> TrlNumbers:
-    """TRL's numbers: checked against TRL if it is installed, else as they are kept."""
+    """The numbers that TRL computes, checked against TRL if it is installed."""
     if request.config.getoption("--without-trl"):
         hide_trl()
     return TrlNumbers(update=request.config.getoption("--update-trl"))

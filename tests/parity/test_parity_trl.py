@@ -1,7 +1,7 @@
 """The same tokens, log-probs, rewards, loss and gradients as TRL's CPOTrainer, in float32.
 
-TRL's own batch and loss on the one side (its padded forward pass over the whole batch), one packed
-micro-batch on the other. Nothing is truncated: TRL's truncation keeps other parts.
+TRL runs a padded forward pass over the whole batch; cpo_ds runs one packed micro-batch. Nothing is
+truncated, since TRL's truncation keeps other parts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ IDS = [f"{theirs['loss_type']}-{i}" for i, (theirs, _) in enumerate(LOSSES)]
 
 
 def random_rows() -> list[PreferenceRow]:
-    """Merges at the end of the prompt, common beginnings, one-character completions."""
+    """Rows with merges at the prompt's end, common beginnings and one-character completions."""
     texts = [
         ("Translate this: the old house by the sea\nGerman:", "ein Haus", "ein Haus am Meer"),
         ("the h", "ouse by the sea", "ut"),
@@ -177,7 +177,7 @@ def gradients_of(policy: PolicyModel) -> dict[str, list[float]]:
 
 
 def largest_gradient_error(trainer: Any, ours: PolicyModel) -> float:
-    """Norm-wise and relative, over all parameters."""
+    """The largest relative error of a parameter's gradient, by norms."""
     mine = dict(ours.causal_lm.named_parameters())
     theirs = {name: p.grad for name, p in trainer.model.named_parameters()}
     assert theirs.keys() == mine.keys()

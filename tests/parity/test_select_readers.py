@@ -114,7 +114,7 @@ def test_scored_rows_read_as_triplets_give_the_same(
 def test_trl_reads_both_prompt_styles(
     tmp_path: Path, real_rows: list[dict[str, Any]], trl_numbers: TrlNumbers
 ) -> None:
-    """What TRL makes of the rows is kept as numbers, checksums in the place of texts."""
+    """TRL leaves plain rows as they are and renders chats; checksums stand for the texts."""
     _, summary = run(tmp_path, real_rows)
     file = str(tmp_path / "out" / "pairs.jsonl")
     rows = datasets.load_dataset(

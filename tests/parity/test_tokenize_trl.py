@@ -140,7 +140,7 @@ TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 def test_any_text_is_tokenized_as_trl_does(
     trl_numbers: TrlNumbers, prompt: str, chosen: str, rejected: str, bos: bool, sharing: Sharing
 ) -> None:
-    """With TRL alone, which any text can be given to; the next test has texts that are kept."""
+    """Compares with TRL itself on any text, so TRL must be installed; the next test needs none."""
     pytest.importorskip("trl.experimental.cpo", reason="TRL is not installed")
     tokenizer, a_row = merging_tokenizer(bos), row(prompt, chosen, rejected)
     assert_same(our_tokens(tokenizer, a_row, sharing), trl_tokens(tokenizer, a_row))

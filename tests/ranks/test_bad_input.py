@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: one clear paragraph, exit code 2, no stack trace on any rank."""
+"""Mistakes of users end in one paragraph and exit code 2, without a stack trace on any rank."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_recipe_that_is_not_yaml(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_devices(folder: Path) -> None:
-    """As the last of many ranks; starting that many would take the machine down."""
+    """Runs as the last of many ranks, since starting that many would take the machine down."""
     many = str(2 * (os.cpu_count() or 1) + 1)
     (done,) = main_on_ranks(
         *arguments(folder, pairs(folder)), WORLD_SIZE=many, LOCAL_SIZE=many, RANK="0"
@@ -186,7 +186,7 @@ def test_a_taken_port(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpointed(folder: Path) -> Flat:
-    """The recipe of a run that has left a checkpoint."""
+    """The recipe of a run that has saved a checkpoint."""
     recipe = pairs(folder, output_dir=folder / "checkpointed")
     (done,) = main_on_ranks(*arguments(folder, recipe))
     assert done.code == 0, done.output
@@ -255,7 +255,7 @@ def test_checkpoint_damaged_on_one_rank_is_told_by_all(folder: Path) -> None:
 
 
 def test_the_good_recipe_runs(checkpointed: Flat) -> None:
-    """Negative control: it is the changes above that are refused."""
+    """Negative control: without the changes above, the recipe runs."""
     assert (checkpointed["output_dir"] / "export" / "config.json").is_file()
 
 
@@ -269,7 +269,7 @@ ON_RANKS: dict[str, Flat] = {
 
 @pytest.mark.parametrize("name", ON_RANKS)
 def test_one_paragraph_on_two_ranks(folder: Path, name: str) -> None:
-    """It is said once: by the first rank, while the second waits to be ended."""
+    """The first rank prints the error; the second waits to be ended."""
     recipe = pairs(folder, **placed(folder, ON_RANKS[name]))
     first, second = main_on_ranks(*arguments(folder, recipe), ranks=2)
     assert_one_paragraph(first)
@@ -277,7 +277,7 @@ def test_one_paragraph_on_two_ranks(folder: Path, name: str) -> None:
 
 
 def test_one_paragraph_under_the_launcher(folder: Path) -> None:
-    """It is said once, and the job ends."""
+    """The error is printed once, and the job ends."""
     recipe = pairs(folder, **placed(folder, ON_RANKS["model"]))
     done = deepspeed(*arguments(folder, recipe), ranks=2)
     assert_one_paragraph(done)

@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain_generate(model: Path, text: str, beams: int) -> str:
-    """transformers by itself, one sentence at a time."""
+    """A translation by transformers alone, one sentence at a time."""
     tokenizer = tiny_tokenizer()
     causal_lm = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
     ids = torch.tensor([tokenizer(alma_prompt(text, "en", "de"))["input_ids"]])
@@ -99,7 +99,7 @@ def test_the_launcher_gives_the_same_on_two_ranks(
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, model: Path, source: Path) -> None:
-    """Samples, so that seeds count: of each batch, whatever was translated before it."""
+    """Sampled, so that seeds matter: each batch has its own, whatever was translated before it."""
     options = [*GREEDY, "--temperature", "1.5", "--batch-tokens", "150", "--seed", "3"]
     whole, killed = tmp_path / "a" / "out.jsonl", tmp_path / "b" / "out.jsonl"
     (run,) = translate(source, model, whole, *options)

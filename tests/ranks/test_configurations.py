@@ -1,5 +1,6 @@
-"""The files of ds_configs: all are taken, hierarchical partitioning and offload are exact, and what
-DeepSpeed would get wrong is refused before a model is loaded.
+"""The files of ds_configs: all of them run, hierarchical partitioning and offload are exact.
+
+Settings that DeepSpeed would compute wrongly are refused before a model is loaded.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def test_simulated_int8_is_as_near_as_its_blocks_allow(part: int, ranks: int) ->
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_float16_is_refused_at_stage_0_alone(file: Path) -> None:
-    """There DeepSpeed divides by a loss scale that it never multiplied by."""
+    """At stage 0 DeepSpeed divides by a loss scale that it never multiplied by."""
     model = {"name_or_path": "m", "dtype": "float16"}
     if file.stem == "zero0":
         with pytest.raises(UserError, match=r"float16 and .*zero0\.json sets ZeRO stage 0"):
@@ -166,7 +167,7 @@ def test_the_checkpoint_section(tmp_path: Path) -> None:
 
 
 def recipe(folder: Path, **sections: Any) -> Path:
-    """Several micro-batches a step on four ranks, recomputed, with looks at held-out pairs."""
+    """A recipe with several micro-batches a step on four ranks, checkpointing and evaluations."""
     return small_recipe(
         folder,
         model={"gradient_checkpointing": True},
@@ -206,7 +207,7 @@ def run(recipe: Path, name: str, output: Path, ranks: int, gathers: Path | None 
 
 
 def cut_back(output: Path, to: Path) -> None:
-    """A copy of a run as it was when the checkpoint in its middle had been saved."""
+    """Copies a run as it was when the checkpoint in its middle had been saved."""
     shutil.copytree(output, to)
     shutil.rmtree(to / "checkpoints" / f"step-{STEPS:08d}")
     (to / "checkpoints" / "latest").write_text(f"step-{STEPS // 2:08d}")

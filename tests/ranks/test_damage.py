@@ -1,4 +1,4 @@
-"""Whatever happened to a checkpoint's files is found and named; none loads silently."""
+"""Any damage to a checkpoint's files is found and named; no damaged file loads silently."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
-    """The output folder of a run that nothing happened to."""
+    """The output folder of an undisturbed run."""
     folder = recipe.parent / "whole"
     for done in main_on_ranks("--config", recipe, "--output_dir", folder, ranks=RANKS):
         assert done.code == 0, done.output
@@ -39,7 +39,7 @@ def whole(recipe: Path) -> Path:
 
 @pytest.fixture
 def output(whole: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy of the undisturbed run, to be damaged."""
     return shutil.copytree(whole, tmp_path / "run")
 
 
@@ -63,7 +63,7 @@ def test_a_manifest_lists_every_file(whole: Path) -> None:
 
 
 def test_every_file_damaged_in_every_way(whole: Path, output: Path) -> None:
-    """Truncated, emptied, a bit flipped, removed: in turn, and each time set right again."""
+    """Each file is truncated, emptied, removed, gets a flipped bit, and is then restored."""
     report = output / "report.json"
     (done,) = on_ranks(damage.find_damaged, [str(output / "checkpoints"), NEWEST, str(report)])
     assert done.code == 0, done.output
@@ -87,7 +87,7 @@ def test_every_file_damaged_in_every_way(whole: Path, output: Path) -> None:
 
 
 def test_every_damage_to_latest_is_said(output: Path) -> None:
-    """Every bit of it, too. One of them makes it name the older checkpoint, as a kill may."""
+    """Every bit of `latest` is flipped too; one flip makes it name the older checkpoint."""
     report = output / "report.json"
     arguments = [str(output / "checkpoints"), NEWEST, str(report)]
     (done,) = on_ranks(damage.find_with_damaged_latest, arguments)

@@ -27,7 +27,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> list[dict[str, Any]]:
-    """The metrics of a run that nothing happened to."""
+    """Metrics of an undisturbed run."""
     folder = recipe.parent / "whole"
     assert run_recipe(recipe, folder).code == 0
     return lines(folder)
@@ -41,7 +41,7 @@ def left(output: Path) -> list[str]:
 def test_a_full_disk_at_save(
     recipe: Path, whole: list[dict[str, Any]], disk: Disk, in_background: bool
 ) -> None:
-    """The first checkpoint fits, the second and the last do not."""
+    """The disk has room for the first checkpoint, but not for the second and the last."""
     disk.remount("size=3m")
     output = disk.folder / "run"
     arguments = ("--checkpoint.in_background", str(in_background).lower())
@@ -81,7 +81,7 @@ def test_a_full_disk_stops_a_run_that_wants_to(
 def test_a_disk_that_is_full_from_some_step_on(
     recipe: Path, whole: list[dict[str, Any]], disk: Disk
 ) -> None:
-    """Not a byte for metrics, TensorBoard, checkpoints: nothing hangs, and a resume repeats it."""
+    """Without a free byte nothing hangs, and a resume repeats the steps."""
     output = disk.folder / "run"
     arguments = ("--logging.tensorboard", "true", "--train.eval_every_steps", "1")
     with ThreadPoolExecutor(1) as pool:
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_from_some_step_on(
 
 
 def test_a_later_checkpoint_makes_good_for_one_that_failed(recipe: Path, tmp_path: Path) -> None:
-    """Its folder cannot be made, so that no rank enters DeepSpeed's save."""
+    """A checkpoint's folder cannot be created, so that no rank enters DeepSpeed's save."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "tmp-step-00000002").write_text("in the way")
     done = run_recipe(recipe, tmp_path / "run", ranks=1)
@@ -121,7 +121,7 @@ def test_a_later_checkpoint_makes_good_for_one_that_failed(recipe: Path, tmp_pat
 
 
 def test_what_a_killed_save_left_makes_room_first(recipe: Path, disk: Disk) -> None:
-    """Room for one checkpoint alone, and it is taken by a part of another."""
+    """The disk has room for one checkpoint, which a part of another one takes."""
     disk.remount("size=3m")
     unfinished = disk.folder / "run" / "checkpoints" / "tmp-step-00000007"
     unfinished.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""DPO: one training, whatever its reference comes from, and log-probs that are computed before."""
+"""DPO trains alike with every source of its reference; precomputed log-probs are kept."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_one_training_whatever_the_reference_comes_from(
 
 
 def test_precomputed_log_probs_are_kept_and_a_resume_has_the_same_ones(tmp_path: Path) -> None:
-    """Two ranks, ZeRO-3, all parameters: after a step the reference is in the files alone."""
+    """On two ranks at ZeRO-3 with all parameters trained, only the files hold the reference."""
     recipe = small_recipe(
         tmp_path,
         loss={"name": "dpo", "reference": "precomputed"},

@@ -1,4 +1,4 @@
-"""What a run exports loads in plain transformers and peft and scores the held-out pairs alike."""
+"""Exports load in plain transformers and peft and score the held-out pairs like the run."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_export_is_a_folder_that_others_can_load(export_runs: Any, name: str) ->
 
 
 def test_before_training_every_case_starts_from_its_own_weights(export_runs: Any) -> None:
-    """Merged or continued, a starting adapter counts from the first evaluation on."""
+    """A starting adapter, merged or continued, takes part from the first evaluation on."""
     start = {name: evaluations(export_runs[name])[0]["eval_loss"] for name in CASES}
     for tied in (True, False):
         adapted = [start[n] for n, c in CASES.items() if c.tied == tied and c.adapter_mode]

@@ -26,7 +26,7 @@ def base_of(export: Path) -> str:
 
 
 def named_by(name_or_path: str) -> str:
-    """The base model in an export of a recipe that names it so."""
+    """The base model that an export names if the recipe names it by `name`."""
     values = {"model": {"name_or_path": name_or_path}, "data": {"format": "sample"}, "lora": {}}
     return make_export(None, None, parse_config(values, "test"), MANIFEST).base
 

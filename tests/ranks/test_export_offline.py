@@ -32,7 +32,7 @@ MERGEABLE = [
 
 
 def settings_of(file: Path) -> Any:
-    """JSON, lists in any order: those that PEFT writes come from sets."""
+    """Settings of a JSON file with sorted lists, since PEFT writes lists from sets."""
     values = json.loads(file.read_text())
     return {k: sorted(v) if isinstance(v, list) else v for k, v in values.items()}
 

@@ -47,7 +47,7 @@ def run(folder: Path, values: dict[str, Any]) -> Any:
 
 
 def test_an_adapter_goes_on_from_the_same_base_alone(tmp_path: Path) -> None:
-    """The base model is not in its checkpoint: a folder with other weights would go unnoticed."""
+    """An adapter's checkpoint lacks the base model, so other base weights would go unnoticed."""
     model = save_tiny_model(tmp_path / "model")
     values = recipe(model, output_dir=str(tmp_path / "run"))
     done = run(tmp_path, values)
@@ -69,7 +69,7 @@ def test_an_adapter_goes_on_from_the_same_base_alone(tmp_path: Path) -> None:
 
 
 def test_a_merged_adapter_is_part_of_the_base(tmp_path: Path) -> None:
-    """A new adapter trained over it: neither its weights nor the base's are in a checkpoint."""
+    """Checkpoints of a new adapter lack the weights of the merged adapter and of the base."""
     model = save_tiny_model(tmp_path / "model")
     adapter = save_tiny_adapter(model, tmp_path / "adapter")
     merged = {"name_or_path": str(model), "dtype": "float32"}

@@ -1,4 +1,4 @@
-"""The same global batch gives the same loss, gradients and weights however it is cut.
+"""One global batch gives the same loss, gradients and weights however it is divided.
 
 Everything is compared with one rank, one micro-batch a step, ZeRO-0. 17 pairs in steps of 8 make a
 last step of one pair, so that with two ranks one of them runs a stand-in.
@@ -113,7 +113,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(inputs: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
-    """(ranks, kind, cut) -> what training it gave."""
+    """(ranks, kind, cut) -> losses, gradients and weights of that training."""
     found = {}
     for ranks in (1, 2):
         recipes = {
@@ -200,7 +200,7 @@ def test_negative_control_the_usual_mistakes_are_found(
 
 
 def test_the_engine_gives_the_gradient_of_plain_autograd(inputs: Path, records: Any) -> None:
-    """Ties the engine to the policy and losses whose parity with TRL is tested on their own."""
+    """The engine's gradients are those of policy and losses, whose parity is tested apart."""
     config = parse_config(recipe(inputs, "full"), "test")
     _, pairs, _ = prepare_pairs(config, prints_counts=False)
     policy, _ = load_policy(config, device=torch.device("cpu"))

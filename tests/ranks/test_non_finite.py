@@ -24,7 +24,7 @@ LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"]}
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models that overflow, and pairs of which one alone has the poisoned model's bad token."""
+    """Models that overflow, and pairs of which one has the token that poisons a model."""
     folder = tmp_path_factory.mktemp("non-finite")
     (letter,) = tiny_tokenizer()("Q", add_special_tokens=False)["input_ids"]
     model = transformers.AutoModelForCausalLM.from_pretrained(save_tiny_model(folder / "model"))
@@ -80,7 +80,7 @@ FINE = {f"fine-{stage}": ("model", stage, "float32", {}) for stage in STAGES}
 
 @pytest.fixture(scope="module")
 def outcomes(inputs: Path) -> dict[str, dict[str, Any]]:
-    """Name -> why it stopped and what it wrote; two ranks."""
+    """Case -> the error of a run on two ranks, and the changes to its weights."""
     recipes = {
         name: recipe(inputs, model, stage, dtype, **more)
         for name, (model, stage, dtype, more) in (POISONED | STEEP | FINE).items()

@@ -1,4 +1,4 @@
-"""What several ranks need is fetched once for a host, and tokenized once for a run."""
+"""Models are fetched once for all ranks of a host, and pairs are tokenized once for a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe for pairs of one's own: its values, and a run from a file of pairs to an adapter."""
+"""The recipe for a user's own pairs: its values, and a run from a file of pairs to an adapter."""
 
 from __future__ import annotations
 

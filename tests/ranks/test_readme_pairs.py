@@ -17,7 +17,7 @@ from cpo_ds import cli
 
 
 def commands_of_the_readme() -> list[list[str]]:
-    """Of the part on preference pairs, each as words."""
+    """The commands of the README's part on preference pairs, each as a list of words."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     part = text.partition("## From sources to preference pairs")[2]
     block = re.findall(r"```bash\n(.*?)```", part, flags=re.S)[0].replace("\\\n", " ")
@@ -30,7 +30,7 @@ def run_in(folder: str, words: list[str]) -> int:
 
 
 def test_the_way_of_the_readme_with_chrf(tmp_path: Path) -> None:
-    """Every command of it but those that need weights, with `--metric chrf` as it says there."""
+    """Runs every command that needs no weights, with `--metric chrf` as the README suggests."""
     german = "Das alte Haus Nummer {} am Meer, das ich gut kenne"
     for name, line in {
         "wmt.en": "The old house number {} by the sea, which I know well",

@@ -39,7 +39,7 @@ def test_a_run_with_such_an_adapter_ends_before_the_model_is_loaded(
 def test_an_export_with_such_an_adapter_is_refused(
     export_runs: dict[str, dict[str, Any]], tmp_path: Path, merge: bool
 ) -> None:
-    """As of a run that was trained when such adapters still came through."""
+    """Refuses a run that was trained when such adapters were not refused yet."""
     values = export_runs["adapter continued, ZeRO-3"]
     run, _ = copy_run(values, tmp_path)
     adapter = shutil.copytree(values["model"]["adapter"], tmp_path / "adapter")
@@ -81,7 +81,7 @@ def test_a_tied_head_with_weights_of_its_own_is_refused_at_every_stage(
 
 
 def test_lora_of_this_kind_is_what_runs_make(base: Path, tmp_path: Path) -> None:
-    """What a run exports can be started from."""
+    """An exported adapter may start another run."""
     values = settings(base, train={"max_steps": 1}, lora=LORA, output_dir=str(tmp_path / "out"))
     (done,) = main_on_ranks("--config", write_recipe(tmp_path, values))
     assert done.code == 0, done.output

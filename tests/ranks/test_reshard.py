@@ -1,4 +1,4 @@
-"""A run goes on with another number of ranks: the same pairs, the same losses within the contract.
+"""A run resumes on another number of ranks with the same pairs, and the same losses to 1e-4.
 
 For each case a run on its own number of ranks is cut back to a checkpoint in its middle, and that
 is resumed on another number. A third run then resumes from what the second one saved.
@@ -64,7 +64,7 @@ def run(recipe: Path, output: Path, ranks: int, *options: str) -> str:
 
 
 def cut_back(output: Path, to: Path, step: int) -> None:
-    """A copy of a run as it was when a checkpoint had just been saved."""
+    """Copies a run as it was when a checkpoint had just been saved."""
     shutil.copytree(output, to)
     shutil.rmtree(to / "export")
     for saved in (to / "checkpoints").glob("*step-*"):
@@ -80,7 +80,7 @@ def losses(output: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path) -> dict[tuple[str, int, int], Path]:
-    """The output folder of each (kind, stage, ranks) that a case begins with."""
+    """(kind, stage, ranks) -> the output folder of an undisturbed run."""
     runs = {}
     for kind, stage, ranks in sorted({case[:3] for case in CASES}):
         runs[kind, stage, ranks] = folder / f"{kind}-{stage}-on-{ranks}"
@@ -145,7 +145,7 @@ def test_another_stage_is_refused(
 
 
 def test_a_run_that_got_further_than_it_should(folder: Path, uninterrupted: Any) -> None:
-    """Fewer steps than the checkpoint has: nothing to train, and no other run."""
+    """A run with fewer steps than its checkpoint is refused."""
     output = uninterrupted["full", 3, 1]
     fewer = ("--output_dir", output, "--train.max_steps=4")
     (done,) = main_on_ranks("--config", recipe(folder, "full", 3), *fewer)

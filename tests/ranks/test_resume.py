@@ -1,4 +1,4 @@
-"""A run that was killed and resumed writes the metrics, and the weights, of one that never was.
+"""A run that is killed and resumed writes the metrics and weights of an undisturbed run.
 
 Two ranks, ZeRO-3, 8 steps with a checkpoint after every third: full-parameter training under the
 real launcher, killed in step 5 or 6; LoRA with dropout, killed while it saves step 6.
@@ -37,7 +37,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def never_stopped(recipes: dict[str, Path]) -> dict[str, Path]:
-    """The output folders of runs that were left alone."""
+    """The output folders of undisturbed runs."""
     folders = {}
     for kind, recipe in recipes.items():
         folders[kind] = recipe.parent / "whole"
@@ -101,7 +101,7 @@ def test_lora_run_killed_while_it_saves(
 def test_negative_control_another_seed_is_another_run(
     recipes: dict[str, Path], never_stopped: dict[str, Path]
 ) -> None:
-    """Dropout's random states are part of a checkpoint: without them the lines would differ."""
+    """A checkpoint keeps dropout's random states; without them the lines would differ."""
     folder = recipes["lora"].parent / "reseeded"
     arguments = ["--config", str(recipes["lora"]), "--output_dir", str(folder)]
     for done in on_ranks(training.train_with_other_dropout, arguments, ranks=RANKS):
@@ -113,7 +113,7 @@ OTHER = ("--optim.learning_rate=0.5", "--optim.weight_decay=0.3", "--train.epoch
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What each file of a run says, and when it was written; but for who wrote in it last."""
+    """Content and time of each file of a run, except the file that names the last writer."""
     skipped = ("logs", "lock", "finished.json")
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = {str(path.relative_to(folder)): path for path in files}
@@ -140,7 +140,7 @@ def test_a_finished_run_started_again_rewrites_nothing(
 def test_an_end_that_was_interrupted_is_described_by_what_trained(
     recipes: dict[str, Path], never_stopped: dict[str, Path]
 ) -> None:
-    """All steps are trained, the export is not written: other settings come too late."""
+    """If only the export is missing, changed settings come too late for the model card."""
     folder = recipes["lora"].parent / "not-exported"
     shutil.copytree(never_stopped["lora"], folder)
     shutil.rmtree(folder / "export")
@@ -174,7 +174,7 @@ def size(saved: Path) -> int:
 def test_checkpoints_of_an_adapter_are_a_few_times_its_size(
     tmp_path: Path, stage: int, times: int
 ) -> None:
-    """Weights, at stage 2 twice, and AdamW's two moments; nothing of the base model."""
+    """A checkpoint holds weights (twice at stage 2) and AdamW's two moments, no base model."""
     runs = {"small": (4, 400), "large": (16, 400), "large vocabulary": (4, 4000)}
     saved, adapter, base = {}, {}, {}
     for name, (rank, vocabulary) in runs.items():

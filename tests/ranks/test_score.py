@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
 def real_rows() -> list[dict[str, Any]]:
-    """Sentences of the built-in sample, two as one for a few that are too long for the models."""
+    """Sentences of the built-in sample; three are repeated until they are too long."""
     lines = [
         json.loads(line)
         for file in sorted((ROOT / "cpo_ds" / "data" / "sample").glob("*.jsonl"))
@@ -74,7 +74,7 @@ def score(*arguments: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models, rows, and what COMET's own `predict` says of them."""
+    """A folder with models, rows, and the scores of COMET's own `predict`."""
     folder = tmp_path_factory.mktemp("score")
     write(folder / "rows.jsonl", real_rows())
     kinds = [*KINDS[:-2], "unite+", "xcomet+", "comet+", "qe"]
@@ -168,7 +168,7 @@ def test_killed_and_started_again_nothing_is_scored_twice(place: Path, alone: An
 
 
 def keys_of(rows: list[dict[str, Any]]) -> set[tuple[str, ...]]:
-    """What there is to score: the same text twice of one source counts once."""
+    """Translations to score; the same text of one source counts once."""
     return {
         (row["source"], text, row["language_pair"], row["reference"])
         for row in rows
@@ -217,7 +217,7 @@ def test_from_scores_to_a_trained_model(place: Path, tmp_path: Path) -> None:
 
 
 def test_an_encoder_that_is_not_there_is_said(place: Path, tmp_path: Path) -> None:
-    """And is the one thing said, with exit code 2."""
+    """A missing encoder ends in one error and exit code 2."""
     (place / "encoder").rename(place / "gone")
     try:
         command = score_command(place, place / "rows.jsonl", tmp_path / "x.jsonl")

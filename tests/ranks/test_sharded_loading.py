@@ -16,7 +16,7 @@ LORA = {"rank": 4, "alpha": 8, "target_modules": "all-linear"}
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """How it was loaded -> what each rank then held. The model has 200 MB in layers of 17 MB."""
+    """Kind of loading -> memory of each rank, for a model of 200 MB in layers of 17 MB."""
     folder = tmp_path_factory.mktemp("sharded")
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     sizes |= {"num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 12}

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def alma_rule(row: dict[str, Any], pairs: set[str], scorer: str) -> list[tuple[str, str, str]]:
-    """What ALMA trains on: its `cpo_prompt_function` and `get_chosen_reject`, written anew."""
+    """(direction, chosen, rejected), as ALMA's `cpo_prompt_function` and `get_chosen_reject`."""
     found = []
     source, target = row["language_pair"].split("-")
     for direction, into, out_of in (

@@ -60,7 +60,7 @@ def plain_attention(
 
 
 def oracle(states: States, segments: Segments, **options: Any) -> torch.Tensor:
-    """Each pair as two plain sequences, (prefix + chosen) and (prefix + rejected): [T, H, D]."""
+    """Attention over (prefix + chosen) and (prefix + rejected) of each pair apart: [T, H, D]."""
     outputs, begin = [], 0
     for prefix, chosen, rejected in segments:
         branch, end = begin + prefix + chosen, begin + prefix + chosen + rejected
@@ -73,7 +73,7 @@ def oracle(states: States, segments: Segments, **options: Any) -> torch.Tensor:
 
 
 def run(attend: Any, states: States, weight: torch.Tensor) -> list[torch.Tensor]:
-    """Output and the gradients of a fixed weighting of it."""
+    """Output of `attend`, and the gradients of the output's sum weighted by `weight`."""
     output = attend(*states)
     gradients = torch.autograd.grad((output.to(weight.dtype) * weight).sum(), states)
     return [output, *gradients]

@@ -1,4 +1,4 @@
-"""What a user may get wrong: recipes, data, models and DeepSpeed files; how to read the answer."""
+"""Mistakes of users in recipes, data, models and DeepSpeed files, and checks of the answers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ DEEPSPEED_FILES: dict[str, Any] = {
 
 
 def damage_models(folder: Path) -> None:
-    """Copies of the model: cut short, one weight missing, one of another shape, few embeddings."""
+    """Writes damaged copies of the model: cut short, weights missing or misshapen."""
     file = "model.safetensors"
     for name in ("cut", "incomplete", "misshapen"):
         shutil.copytree(folder / "model", folder / name)
@@ -86,7 +86,7 @@ def damage_models(folder: Path) -> None:
 
 
 def pairs(folder: Path, **changes: Any) -> Flat:
-    """A recipe that works, flat, with some fields changed."""
+    """Dotted settings of a recipe that works, with some changed."""
     good = {
         "model.name_or_path": folder / "model",
         "model.dtype": "float32",
@@ -126,7 +126,7 @@ def assert_one_paragraph(done: Finished, *parts: str) -> None:
 
 
 def placed(folder: Path, changes: Flat) -> Flat:
-    """Names of files and folders -> their place in the fixture; hub names and paths stay."""
+    """Replaces names of files by their paths in the fixture; hub names and paths stay."""
 
     def place(key: str, value: Any) -> Any:
         is_name = key in PLACES and isinstance(value, str) and not value.startswith("no-one/")

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server on loopback, with the faults of real ones, for the tests.
 
-It answers a request by its last message in capitals. `faults` says what else a message meets:
-a list of faults by text that is in the message, one for each time that it is asked, then none.
+It answers a request by its last message in capitals. `faults` maps a text to a list of faults: each
+request whose message has the text meets the next fault of the list, until none is left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Counts what it is asked; `url` is its address."""
+    """The server; it counts the requests, and `url` is its address."""
 
     daemon_threads = True
 
@@ -36,12 +36,12 @@ class ChatServer(ThreadingHTTPServer):
         self.changed = threading.Condition()
 
     def wait_for(self, count: int, seconds: float = 60) -> None:
-        """Until it has given so many answers."""
+        """Waits until the server has given `count` answers."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.answered.total() >= count, seconds)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may go away."""
+        """Ignores clients that close their connection."""
 
     def take_fault(self, message: str) -> str:
         for text, kinds in self.faults.items():
@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: ChatServer
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Writes no log."""
 
     def do_POST(self) -> None:
         server = self.server

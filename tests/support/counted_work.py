@@ -8,7 +8,7 @@ from cpo_ds.ranks.liveness import work_done
 
 
 def counted(work: Callable[[], object]) -> int:
-    """Pieces of work that a call has counted."""
+    """The pieces of work that a call has counted."""
     before = work_done()
     work()
     return work_done() - before

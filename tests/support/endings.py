@@ -1,4 +1,4 @@
-"""Ways for a process to end: what a test of fresh processes runs; quick to import, as they do."""
+"""Ways for a process to end, in a module that fresh processes import quickly."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from cpo_ds.errors import UserError
 
 
 def be_killed() -> None:
-    """By kill -9, which is also what a system without memory does."""
+    """Kills this process with kill -9, as a system without memory does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -19,7 +19,7 @@ LORA = {"rank": 4, "alpha": 8, "target_modules": ["v_proj", "down_proj"]}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A way to train, and what its export must be."""
+    """A way to train, and the kind of its export."""
 
     ranks: int
     stage: int
@@ -95,7 +95,7 @@ def run_all(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def load_export(case: Case, values: dict[str, Any], export: Path) -> Any:
-    """An export of a case in plain transformers, or in peft on its base."""
+    """Loads an export of a case into plain transformers, or into peft on its base."""
     if not case.exports_adapter:
         return transformers.AutoModelForCausalLM.from_pretrained(export)
     base = transformers.AutoModelForCausalLM.from_pretrained(values["model"]["name_or_path"])

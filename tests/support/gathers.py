@@ -1,4 +1,4 @@
-"""Trains as one of several ranks and counts what ZeRO-3 gathers from how many of them."""
+"""Trains as one of several ranks and counts the numbers that ZeRO-3 gathers, by group size."""
 
 from __future__ import annotations
 

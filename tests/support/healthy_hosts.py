@@ -17,7 +17,7 @@ PLANNED = PlannedRun(
 
 
 def healthy(count: int) -> Survey:
-    """Hosts with nothing wrong, gpu1, gpu2, ..."""
+    """A survey of `count` hosts without a fault: gpu1, gpu2, ..."""
     names = [f"gpu{i + 1}" for i in range(count)]
     addresses = {name: (f"10.0.0.{i + 1}",) for i, name in enumerate(names)}
 
@@ -49,7 +49,7 @@ def healthy(count: int) -> Survey:
 
 
 def of_gpu2(**changed: Any) -> Any:
-    """The same hosts with other facts on the second."""
+    """A change of a survey: other facts on the second host."""
 
     def change(survey: Survey) -> Survey:
         facts = dict(survey.facts)

@@ -60,7 +60,7 @@ def save_tiny_model(folder: Path, model_type: str = "llama", **overrides: Any) -
 
 
 def save_tiny_adapter(base: Path, folder: Path, **settings: Any) -> Path:
-    """Writes a LoRA adapter of a tiny model that has moved away from where one starts."""
+    """Writes a LoRA adapter of a tiny model with weights that are no longer the initial ones."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(1)
     lora = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]} | settings
@@ -120,7 +120,7 @@ def random_pair(
 
 
 def random_pairs(count: int, seed: int = 0, **options: Any) -> list[TokenizedPair]:
-    """`count` random pairs; the same tokens for the same seed whatever the sharing."""
+    """`count` random pairs; one seed gives the same tokens with every kind of sharing."""
     rng = np.random.RandomState(seed)
     return [random_pair(rng, **options) for _ in range(count)]
 
@@ -135,7 +135,7 @@ def sequences(pair: TokenizedPair) -> tuple[list[int], list[int]]:
 def plain_logps(model: Any, pairs: list[TokenizedPair]) -> tuple[torch.Tensor, torch.Tensor]:
     """Completion log-probs of chosen and rejected, [P] each, by transformers' own forward pass.
 
-    One unpadded sequence at a time, full logits: what the packed layout is checked against.
+    One unpadded sequence at a time with full logits, to check the packed layout against.
     """
 
     def logp(tokens: list[int], start: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
 
 @functools.cache
 def merging_tokenizer(bos: bool = True) -> Any:
-    """Byte-level BPE whose few merges take two characters: many happen across a boundary."""
+    """Byte-level BPE with a few merges of two characters, many of them across a boundary."""
     merges = [("b", "c"), ("a", "b"), (":", "d"), ("c", "c"), ("ab", "d")]
     tokens = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += ["".join(merge) for merge in merges]

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine that serves one model folder and counts what is fetched."""
+"""A Hugging Face hub on this machine that serves one model folder and counts fetched files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def model_hub(folder: Path) -> Iterator[tuple[str, Counter[str]]]:
-    """The hub's address, and how often each file was fetched."""
+    """Runs the hub; yields its address and a counter of fetched files."""
     fetched: Counter[str] = Counter()
 
     class Hub(http.server.BaseHTTPRequestHandler):

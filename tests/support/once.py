@@ -1,4 +1,4 @@
-"""What every run finds out anew though it never changes; the fork server imports this, last."""
+"""Computes constants that every run would look up anew; the fork server imports this last."""
 
 import gc
 

@@ -58,7 +58,7 @@ class Page(HTMLParser):
             self.lines[-1][-1] += data
 
     def line(self, *start: str) -> list[str]:
-        """The one table line that starts so."""
+        """The only table line that starts with these cells."""
         found = [line for line in self.lines if line[: len(start)] == list(start)]
         assert len(found) == 1, (start, found)
         return found[0]
@@ -98,7 +98,7 @@ def report(folder: Path, lines: list[Any], *options: str) -> Page:
 
 
 def report_of(path: Path, output: Path, *options: str) -> Page:
-    """Reports on a file and checks what holds for every page."""
+    """Reports on a file and checks the properties of every page."""
     arguments = ["--input", str(path), "--output", str(output), *options]
     assert cli.main(["prepare", "report", *arguments]) == 0
     text = output.read_text(encoding="utf-8")

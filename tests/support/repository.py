@@ -1,4 +1,4 @@
-"""The checkout that is tested, and data that lies beside it on some machines."""
+"""The checkout under test, and data beside it that only some machines have."""
 
 from __future__ import annotations
 

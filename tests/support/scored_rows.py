@@ -19,7 +19,7 @@ def scored(
     xcomet: dict[str, float | None] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """An English-German row; the reference takes part where it has scores."""
+    """An English-German row; the reference takes part if it has scores."""
     scores = {"kiwi": kiwi, "xcomet": kiwi if xcomet is None else xcomet}
     row = {
         "language_pair": "en-de",
@@ -48,7 +48,7 @@ def names(folder: Path, rows: list[Any], *options: object) -> list[tuple[str, st
 def refused(
     capsys: pytest.CaptureFixture[str], folder: Path, rows: list[Any], *options: object
 ) -> str:
-    """What is said of rows or options that are wrong; nothing may be written."""
+    """The error message for wrong rows or options; nothing may be written."""
     path = write(folder / "scored.jsonl", rows)
     arguments = ["prepare", "select", "--input", path, "--output", folder / "out", *options]
     assert cli.main([str(argument) for argument in arguments]) == 2

@@ -38,7 +38,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1
 
 
 def reason_against() -> str | None:
-    """Why Slurm cannot be run here, or None where it can."""
+    """The reason why Slurm cannot run on this machine, or None if it can."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     programs = ("munged", "slurmctld", "slurmd", "srun")
     missing = [name for name in programs if shutil.which(name, path=path) is None]
@@ -49,7 +49,7 @@ def reason_against() -> str | None:
 
 @contextlib.contextmanager
 def slurm_cluster(folder: Path, cpus: int = 2) -> Iterator[SlurmCluster]:
-    """Two hosts under Slurm; everything ends with the block."""
+    """Runs Slurm on two hosts; everything ends with the block."""
     with simulated_hosts(folder) as hosts:
         cluster = SlurmCluster(hosts, cpus)
         cluster.boot()
@@ -57,7 +57,7 @@ def slurm_cluster(folder: Path, cpus: int = 2) -> Iterator[SlurmCluster]:
 
 
 class SlurmCluster:
-    """Made by `slurm_cluster`. Commands are given on the first host."""
+    """A running cluster; its commands run on the first host."""
 
     def __init__(self, hosts: SimulatedHosts, cpus: int) -> None:
         self.hosts = hosts
@@ -91,34 +91,34 @@ class SlurmCluster:
         return self.hosts.run(0, command, **ENVIRONMENT, **environment)
 
     def submit(self, *arguments: object, **environment: str) -> str:
-        """`sbatch`; the job's number."""
+        """Submits a job by `sbatch` and returns its number."""
         done = self.run("sbatch", "--parsable", *arguments, **environment)
         assert done.code == 0, done.output
         return done.output.strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` says: JobState, Restarts, ExitCode, ..."""
+        """Fields of `scontrol show job`: JobState, Restarts, ExitCode, ..."""
         done = self.run("scontrol", "show", "--oneliner", "job", number)
         assert done.code == 0, done.output
         return dict(re.findall(r"(\S+?)=(\S*)", done.output))
 
     def wait_for_requeue(self, number: str, output: Path) -> None:
-        """Waits until a job is requeued, and spares it the two minutes that it has to wait then.
+        """Waits until a job is requeued, and shortens the two minutes before it starts again.
 
-        But not all of it: slurmd refuses a job in the second in which it ended it.
+        A moment remains: slurmd refuses a job in the second in which the job ended.
         """
         self.wait(lambda: self.job(number)["Reason"] == "BeginTime", output)
         done = self.run("scontrol", "update", f"JobId={number}", "StartTime=now+3")
         assert done.code == 0, done.output
 
     def wait_for_end(self, number: str, output: Path) -> dict[str, str]:
-        """The job once it is over; a job that is requeued is not."""
+        """Waits for the end of a job and returns its fields; a requeued job has not ended."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
         self.wait(lambda: self.job(number)["JobState"] in over, output)
         return self.job(number)
 
     def wait(self, happened: Callable[[], bool], log: Path | None = None) -> None:
-        """Waits for something; where it does not come, a job's or the daemons' log says why."""
+        """Waits for a condition; if it is never met, the error shows the log of job or daemons."""
         deadline = time.monotonic() + 200
         while not happened():
             if time.monotonic() > deadline:

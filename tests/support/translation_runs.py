@@ -1,4 +1,4 @@
-"""Runs of `cpo-ds prepare candidates` with a tiny model, and what they keep."""
+"""Runs of `cpo-ds prepare candidates` with a tiny model, and the translations that they keep."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def candidates(*arguments: object) -> int:
 
 
 def run_on_rank(die_after: int, *arguments: str) -> int:
-    """`cpo-ds prepare candidates`; with `die_after` above 0 kill -9 once it has kept so many."""
+    """Runs `cpo-ds prepare candidates`; kill -9 after `die_after` batches, if that is above 0."""
     add, added = KeptTranslations.add, 0
 
     def add_and_die(self: KeptTranslations, translations: dict[str, Translation]) -> None:
@@ -72,7 +72,7 @@ def kept_keys(output: Path) -> list[str]:
 
 
 def with_padding(model: Path, folder: Path, change: str) -> Path:
-    """The model with an id for padding, or for the end, that has no embedding."""
+    """A copy of the model with an id for padding, or for the end, that has no embedding."""
     shutil.copytree(model, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     beyond = len(tokenizer)

@@ -1,7 +1,7 @@
-"""scripts/demo.sh and scripts/output_folder.py: what they check, delete and report on.
+"""scripts/demo.sh and scripts/output_folder.py: their checks, deletions and reports.
 
-The demo runs in a small copy of the checkout where setting up does nothing and `deepspeed` only
-writes what a run's report is made of.
+The demo runs in a small copy of the checkout. There, setting up does nothing, and `deepspeed` only
+writes the files that a run's report needs.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from cpo_ds.doctor.hostfile import Host
 
 @pytest.fixture
 def no_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An ssh that runs the command on this host, after what a shell's start-up file prints."""
+    """An ssh that prints a greeting, as shells may, and runs the command on this host."""
     script = tmp_path / "bin" / "ssh"
     script.parent.mkdir()
     script.write_text(

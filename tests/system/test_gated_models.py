@@ -14,7 +14,7 @@ import pytest
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """What the Hugging Face hub answers for a gated model, and for one that is not there."""
+    """A Hugging Face hub that answers as for a gated model, and as for a missing one."""
 
     def do_GET(self) -> None:
         gated = "gated" in self.path

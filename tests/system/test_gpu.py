@@ -36,7 +36,7 @@ def options(model: Path, folder: Path, *more: str) -> list[str]:
 
 
 def train(model: Path, folder: Path, trained: str, *more: str) -> list[dict]:
-    """Losses of the run, on one rank."""
+    """Trains on one rank and returns the losses."""
     arguments = options(model, folder, *TRAINED[trained], *more)
     command = [sys.executable, str(ROOT / "cpo_ds" / "train.py"), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, timeout=240)
@@ -48,7 +48,7 @@ def train(model: Path, folder: Path, trained: str, *more: str) -> list[dict]:
 
 @pytest.mark.parametrize("trained", TRAINED)
 def test_options_give_the_training_that_they_are_named_for(tmp_path: Path, trained: str) -> None:
-    """Needs no GPU: what the tests below would measure."""
+    """Checks without a GPU that the options select the training that the tests below measure."""
     config, _ = load_config(options(tmp_path, tmp_path, *TRAINED[trained]))
     assert config.trains_adapter == (trained == "a LoRA adapter")
     assert config.lora is None or config.lora.dropout == 0  # else two precisions draw differently

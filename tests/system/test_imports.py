@@ -7,7 +7,7 @@ import architecture
 
 
 def test_every_module_imports_without_optional_packages():
-    """In a fresh interpreter; a module that starts CUDA or needs CUDA or MPI would show."""
+    """A fresh interpreter shows modules that start CUDA, or that need CUDA or MPI."""
     modules = [f"cpo_ds.{name}" for name in architecture.package_imports() if name]
     script = (
         "import importlib, sys\n"

@@ -32,7 +32,7 @@ print(*map(interface_towards, sys.argv[1:]))
 
 @pytest.mark.multinode
 def test_interface_towards_the_master(tmp_path: Path) -> None:
-    """In a network of its own, with the interfaces that a host of a cluster may have."""
+    """Runs in a network namespace with the interfaces that a host of a cluster may have."""
     if (reason := reason_against()) is not None:
         pytest.skip(reason)
     expected = {

@@ -1,4 +1,4 @@
-"""Launchers other than DeepSpeed's: the same losses, and what they do with a run's end."""
+"""Launchers other than DeepSpeed's: the same losses, restarts and requeues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 def test_slurm_job_is_stopped_requeued_and_goes_on(
     cluster: SlurmCluster, recipe: Path, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """What --signal does before the time limit, without the wait for it: each rank is signalled."""
+    """Signals each rank, as --signal does before the time limit, and requeues the job."""
     output, said = recipe.parent / "slurm", tmp_path / "said.txt"
     options = ["--config", recipe, "--output_dir", output]
     job = cluster.submit("--nodes", 2, "--output", said, "scripts/train.slurm", *options)
@@ -58,7 +58,7 @@ def test_slurm_job_is_stopped_requeued_and_goes_on(
 def test_slurm_job_with_something_to_put_right_is_not_requeued(
     cluster: SlurmCluster, recipe: Path, tmp_path: Path
 ) -> None:
-    """Here the environment file of the folder that the job is submitted for."""
+    """A wrong environment file in the job's folder ends the job for good."""
     said = tmp_path / "said.txt"
     submit = ["--nodes", 1, "--output", said, "--chdir", tmp_path, "scripts/train.slurm"]
     about = cluster.wait_for_end(cluster.submit(*submit, "--config", recipe), said)
@@ -78,7 +78,7 @@ def test_slurm_job_with_something_to_put_right_is_not_requeued(
 def test_deepspeeds_slurm_launcher_gives_each_rank_its_place(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    """It calls srun, which the batch script does too; what ranks do with it is tested there."""
+    """DeepSpeed's launcher calls srun; the test of the batch script covers the run itself."""
     script = tmp_path / "say_place.py"
     script.write_text("from cpo_ds.ranks.place import place\nprint(place())\n")
     program = [sys.executable, "-m", "deepspeed.launcher.runner", "--launcher", "slurm"]
@@ -97,7 +97,7 @@ def test_deepspeeds_slurm_launcher_gives_each_rank_its_place(
 def test_torchrun_starts_all_ranks_again_after_one_was_killed(
     recipe: Path, whole: list[dict[str, Any]]
 ) -> None:
-    """The new ranks get a store that has the addresses of the old ones (torch 2.13)."""
+    """The new ranks' store still has the addresses of the old ranks (torch 2.13)."""
     output = recipe.parent / "torchrun"
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     run = start([*command, str(TRAIN), "--config", str(recipe), "--output_dir", str(output)])
@@ -113,7 +113,7 @@ def test_torchrun_starts_all_ranks_again_after_one_was_killed(
 
 
 def end_processes(output: Path) -> None:
-    """torchrun's ranks are in sessions of their own, and would outlive it when it is killed."""
+    """Kills torchrun's ranks, which run in sessions of their own and would outlive torchrun."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if str(output) in process.cmdline():

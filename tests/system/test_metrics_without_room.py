@@ -34,7 +34,7 @@ def write(out: Monitor, first: int, last: int) -> None:
 def test_lines_wait_for_room(
     disk: Disk, capfd: pytest.CaptureFixture[str], tensorboard: bool
 ) -> None:
-    """A page is cut in two by the end of the disk; no byte is lost, doubled or out of order."""
+    """The end of the disk cuts a page in two; no byte is lost, doubled or out of order."""
     out = monitor(disk.folder, tensorboard=tensorboard)
     write(out, 1, 10)
     disk.fill()

@@ -1,6 +1,6 @@
 """Runs over two hosts, each with an address, a name, processes and an sshd of its own.
 
-Nothing tells the ranks about the network: they find their way as on a real cluster.
+No setting tells the ranks about the network; they find each other as on a real cluster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SUPERVISE = ("bash", "scripts/supervise.sh", "--pause", "0")
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Steps enough that a run still goes on once a login to a host has asked it to stop."""
+    """A recipe with so many steps that its runs can still be stopped by a login to a host."""
     folder = tmp_path_factory.mktemp("multinode")
     train = {"epochs": 2, "max_steps": 16, "eval_every_steps": 8}
     return small_recipe(folder, checkpoint={"every_steps": 1}, train=train)
@@ -69,14 +69,14 @@ def skip_without(launcher: str) -> None:
 
 
 def assert_begins_like(output: Path, whole: list[dict[str, Any]], steps: int) -> None:
-    """So far the run is that of one host, bit for bit."""
+    """Checks that the run so far equals that of one host, bit for bit."""
     written = lines(output)
     assert written == whole[: len(written)]
     assert written[-1]["step"] >= steps
 
 
 def assert_ends_like(output: Path, whole: list[dict[str, Any]]) -> None:
-    """The same pairs in each step, and all numbers to 1e-4: fewer ranks sum in another order."""
+    """Checks pairs exactly and numbers to 1e-4, since fewer ranks sum in another order."""
     written = lines(output)
     assert [line.get("pairs") for line in written] == [line.get("pairs") for line in whole]
     for line, expected in zip(written, whole, strict=True):
@@ -84,7 +84,7 @@ def assert_ends_like(output: Path, whole: list[dict[str, Any]]) -> None:
 
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers in one level, without what follows from the packing, which is for so many ranks."""
+    """Numbers of a line without nesting, and without those that depend on the number of ranks."""
     found = {}
     for name, value in values.items():
         inner = flat(value) if isinstance(value, dict) else {"": value}
@@ -97,7 +97,7 @@ def flat(values: dict[str, Any]) -> dict[str, Any]:
 def test_two_hosts_train_as_one_and_one_goes_on_alone(
     two_hosts: SimulatedHosts, recipe: Path, whole: list[dict[str, Any]], launcher: str
 ) -> None:
-    """Undisturbed; then with the ranks of one host killed, and on the other host to the end."""
+    """First undisturbed; then the ranks of one host are killed, and the other host goes on."""
     skip_without(launcher)
     options = LAUNCHERS[launcher]
     undisturbed = recipe.parent / f"undisturbed-{launcher}"
@@ -125,8 +125,9 @@ def test_two_hosts_train_as_one_and_one_goes_on_alone(
 def test_a_run_goes_on_over_another_launcher_and_on_fewer_hosts(
     tmp_path: Path, recipe: Path, whole: list[dict[str, Any]]
 ) -> None:
-    """OpenMPI until SIGTERM to the script saves on both hosts; pdsh until one host loses power;
-    to the end on the other."""
+    """OpenMPI runs until SIGTERM saves on both hosts, then pdsh until a host loses power.
+
+    The other host finishes the run."""
     if (reason := reason_against()) is not None:
         pytest.skip(reason)
     skip_without("openmpi")
@@ -157,12 +158,12 @@ def test_a_run_goes_on_over_another_launcher_and_on_fewer_hosts(
     assert f"resumed from {output / 'checkpoints' / f'step-{stopped_at:08}'}" in done.output
     assert "left out: host-b" in done.output and "restart 1 of 3" in done.output
     assert "on 1 rank(s)" in done.output
-    assert "host-a: step 16/16" in done.output  # there, not where the script runs
+    assert "host-a: step 16/16" in done.output  # on host-a, not on the script's host
     assert_ends_like(output, whole)
 
 
 def test_a_host_that_is_back_is_used_again(two_hosts: SimulatedHosts) -> None:
-    """Below --min-hosts no start is made."""
+    """With fewer hosts than --min-hosts, nothing is started."""
     hostfile = two_hosts.write_hostfile([1, 3])
     command = ["--min-hosts", "2", "bash", "-c", 'echo started; cat "$2"; exit 7', "run"]
     two_hosts.cut(1)
@@ -182,7 +183,7 @@ def test_a_host_that_is_back_is_used_again(two_hosts: SimulatedHosts) -> None:
 
 
 def test_nothing_of_the_hosts_is_left(tmp_path: Path) -> None:
-    """Also where the program that made them is killed."""
+    """Nothing is left even if the program that made the hosts is killed."""
     if (reason := reason_against()) is not None:
         pytest.skip(reason)
     devices = sorted(os.listdir("/sys/class/net"))
@@ -214,7 +215,7 @@ def test_nothing_of_the_hosts_is_left(tmp_path: Path) -> None:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Processes that were told of a folder."""
+    """Processes whose command line or environment names a folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Checkpoints on disks of each host: two simulated hosts whose /node-local is their own."""
+"""Checkpoints on each host's own disk: two simulated hosts with a /node-local each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def train(hosts: SimulatedHosts, recipe: Path, *options: str) -> Finished:
 
 
 def copied(hosts: SimulatedHosts, host: int, to: Path) -> Path:
-    """A host's run folder, copied over what is in `to`."""
+    """Copies a host's run folder into `to`, over files of the same names."""
     to.mkdir(exist_ok=True)
     done = hosts.run(host, ["cp", "-r", f"{RUN}/.", to])
     assert done.code == 0, done.output
@@ -52,7 +52,7 @@ def shards(folder: Path) -> dict[str, set[int]]:
 
 
 def test_each_host_keeps_and_resumes_its_part(hosts: SimulatedHosts, tmp_path: Path) -> None:
-    """At stage 2, the harder case: each host has a file of the same name, with the whole model."""
+    """Stage 2 is the harder case: each host has a file of the same name, with the whole model."""
     steps = {"max_steps": 4, "eval_every_steps": 4}
     keep = {"every_steps": 1, "keep_last": 2, "export": False}
     recipe = small_recipe(tmp_path, stage=2, train=steps, checkpoint=keep)

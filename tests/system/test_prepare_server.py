@@ -45,7 +45,7 @@ def message(number: int) -> str:
 
 
 def expected(count: int, name: str = "m", without: tuple[int, ...] = ()) -> str:
-    """The output: the server answers in capitals."""
+    """The expected output, since the server answers in capitals."""
     rows: list[dict[str, Any]] = []
     for number in range(count):
         candidates = {} if number in without else {name: message(number).upper()}

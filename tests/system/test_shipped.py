@@ -1,4 +1,4 @@
-"""Recipes and DeepSpeed files that come with the package: found by their names from anywhere."""
+"""Recipes and DeepSpeed files of the package are found by their names from any folder."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_unknown_name_lists_those_that_are_shipped() -> None:
 
 
 def build(kind: str, sources: Path, output: Path) -> Path:
-    """Builds a wheel or sdist without a network, by what pip calls."""
+    """Builds a wheel or sdist without a network, by the hooks that pip calls."""
     output.mkdir(exist_ok=True)
     code = f"import sys; from setuptools import build_meta as b; b.build_{kind}(sys.argv[1])"
     done = subprocess.run(
@@ -111,7 +111,7 @@ def build(kind: str, sources: Path, output: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout's files that are built from: a build leaves others beside them."""
+    """A copy of the files that a build needs, since a build leaves files beside them."""
     folder = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         path = ROOT / name

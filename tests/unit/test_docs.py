@@ -1,4 +1,4 @@
-"""What the pages say is what the program does."""
+"""The pages agree with the program."""
 
 from __future__ import annotations
 

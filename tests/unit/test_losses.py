@@ -155,7 +155,7 @@ def test_shares_add_up_to_the_loss_however_a_step_is_cut(
 
 
 def test_negative_control_the_mean_of_micro_batch_losses_differs() -> None:
-    """What averaging over micro-batches makes of it: (6/3 + 10/2) / 2 is not 16/5."""
+    """The mean of the micro-batches' means, (6/3 + 10/2) / 2, is not 16/5."""
     logps, loss = logps_of(*TWO), LossConfig(name="sft")
     pieces = [part(logps, [0]), part(logps, [1])]
     own = [step_share(pair_terms(p, loss), totals_of(p), loss).item() for p in pieces]
@@ -166,7 +166,7 @@ def test_negative_control_the_mean_of_micro_batch_losses_differs() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_objective_stays_finite_and_float32(name: str) -> None:
-    """Also in float32 where chosen and rejected are as far apart as they get, or equal."""
+    """Values stay finite in float32, for equal log-probs and for those as far apart as possible."""
     loss = LossConfig(name=name)
     logps = logps_of((-1e-6, -3000, 1, 300), (-3000, -1e-6, 300, 1), (-7, -7, 3, 3))
     logps = PairLogps(*(getattr(logps, f.name).float() for f in fields(PairLogps)))

@@ -158,7 +158,7 @@ def test_the_word_none_is_a_value_where_the_setting_has_it(tmp_path: Path) -> No
 
 
 def test_yaml_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
-    """YAML 1.1 reads `1e-4` as a string, which everyone writes."""
+    """YAML 1.1 would read `1e-4`, which everyone writes, as a string."""
     text = yaml.safe_dump(MINIMAL) + "optim:\n  learning_rate: 3e-4\n  eps: 1E-7\n"
     config = load(tmp_path, values=text)
     assert (config.optim.learning_rate, config.optim.eps) == (3e-4, 1e-7)
@@ -253,6 +253,6 @@ def test_help_lists_every_setting_with_default_and_text(
 
 
 def test_a_resolved_configuration_loads_again(tmp_path: Path) -> None:
-    """What a run saves is a recipe."""
+    """A run saves its settings as a recipe."""
     config = load(tmp_path, "--lora.rank", "8", "--loss.name", "simpo", "--optim.eps", "1e-6")
     assert load(tmp_path, values=config.model_dump(mode="json")) == config

@@ -1,4 +1,4 @@
-"""The shape of the code: which way imports point, who may know what, how long things may get."""
+"""The shape of the code: the direction of imports, libraries behind walls, lengths of files."""
 
 import ast
 import inspect

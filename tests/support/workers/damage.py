@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged in every way, and what a resume finds then."""
+"""Checkpoints that are damaged in every way, and the checkpoint that a resume takes then."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cpo_ds.ranks.ranks import Ranks, init_ranks
 
 
 def find_damaged(folder: str, newest: str, report: str) -> None:
-    """Damages each file of a checkpoint in each way, looks for one to resume from, sets it right.
+    """Damages each file of a checkpoint in each way, looks for one to resume from, and restores it.
 
-    Writes down what was found and said where the run may fall back, where it has to stop, and
-    where this checkpoint is named.
+    Writes to `report` the checkpoint and the messages if the run may fall back, if it has to stop,
+    and if `checkpoint.resume` names this checkpoint.
     """
     ranks, checkpoints = init_ranks(), Path(folder)
     found: dict[str, list[Any]] = {"damaged": [], "untouched": []}
@@ -40,7 +40,7 @@ def find_damaged(folder: str, newest: str, report: str) -> None:
 
 
 def find_with_damaged_latest(folder: str, newest: str, report: str) -> None:
-    """The same for every bit of the file `latest`."""
+    """Damages the file `latest`, each bit of it too, and looks for a checkpoint to resume from."""
     ranks, checkpoints, cases = init_ranks(), Path(folder), []
     path = checkpoints / "latest"
     content = path.read_bytes()
@@ -56,7 +56,7 @@ def find_with_damaged_latest(folder: str, newest: str, report: str) -> None:
 
 
 def _ways_to_damage(content: bytes, bits: Iterable[int]) -> list[tuple[str, bytes | None]]:
-    """What a file may have become; None: it is gone."""
+    """(damage, content after it) for a file; None if the file is gone."""
     ways: list[tuple[str, bytes | None]] = [("removed", None), ("emptied", b"")]
     ways += [(f"truncated to {size}", content[:size]) for size in {1, len(content) - 1}]
     for bit in bits:
@@ -67,7 +67,7 @@ def _ways_to_damage(content: bytes, bits: Iterable[int]) -> list[tuple[str, byte
 
 
 def _find_each_way(folder: Path, newest: str, ranks: Ranks) -> tuple[Any, list[str], Any, Any]:
-    """What is found, and said, by default; with on_damage: stop; and where `newest` is named."""
+    """The checkpoint and messages by default; the checkpoint with on_damage: stop, and if named."""
 
     def find(say: Any, **settings: Any) -> str:
         try:

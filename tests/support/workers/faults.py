@@ -25,7 +25,7 @@ from cpo_ds.run.main import main
 
 
 def die_while_saving(step: int, *arguments: str) -> int:
-    """Trains, but is killed where a step's checkpoint is written, though not yet under its name."""
+    """Trains, but is killed when a step's checkpoint is written and has no final name yet."""
     publish = saver.publish
 
     def publish_or_die(unfinished: Path, final: Path) -> None:
@@ -38,7 +38,7 @@ def die_while_saving(step: int, *arguments: str) -> int:
 
 
 def hang(step: int, *arguments: str) -> int:
-    """Trains, but rank 1 never gets past the planning of a step; the watch is less patient."""
+    """Trains, but rank 1 hangs in the planning of a step; the watch waits less than usual."""
     plan = trainer.plan
 
     def plan_or_hang(run: trainer.Run, now: int) -> Any:
@@ -68,7 +68,7 @@ def hang_before_training(where: str, rank: int, *arguments: str) -> int:
 
 
 def start_and_export_slowly(seconds: float, *arguments: str) -> int:
-    """Trains, but reading rows and writing the export take so long each, moving all the time."""
+    """Trains, but reading rows and writing the export take `seconds` each, in small pieces."""
     make_row, save_file = rows._make_row, pretrained.save_file
     pauses = 20
     slow_rows = iter(range(pauses))
@@ -95,7 +95,7 @@ def start_and_export_slowly(seconds: float, *arguments: str) -> int:
 
 
 def train_while_the_clock_is_set(step: int, *arguments: str) -> int:
-    """Trains, but from a step on the system says that it was started three seconds later."""
+    """Trains, but from a step on the system's time of boot is three seconds later."""
     plan, boot_time = trainer.plan, psutil._pslinux.boot_time
 
     def plan_and_set(run: trainer.Run, now: int) -> Any:
@@ -113,7 +113,7 @@ def train_while_the_clock_is_set(step: int, *arguments: str) -> int:
 
 
 def write_limits(report: str, *arguments: str) -> int:
-    """Trains; each rank writes for how many minutes its groups of ranks wait for one of them."""
+    """Trains; each rank writes the timeouts of its process groups, in minutes."""
     train = session.train
 
     def write_and_train(run: trainer.Run) -> None:
@@ -131,7 +131,7 @@ def write_limits(report: str, *arguments: str) -> int:
 
 
 def suspend(step: int, *arguments: str) -> int:
-    """Trains, but rank 0's process is stopped at a step; others count as lost soon."""
+    """Trains, but rank 0's process is suspended at a step; silent ranks count as lost sooner."""
     plan = trainer.plan
 
     def plan_or_stop(run: trainer.Run, now: int) -> Any:
@@ -147,9 +147,9 @@ def suspend(step: int, *arguments: str) -> int:
 
 
 def fail_alone(step: int, rank: int, *arguments: str) -> int:
-    """Trains, but one rank fails at a step, and the others do not know.
+    """Trains, but one rank fails at a step without telling the others.
 
-    The watch asks all the time: also between the rank's telling of its error and its end.
+    The watch asks all the time, so also between the rank's error report and its end.
     """
     plan = trainer.plan
 

@@ -1,4 +1,4 @@
-"""Models loaded, split and exported, and the memory that it takes."""
+"""Models that are loaded, split and exported, and the memory that this takes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def export_watched(
     run: str, output: str, merge: bool, shard_bytes: int, largest_file: int | None
 ) -> int:
-    """Exports a run and writes OUTPUT.json: by how much this process's memory grew.
+    """Exports a run and writes the growth of this process's memory to OUTPUT.json.
 
-    With `largest_file`, files cannot grow beyond it, as if the disk were full.
+    Files cannot grow beyond `largest_file` bytes, as if the disk were full.
     """
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -48,7 +48,7 @@ def export_watched(
 
 
 def load_sharded(recipes: dict[str, dict[str, Any]], folder: str) -> None:
-    """Loads each recipe's policy and writes NAME-RANK.json: what this rank holds of it."""
+    """Loads each recipe's policy and writes this rank's share of it to NAME-RANK.json."""
     silence_libraries()
     ranks = init_ranks()
     for name, values in recipes.items():
@@ -111,7 +111,7 @@ class MemoryWatch:
 
 
 def split_encoder(folder: str) -> None:
-    """Splits an XLM-R encoder over the ranks and compares it with the whole one, seeing memory."""
+    """Splits an XLM-R encoder over the ranks; compares outputs and memory with the whole one."""
     from cpo_ds.engine.frozen import shard_frozen
 
     ranks = init_ranks()

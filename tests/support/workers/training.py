@@ -104,13 +104,13 @@ def run_each(recipes: list[dict[str, Any]]) -> None:
 
 
 def main_without_patience(*arguments: str) -> int:
-    """Does not wait for a run that holds the folder."""
+    """Trains, but does not wait for another run that holds the folder."""
     with mock.patch.object(lock, "_LOCK_SECONDS", 0.0):
         return main(list(arguments))
 
 
 def count_tokenized(*arguments: str) -> int:
-    """Trains, and says each time that rows are tokenized."""
+    """Trains, and prints a line each time that rows are tokenized."""
     tokenize_rows = run_pairs.tokenize_rows
 
     def tokenize_and_say(rows: Any, *others: Any, **options: Any) -> Any:
@@ -134,7 +134,7 @@ def train_with_other_dropout(*arguments: str) -> int:
 
 
 def stop_each(recipes: dict[str, dict[str, Any]], folder: str) -> None:
-    """Trains each recipe until it stops and writes NAME.json: why, and what became of weights."""
+    """Trains each recipe until it stops; writes the error and changes of weights to NAME.json."""
     silence_libraries()
     ranks = init_ranks()
     for name, values in recipes.items():
@@ -176,7 +176,7 @@ def _no_mistake(values: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _mean_of_means(values: dict[str, Any]) -> Iterator[None]:
-    """The mistake of other trainers: each micro-batch's own mean, then the mean of these."""
+    """Makes the mistake of other trainers: the mean of the micro-batches' own means."""
     batches: list[PackedBatch] = []
     number = values["batch"]["pairs"]
     plan = trainer.plan
@@ -213,7 +213,7 @@ MISTAKES = {"none": _no_mistake, "mean of means": _mean_of_means, "stand-ins": _
 
 
 def cpo_ds_command(*arguments: str) -> int:
-    """`cpo-ds ...` as one of several ranks."""
+    """Runs `cpo-ds ...` as one of several ranks."""
     from cpo_ds import cli
 
     return cli.main(list(arguments))

@@ -105,7 +105,7 @@ def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, text: str) -> No
 def test_a_manifest_of_another_version_is_refused(
     tmp_path: Path, change: dict[str, Any], part: str
 ) -> None:
-    """One whose own checksum fits."""
+    """The manifest's own checksum fits its content."""
     write_manifest(tmp_path, Manifest(1, 1, 0))
     content = json.loads((tmp_path / MANIFEST).read_text()) | change
     del content["checksum"]

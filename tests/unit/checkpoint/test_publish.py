@@ -31,7 +31,7 @@ from cpo_ds.storage.files import sync
 
 
 def save(folder: Path, step: int, keep_last: int = 2, content: str = "shard") -> None:
-    """What `Saver` does on rank 0."""
+    """Saves a checkpoint as `Saver` does on rank 0."""
     name = checkpoint_name(step)
     unfinished = folder / unfinished_name(name)
     remove_unfinished(folder)
@@ -66,7 +66,7 @@ def test_the_newest_are_kept(tmp_path: Path, keep_last: int) -> None:
 
 
 def test_what_is_newer_than_the_run_goes_with_its_next_save(tmp_path: Path) -> None:
-    """A run that was resumed from step 2 although 4 and 6 were there."""
+    """A run resumed from step 2, although checkpoints of 4 and 6 existed."""
     for step in (2, 4, 6):
         save(tmp_path, step, keep_last=3)
     (tmp_path / "universal-step-00000002").mkdir()
@@ -95,7 +95,7 @@ def save_only(folder: Path, step: int) -> str:
 
 
 class Killed(BaseException):
-    """Nothing that code may catch."""
+    """A kill, which no code may catch."""
 
 
 # What a save asks the system for; after any of these the process may be gone.
@@ -105,9 +105,9 @@ CALLS = ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir")
 def killed_after(
     calls: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> list[str] | None:
-    """Runs `action` until so many calls are made; what was called, None where it came to its end.
+    """Runs `action` until `calls` calls of the file system; returns the last one, None at the end.
 
-    What is written to files before the call is there, as after kill -9.
+    Files keep everything that was written before the call, as after kill -9.
     """
     called: list[str] = []
 
@@ -138,7 +138,7 @@ def killed_after(
 def test_killed_anywhere_in_a_save_a_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_last: int, again: bool
 ) -> None:
-    """After every call of a save: what was reported is whole, and the next save tidies up."""
+    """After a kill at any call, reported checkpoints are whole and the next save tidies up."""
     seen: set[str] = set()
     calls = 0
     while True:
@@ -192,7 +192,7 @@ def test_negative_control_another_order_of_a_save_is_found(
 def test_names_come_after_their_content_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut keeps what was waited for: files, the folder, then its name, then `latest`."""
+    """Syncs come in an order that survives a power cut: files, folder, its name, then `latest`."""
     events: list[str] = []
     fsync, rename, replaced = os.fsync, os.rename, os.replace
 

@@ -135,7 +135,7 @@ def plain_scored(pairs: list[TokenizedPair], side: int) -> Counter:
 
 
 def packed_scored(batch: PackedBatch, side: int) -> Counter:
-    """The same, read back from the row by its segments and position ids."""
+    """Scored tokens of one side, read back from the packed row by segments and position ids."""
     row, positions = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
     found: Counter = Counter()
     starts = [0]

@@ -60,7 +60,7 @@ def test_a_plan_holds_every_pair_once_within_the_budget(
 def test_ranks_and_micro_batches_differ_by_one_pair_at_most(
     lengths: list[int], world_size: int, extra: int
 ) -> None:
-    """Giving always to the emptiest bounds the spread by the longest pair, over ranks too."""
+    """The loads differ by at most the longest pair, since the emptiest bin always gets the next."""
     table = np.array(lengths)
     plan = plan_step(range(len(lengths)), table, world_size, max(lengths) + extra)
     loads = [[load_of(m, table) for m in rank] for rank in plan]
@@ -73,8 +73,9 @@ def test_ranks_and_micro_batches_differ_by_one_pair_at_most(
 @settings(deadline=None)
 @given(LENGTHS, WORLD_SIZES, EXTRA)
 def test_micro_batches_are_few(lengths: list[int], world_size: int, extra: int) -> None:
-    """A micro-batch that its ranks could not do without: one fewer each would not hold the step,
-    even if every bin were filled but for less than the longest pair."""
+    """With one micro-batch fewer a rank, the step would not fit.
+
+    That holds even if every bin were filled up to less than the longest pair."""
     table, budget = np.array(lengths), max(lengths) + extra
     per_rank = len(plan_step(range(len(lengths)), table, world_size, budget)[0])
     if per_rank > 1:
@@ -132,7 +133,7 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
 
 
 def test_the_order_is_frozen() -> None:
-    """Checkpoints rely on it: a change here makes every run that is resumed see other data."""
+    """The order never changes, since a resumed run must see the data of its first part."""
     assert epoch_order(12, 42, 0).tolist() == GOLDEN_EPOCH_0
     assert epoch_order(12, 42, 1).tolist() == GOLDEN_EPOCH_1
     assert epoch_order(1000, 7, 3)[:8].tolist() == GOLDEN_LARGE

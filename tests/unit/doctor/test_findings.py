@@ -1,4 +1,4 @@
-"""Each fault of a host is named, with what to do."""
+"""Each fault of a host is named together with its remedy."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_a_backend_that_cannot_serve_is_refused(
         choose_backend(requested, capability=capability, dtype=dtype, softcap=softcap)
 
 
-# What stands in a folder of packages -> the reason that the run gives for not using it.
+# Case -> the files of a package, and the reason that the run gives for not using it.
 UNUSABLE_FLASH_ATTN = {
     "flash-attn 4 alone": ({"flash_attn/cute/__init__.py": ""}, "flash_attn_varlen_func"),
     "a binary for another torch": (
@@ -120,7 +120,7 @@ UNUSABLE_FLASH_ATTN = {
 def test_a_flash_attn_that_cannot_be_called_is_not_taken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
 ) -> None:
-    """It is there for `find_spec`, so only the import tells."""
+    """`find_spec` finds such a package; only the import shows that it is unusable."""
     files, said = UNUSABLE_FLASH_ATTN[case]
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True)

@@ -53,7 +53,7 @@ def of_kind(kind: Any) -> Callable[[Path, Path], object]:
 
 
 def with_embeddings(base: Path, folder: Path) -> None:
-    """As peft saves an adapter of a model whose vocabulary was enlarged."""
+    """Saves an adapter with embeddings, as peft does for an enlarged vocabulary."""
     save_tiny_adapter(base, folder)
     file = folder / "adapter_model.safetensors"
     weights = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
@@ -62,7 +62,7 @@ def with_embeddings(base: Path, folder: Path) -> None:
 
 
 def on_embeddings(base: Path, folder: Path) -> None:
-    """Without the embeddings themselves, which peft saves too unless it is told not to."""
+    """Saves an adapter on the embeddings without the embeddings, which peft saves by default."""
     save_tiny_adapter(base, folder, target_modules=["embed_tokens", "v_proj"])
     file = folder / "adapter_model.safetensors"
     weights = {name: w for name, w in load_file(file).items() if "lora_" in name}
@@ -135,7 +135,7 @@ def test_an_adapter_that_is_more_is_refused(
 @torch.no_grad()
 @pytest.mark.parametrize("case", SERVED)
 def test_plain_lora_is_merged_as_peft_does(base: Path, tmp_path: Path, case: str) -> None:
-    """The negative control of the above: what is served gives peft's own log-probs."""
+    """Negative control of the tests above: accepted adapters give peft's own log-probs."""
     SERVED[case](base, tmp_path / "adapter")
     config = parse_config(settings(base, tmp_path / "adapter"), "test")
     policy, _ = load_policy(config, device=CPU)

@@ -23,7 +23,7 @@ PROPERTY = settings(deadline=None, max_examples=100)
 
 
 def of_bits(bits: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor that holds these 32-bit numbers' lowest bits, whatever they mean as floats."""
+    """A tensor of the lowest bits of 32-bit numbers, whatever floats they make."""
     size = dtype.itemsize
     low = torch.tensor(bits, dtype=torch.int64) % 2 ** (8 * size)
     return low.to(INTEGERS[size]).view(dtype)

@@ -1,4 +1,4 @@
-"""Chunked log-probs against a full log-softmax: values, gradients, and what is never made."""
+"""Chunked log-probs against a full log-softmax: values, gradients, and no tensor of all logits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw(
 def full_logps(
     hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor, **transform: Any
 ) -> torch.Tensor:
-    """The definition, with all logits at once."""
+    """Log-probs by definition, with all logits at once."""
     logits_SV = hidden_SE @ weight_VE.t() * transform.get("scale", 1.0)
     if (cap := transform.get("softcap")) is not None:
         logits_SV = cap * torch.tanh(logits_SV / cap)

@@ -26,8 +26,10 @@ def varlen_by_definition(
     window: tuple[int, int],
     softcap: float,
 ) -> torch.Tensor:
-    """What flash-attn documents: query i of a sequence sees keys between i + shift - window[0]
-    and i + shift + window[1], inclusive, where shift = key length - query length; -1: no bound.
+    """Attention as flash-attn documents it.
+
+    Query i of a sequence sees keys between i + shift - window[0] and i + shift + window[1],
+    inclusive, with shift = key length - query length; -1 is no bound.
     """
     outputs = []
     ends = list(zip(query_ends.tolist(), key_ends.tolist(), strict=True))

@@ -126,7 +126,7 @@ def load_alma(folder: Path, config: str, cache: Path, **options: Any) -> dataset
 
 
 def test_the_first_rows_may_leave_columns_without_a_type(tmp_path: Path) -> None:
-    """The library guesses types from the first chunk; people's pairs have no scores there."""
+    """The datasets library guesses types from the first chunk, whose pairs have no scores."""
     person = scored({"a": 0.1}, preference={"chosen": "a", "rejected": "b"})
     del person["scores"]
     rows = [person | {"source": f"Source {n}"} for n in range(20)]

@@ -171,7 +171,7 @@ def test_only_the_directions_selected_count(tmp_path: Path) -> None:
 
 
 def test_nulls_and_empty_objects_are_no_scores(tmp_path: Path) -> None:
-    """As parquet and rows without a reference have them."""
+    """Nulls come from parquet, empty objects from rows without a reference."""
     lines = rows(3, kiwi={"a": None}, xcomet={}, chrf=PERCENT)
     picked, summary = run(tmp_path, lines)
     assert picked == "b>a" and summary["metrics"] == ["chrf"]

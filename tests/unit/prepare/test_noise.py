@@ -20,7 +20,7 @@ PROBABILITIES = st.sampled_from([0.0, 0.2, 0.7, 1.0])
 
 
 class Dice(random.Random):
-    """Gives what a test lays out, for numbers worked by hand."""
+    """Random numbers that a test lays out, for results worked by hand."""
 
     def __init__(self, *numbers: float) -> None:
         super().__init__(0)
@@ -132,7 +132,7 @@ def test_noise_only_takes_away(
 
 
 def test_rates_on_a_long_text_are_the_nominal_ones() -> None:
-    """Within five standard deviations of binomial counts.
+    """Counts lie within five standard deviations of binomial ones.
 
     With range 1 the word after a swap has come from the left and stays: swaps per word, p/(1+p).
     """

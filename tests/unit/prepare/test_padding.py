@@ -41,7 +41,7 @@ def ending_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(model: Path, beams: int, adapter: Path | None = None) -> list[Translation]:
-    """Of one batch, whose prompts differ in length."""
+    """Translations of one batch whose prompts differ in length."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     prompts = tokenize_prompts([alma_prompt(text, "en", "de") for text in SENTENCES], tokenizer)
     assert len({len(prompt) for prompt in prompts}) > 3
@@ -67,7 +67,7 @@ def test_padding_without_an_embedding_changes_no_translation(
 
 
 def test_an_end_without_an_embedding_is_no_padding(tmp_path: Path, model: Path) -> None:
-    """Where a tokenizer has nothing else to pad with; no answer ever ends by it."""
+    """The tokenizer has only that token to pad with, and no answer ends by it."""
     folders = [shutil.copytree(model, tmp_path / name) for name in ("padded", "bare")]
     for folder in folders:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

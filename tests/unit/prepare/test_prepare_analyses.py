@@ -1,4 +1,4 @@
-"""The analyses of scored rows: numbers worked by hand, and what must not change them."""
+"""The analyses of scored rows: numbers worked by hand, and changes that must not matter."""
 
 from __future__ import annotations
 

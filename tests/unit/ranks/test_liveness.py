@@ -57,7 +57,7 @@ def test_bytes_that_are_read_or_written_show(tmp_path: Path) -> None:
 
 
 def test_bytes_that_threads_without_python_write_show(tmp_path: Path) -> None:
-    """As safetensors writes an export: in one call, without a word."""
+    """safetensors writes an export in one call, without any Python in between."""
     from safetensors.torch import save_file
 
     watch = ByteWatch()

@@ -46,7 +46,7 @@ def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
-    """Lines of steps to be repeated go, evaluations too, and so does a line that was cut off."""
+    """Lines and evaluations of steps to be repeated are removed, and so is a torn line."""
     first = monitor(tmp_path)
     for step in range(1, 6):
         first.write({"step": step, "loss": 1.0})
@@ -69,7 +69,7 @@ def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_run_from_the_start_begins_a_new_file(tmp_path: Path) -> None:
-    """Also without the evaluation before the first step of the run before."""
+    """Even the evaluation before the first step of the earlier run is gone."""
     for loss in (1.0, 2.0):
         out = monitor(tmp_path)
         out.write({"step": 0, "eval_loss": loss})

@@ -13,7 +13,7 @@ from cpo_ds.scoring.spans import closed_runs
 
 @given(labels=st.lists(st.integers(0, 3)))
 def test_spans_are_runs_of_errors_that_end(labels: list[int]) -> None:
-    """Beside the loop over tokens that COMET makes."""
+    """The runs equal those of COMET's loop over tokens."""
     expected, open_since = [], None
     for place, label in enumerate(labels):
         if label and open_since is None:

@@ -1,4 +1,4 @@
-"""`cpo-ds prepare score`: what is refused before any rank starts."""
+"""`cpo-ds prepare score`: commands that are refused before any rank starts."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["file/inside", "folder"])
 def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
-    """Below a file; in place of a folder that is not empty."""
+    """A path below a file, and the path of a folder that is not empty."""
     (tmp_path / "file").write_text("a file")
     (tmp_path / "folder" / "full").mkdir(parents=True)
     path = tmp_path / place
