@@ -59,6 +59,7 @@ PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code, 2 for a `UserError`, 130 for an interrupt."""
+    # Arguments that the parser does not know are a recipe's options, for commands that take them.
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser(argv)
     arguments, recipe = parser.parse_known_args(argv)
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(recipe)}")
     arguments.recipe = recipe
     arguments.argv = argv  # for commands that start themselves again on several ranks
+
+    # Problems that the user can solve are one line, without a stack trace.
     try:
         return arguments.run_command(arguments)
     except UserError as error:
@@ -81,24 +84,28 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cpo-ds", description="Tools around a cpo_ds run.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        _add_command(commands, name, command, command.takes_recipe, argv[:1] == [name])
-    about = "from sources to preference triplets"
+        is_given = argv[:1] == [name]
+        # Recipe options must not be mistaken for abbreviations of a command's own options.
+        _add_command(commands, name, command, is_given, may_abbreviate=not command.takes_recipe)
+
+    about = "make preference pairs from source texts"
     prepare = commands.add_parser("prepare", help=about, description=f"{about}.")
     steps = prepare.add_subparsers(title="steps, in order", required=True, metavar="STEP")
     for name, step in PREPARE_STEPS.items():
-        _add_command(steps, name, step, True, argv[:2] == ["prepare", name])
+        is_given = argv[:2] == ["prepare", name]
+        _add_command(steps, name, step, is_given, may_abbreviate=False)
     return parser
 
 
 def _add_command(
-    parsers: Any, name: str, command: Command, exact_options: bool, is_given: bool
+    parsers: Any, name: str, command: Command, is_given: bool, *, may_abbreviate: bool
 ) -> None:
-    """Adds a command to the subparsers of argparse; with `exact_options`, none is abbreviated."""
+    """Adds a command to the subparsers of argparse, with its options if it is the given one."""
     parser: argparse.ArgumentParser = parsers.add_parser(
         name,
         help=command.about,
         description=f"{command.about}.",
-        allow_abbrev=not exact_options,
+        allow_abbrev=may_abbreviate,
     )
     if is_given:
         module = importlib.import_module(command.module)
