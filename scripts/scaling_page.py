@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from cpo_ds.devices import DEVICES  # noqa: E402
 from cpo_ds.engine.zero import ZeroSettings  # noqa: E402
+from cpo_ds.model.flops import MatrixWeights, recomputed_flops, step_flops  # noqa: E402
 from cpo_ds.planner.communication import (  # noqa: E402
     Cluster,
     Volume,
@@ -22,7 +23,6 @@ from cpo_ds.planner.outlines import Outlines  # noqa: E402
 from cpo_ds.planner.step_time import (  # noqa: E402
     COMPUTE_EFFICIENCY,
     LINK_EFFICIENCY,
-    Work,
     communication_seconds,
     compute_seconds,
 )
@@ -40,17 +40,17 @@ A100, H100, RTX = (DEVICES[name] for name in ("A100-80GB", "H100", "RTX-4090"))
 
 
 @functools.cache
-def sizes_of(model: str) -> tuple[int, int, int]:
-    """Weights in all, in matrix products of the body, and of the head."""
+def sizes_of(model: str) -> tuple[int, MatrixWeights]:
+    """Weights in all, and those in matrix products."""
     values = {"model": {"name_or_path": model}, "data": {"format": "sample"}}
     config = parse_config(values, "scaling_page")
     outlines = Outlines(MODELS[model])
-    return (outlines.weights(config).num_policy, *outlines.matrices(config))
+    return outlines.weights(config).num_policy, outlines.matrices(config)
 
 
 def volume(scheme: str, model: str, cluster: Cluster) -> Volume:
     """Bytes of one micro-batch and its update on each GPU, bfloat16, all parameters trained."""
-    weights = sizes_of(model)[0]
+    weights, _ = sizes_of(model)
     sizes = {
         "num_weights": weights,
         "num_trained": weights,
@@ -73,11 +73,12 @@ def volume(scheme: str, model: str, cluster: Cluster) -> Volume:
 
 def compute(model: str, cluster: Cluster, tokens: int) -> float:
     """Seconds of a micro-batch of `tokens` on each GPU, all parameters, checkpointing on."""
-    _, body, head = sizes_of(model)
+    _, weights = sizes_of(model)
     total = tokens * cluster.ranks
     scored = total * SCORED_TOKENS / PAIR_TOKENS
-    work = Work(body, head, total, scored, trains_adapter=False, recomputes=True)
-    return compute_seconds(work.flops, cluster)
+    flops = step_flops(weights, total, scored, trains_adapter=False)
+    flops += recomputed_flops(weights, total, scored, trains_adapter=False, checkpoints_body=True)
+    return compute_seconds(flops, cluster)
 
 
 def tokens_to_hide(scheme: str, model: str, cluster: Cluster) -> float:

@@ -1,4 +1,7 @@
-"""The one place that runs DeepSpeed: initialization, scaling, gathering, step."""
+"""Runs the policy under DeepSpeed: forward and backward passes, updates, checkpoints.
+
+No other module of the package touches a DeepSpeed engine of a training run.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ from cpo_ds.schema import PackedBatch, PairLogps
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step did: the gradient's norm before clipping, and whether it counted.
+    """The result of one optimizer step; `grad_norm` is the gradient's norm before clipping.
 
-    `applied` is False where the gradient was not finite: the weights are then as they were.
+    `applied` is False if the gradient was not finite. The weights are then unchanged.
     """
 
     grad_norm: float
@@ -37,7 +40,7 @@ class Update:
 
 @contextmanager
 def sharded_loading(settings: DeepSpeedSettings, ranks: Ranks) -> Iterator[None]:
-    """Inside it, transformers splits each parameter over the ranks as it loads it (ZeRO-3 only).
+    """Makes transformers split each parameter over the ranks as it loads it (ZeRO-3 only).
 
     Raises `UserError` on all ranks if their groups of hierarchical partitioning do not match.
     """
@@ -46,7 +49,7 @@ def sharded_loading(settings: DeepSpeedSettings, ranks: Ranks) -> Iterator[None]
 
     if settings.sets_groups:
         _check_groups(settings.zero.secondary_partition, ranks)
-    # transformers looks at a weak reference to this object while it loads.
+    # transformers finds this object by a weak reference while it loads: keep it alive.
     keep = HfDeepSpeedConfig(settings.as_deepspeed()) if settings.stage == 3 else None
     try:
         yield
@@ -56,21 +59,22 @@ def sharded_loading(settings: DeepSpeedSettings, ranks: Ranks) -> Iterator[None]
 
 
 def _check_groups(size: int, ranks: Ranks) -> None:
-    """Compares the group sizes that ranks made of `auto`; rank 0 warns if groups are not hosts."""
+    """Compares the ranks' sizes of hpZ groups; rank 0 warns if groups are not hosts."""
     warning = group_warning(ranks.gather(size), ranks.hosts)
     if warning and ranks.rank == 0:
         print(f"warning: {warning}.", flush=True)
 
 
 def gather_parameters(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Makes sharded parameters whole on every rank; rank 0's changes to them are kept."""
+    """Makes sharded parameters whole on every rank; afterwards rank 0's values are kept."""
     return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0)
 
 
 class Engine:
-    """The policy under DeepSpeed: forward, accumulate gradients, update.
+    """The policy under DeepSpeed: scores micro-batches, accumulates gradients, updates weights.
 
-    `reference` is DPO's, as `model.load.load_reference` makes it, where it is a model of its own.
+    `reference` is DPO's frozen model from `model.load.load_reference`, None if there is no second
+    model.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Engine:
         settings: DeepSpeedSettings,
         reference: PolicyModel | None = None,
     ) -> None:
+        # The models, and the optimizer of the policy.
         if settings.stage == 3:
             _share_head(policy)
         self.policy = policy
@@ -89,34 +94,37 @@ class Engine:
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
         self.optimizer = optimizer = make_optimizer(policy, config.optim)
+        # DeepSpeed around them.
         for_deepspeed = settings.as_deepspeed()
-        if self.stage == 0 and config.model.dtype == "float32":
-            # DeepSpeed wraps nothing here, so its clipping is ours: it reports no norm.
+        is_plain = self.stage == 0 and config.model.dtype == "float32"
+        if is_plain:
+            # DeepSpeed does not wrap the optimizer then, and its clipping reports no norm.
             for_deepspeed["gradient_clipping"] = 0.0
             optimizer.register_step_pre_hook(self._clip_plain_gradients)
         self._max_grad_norm = config.optim.max_grad_norm
         self._deepspeed, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=for_deepspeed, dist_init_required=False
         )
+        # Mend what DeepSpeed would get wrong, or do without need.
         if settings.zero.quantized_weights:
             named: Iterable[tuple[str, Any]] = policy.named_parameters()
             gathered = {name: p.ds_numel for name, p in named if not p.ds_persist}
             check_int8_parts(gathered, self.world_size)
-        if self.stage == 0 and config.model.dtype == "float32" and self.world_size == 1:
-            # It would copy all gradients, twice, to add them up over this one rank.
+        if is_plain and self.world_size == 1:
+            # DeepSpeed would copy all gradients, twice, to add them up over this one rank.
             self._deepspeed.enable_backward_allreduce = False
-        # Rank 0 alone would copy DeepSpeed's recovery scripts; `cpo-ds export` does their work.
+        # Rank 0 would copy recovery scripts into each checkpoint; `cpo-ds export` does their work.
         self._deepspeed._copy_recovery_script = lambda folder: None
 
     @property
     def world_size(self) -> int:
-        """Ranks over all hosts."""
+        """Number of ranks over all hosts."""
         return self._deepspeed.world_size
 
     def score(self, batch: PackedBatch) -> PairLogps:
-        """One forward pass, and one of the reference where there is one to be made.
+        """Scores a micro-batch under the policy and, if the loss has one, the reference.
 
-        A collective under ZeRO-3: every rank must make as many.
+        Under ZeRO-3 a call is a collective: every rank must make equally many.
         """
         count_common_work()
         reference = self._reference_logps(batch)
@@ -126,7 +134,7 @@ class Engine:
 
     @torch.no_grad()
     def _reference_logps(self, batch: PackedBatch) -> Iterable[torch.Tensor]:
-        """Log-probs of chosen and rejected under the reference, [P] each; nothing without one."""
+        """Log-probs of chosen and rejected under the reference, [P] each; () without one."""
         if self.reference is not None:
             return self.reference(batch)
         if self._switches_adapter_off:
@@ -135,20 +143,20 @@ class Engine:
         return () if batch.reference_logps is None else batch.reference_logps.unbind(1)
 
     def accumulate(self, loss_share: torch.Tensor) -> None:
-        """Backward pass of a micro-batch's share of the global batch's loss.
+        """Adds the gradient of a micro-batch's share of the global batch's loss.
 
-        The one place where scaling is undone: shares add up over micro-batches and ranks to the
-        loss, but DeepSpeed takes the mean over ranks.
+        Shares add up to the loss over micro-batches and ranks, but DeepSpeed takes the mean over
+        ranks. This is the one place that undoes the mean.
         """
         count_common_work()
         finite = torch.isfinite(loss_share.detach())
-        # A share that is not finite must not hide behind a finite gradient: it becomes NaN, which
-        # DeepSpeed finds in the gradient's norm on all ranks before it touches the weights.
+        # A loss that is not finite may have a finite gradient. It becomes NaN here, which DeepSpeed
+        # finds in the gradient's norm on all ranks before it touches the weights.
         poison = torch.where(finite, 1.0, torch.nan)
         self._deepspeed.backward(loss_share * poison * self.world_size, scale_wrt_gas=False)
 
     def update(self, learning_rate: float) -> Update:
-        """One optimizer step over what was accumulated; all ranks get the same answer."""
+        """Makes one optimizer step with the accumulated gradients; all ranks get equal results."""
         count_common_work()
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -163,6 +171,7 @@ class Engine:
         return Update(grad_norm=norm, applied=applied)
 
     def _clip_plain_gradients(self, optimizer: Any, *_: Any) -> None:
+        """Clips gradients and keeps their norm, as a hook that torch calls before its step."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm or torch.inf)
         self._plain_norm = norm.item()
@@ -171,9 +180,9 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside it the model is in evaluation mode and no gradients are computed.
+        """Puts the model in evaluation mode, without gradients, until the `with` block ends.
 
-        After it, also on an error, the model is in training mode again.
+        Then, also after an error, the model is in training mode again.
         """
         self._deepspeed.eval()
         try:
@@ -184,15 +193,15 @@ class Engine:
 
     @property
     def sharded_optimizer(self) -> Any:
-        """DeepSpeed's optimizer around `optimizer`; for measurements of what it holds."""
+        """DeepSpeed's optimizer, which wraps `optimizer`, for measurements of its memory."""
         return self._deepspeed.optimizer
 
     def save_shards(
         self, folder: Path, writer: CheckpointEngine, *, without_frozen: bool = False
     ) -> None:
-        """Writes this rank's part of weights and optimizer to `folder`; all ranks call it.
+        """Saves this rank's part of weights and optimizer in `folder`; all ranks call it.
 
-        `writer` writes the files. `without_frozen` leaves frozen weights out.
+        DeepSpeed hands each file to `writer`. `without_frozen` leaves frozen weights out.
         """
         self._deepspeed.checkpoint_engine = writer
         self._deepspeed.save_checkpoint(
@@ -203,10 +212,10 @@ class Engine:
         )
 
     def load_shards(self, folder: Path, *, without_frozen: bool = False) -> None:
-        """Restores weights and optimizer from a folder of `save_shards`; all ranks call it.
+        """Loads weights and optimizer that `save_shards` saved in `folder`; all ranks call it.
 
         The optimizer's settings (betas, weight decay...) stay those of this run. `without_frozen`
-        is for a folder without frozen weights. Raises `UserError` if DeepSpeed finds nothing in it.
+        is for a folder without frozen weights. Raises `UserError` if DeepSpeed finds nothing there.
         """
         settings = [_settings(group) for group in self._deepspeed.optimizer.param_groups]
         loaded, _ = self._deepspeed.load_checkpoint(
@@ -217,9 +226,9 @@ class Engine:
         )
         if loaded is None:
             raise UserError(f"DeepSpeed finds nothing in the checkpoint {folder}.")
-        # DeepSpeed's universal loading at stage 3 gives all groups the first one's settings. It
-        # also gives all states one tensor, on the host, to count their steps in: each state would
-        # advance it.
+        # At stage 3 DeepSpeed's universal loading gives all groups the first one's settings. It
+        # also gives all states the same tensor, on the host, as their step counter, so that each
+        # state would advance it.
         for group, before in zip(self._deepspeed.optimizer.param_groups, settings, strict=True):
             group.update(before)
         for parameter, state in self.optimizer.state.items():
@@ -227,18 +236,18 @@ class Engine:
                 state["step"] = state["step"].to(parameter.device, copy=True)
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """Sums a tensor over ranks, in place."""
+        """Sums a tensor over ranks, in place, and returns it."""
         torch.distributed.all_reduce(values)
         return values
 
     def max_over_ranks(self, value: float) -> float:
-        """The largest of the ranks' values."""
+        """Returns the largest of the ranks' values."""
         values = torch.tensor([value], dtype=torch.float64, device=self._deepspeed.device)
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
         return values.item()
 
     def whole_parameters(self, *, trained_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields (name, whole tensor) of the language model, one at a time, on all ranks alike."""
+        """Yields (name, whole tensor) of the language model, one at a time; all ranks iterate."""
         for name, parameter in self.policy.language_model.named_parameters():
             if parameter.requires_grad or not trained_only:
                 count_common_work()
@@ -247,17 +256,17 @@ class Engine:
 
 
 def _share_head(policy: PolicyModel) -> None:
-    """The head is applied outside its own module, so ZeRO-3 must be told who uses it."""
+    """Tells ZeRO-3 that the scoring head uses the head's weight, which is another module's."""
     deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
 
 
 def _sharded_reference(reference: PolicyModel, settings: DeepSpeedSettings) -> Any:
-    """A frozen model as it is called: under ZeRO-3 by an engine of its own, without optimizer."""
+    """Returns the reference as a callable: under ZeRO-3 an engine without optimizer around it."""
     if settings.stage < 3:
         return reference
     _share_head(reference)
     for_deepspeed = settings.as_deepspeed()
-    for_deepspeed["zero_optimization"].pop("offload_optimizer", None)
+    for_deepspeed["zero_optimization"].pop("offload_optimizer", None)  # there is none
     engine, *_ = deepspeed.initialize(
         model=reference, config=for_deepspeed, dist_init_required=False
     )

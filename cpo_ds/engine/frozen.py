@@ -12,35 +12,38 @@ from torch import nn
 def shard_frozen(module: nn.Module, fill: Callable[[str, nn.Module], None], world_size: int) -> Any:
     """Splits the parameters of `module` over the ranks; returns the engine that gathers them.
 
-    `fill(name, part)` gives the parameters of a part of it their values, those of rank 0 counting,
-    just before they are split: no process ever holds more than its share and one such part. Keep
-    the engine as long as the module is in use, and call the module itself; all ranks must call it
-    equally often.
+    `fill(name, submodule)` writes one submodule's parameters just before they are split; rank 0's
+    values win. So a process never holds more than its share and one such submodule. Keep the engine
+    as long as the module is in use, and call the module itself. All ranks must call it equally
+    often.
     """
-    parts = _parts(module)
-    largest = max(sum(p.numel() for p in part.parameters(recurse=False)) for _, part in parts)
-    settings = _settings(largest, world_size)
-    for name, part in parts:
-        fill(name, part)
-        deepspeed.zero.Init(module=part, config_dict_or_path=settings, mem_efficient_linear=False)
+    submodules = _with_parameters(module)
+    sizes = [sum(p.numel() for p in sub.parameters(recurse=False)) for _, sub in submodules]
+    settings = _settings(max(sizes), world_size)
+    for name, submodule in submodules:
+        fill(name, submodule)
+        deepspeed.zero.Init(
+            module=submodule, config_dict_or_path=settings, mem_efficient_linear=False
+        )
     engine, *_ = deepspeed.initialize(model=module, config=settings, dist_init_required=False)
     engine.eval()
     return engine
 
 
-def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules that have parameters of their own, inner ones first."""
+def _with_parameters(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Submodules that have parameters of their own, with their names, inner ones first."""
     named = reversed(list(module.named_modules()))
-    return [(name, part) for name, part in named if any(True for _ in part.parameters(False))]
+    return [(name, sub) for name, sub in named if any(True for _ in sub.parameters(recurse=False))]
 
 
 def _settings(largest: int, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration; `largest` is the size, in elements, of the largest part."""
+    """DeepSpeed's configuration; `largest` is the size, in elements, of the largest submodule."""
     return {
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
             "stage": 3,
+            # Keep nothing whole, and gather one submodule ahead of the one that computes.
             "stage3_param_persistence_threshold": 0,
             "stage3_prefetch_bucket_size": largest,
             "stage3_max_live_parameters": 2 * largest,

@@ -30,7 +30,7 @@ class ZeroSettings:
 
 
 def zero_settings(section: dict[str, Any]) -> ZeroSettings:
-    """Reads a `zero_optimization` section that was checked already."""
+    """Converts a `zero_optimization` section that was checked already."""
 
     def offloads(name: str) -> bool:
         return (section.get(name) or {}).get("device", "none") != "none"

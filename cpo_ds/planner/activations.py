@@ -1,8 +1,8 @@
-"""Memory of a micro-batch's forward and backward pass: the real model run on tensors without data.
+"""Memory of a micro-batch's forward and backward pass, measured on tensors without data.
 
-The policy is built from its configuration and run under torch's FakeTensorMode, so every family,
-LoRA, gradient checkpointing and the chunked head cost what their own code costs. Weights and their
-gradients are left out: `states` counts those.
+The real policy is built from its configuration and run under torch's FakeTensorMode. So every
+model family, LoRA, gradient checkpointing and the chunked head cost what their own code allocates.
+Weights and their gradients are left out: `states` counts those.
 """
 
 from __future__ import annotations
@@ -27,34 +27,38 @@ from cpo_ds.model.policy import PolicyModel
 from cpo_ds.planner.memory_trace import MemoryTrace
 from cpo_ds.schema import PackedBatch, TokenizedPair
 
-# Tokens of a pair's shared prefix and of each branch. These are the means of 4,000 WMT22 pairs.
+# Tokens of a pair's shared prefix, chosen and rejected translation: means of 4,000 WMT22 pairs.
 TYPICAL_PAIR = (55, 45, 45)
-_FLASH = "cpo_ds_planned"  # transformers would look for a kernel of a name with "flash"
+# The name has no "flash": for one with it, transformers would look for a kernel to import.
+_FLASH = "cpo_ds_planned"
 
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Bytes of one micro-batch beyond weights and their gradients."""
+    """Bytes of one micro-batch, without weights and their gradients."""
 
-    held: float  # what the body's forward pass keeps for its backward pass
-    head: float  # most while the head is at work, forward and backward; held included
-    body: float  # most while the body is
+    held: float  # kept from the body's forward pass to its backward pass
+    head: float  # peak while the head runs forward and backward, `held` included
+    body: float  # peak while the body runs
 
     @property
     def peak(self) -> float:
-        """Most at any time."""
+        """Largest of all peaks."""
         return max(self.head, self.body)
 
 
 @dataclass(frozen=True)
 class PassModel:
-    """`PassMemory` as a function of the tokens in a micro-batch: linear, as flash kernels are."""
+    """`PassMemory` as a linear function of the tokens in a micro-batch.
+
+    It is linear since flash kernels keep no matrix of tokens by tokens.
+    """
 
     per_token: PassMemory
     fixed: PassMemory
 
     def at(self, tokens: float) -> PassMemory:
-        """Bytes for a micro-batch of so many unique tokens."""
+        """Bytes of a micro-batch of `tokens` tokens; a shared prefix counts once."""
         held, head, body = (
             getattr(self.per_token, name) * tokens + getattr(self.fixed, name)
             for name in ("held", "head", "body")
@@ -62,7 +66,7 @@ class PassModel:
         return PassMemory(held, head, body)
 
     def most_tokens(self, room: float) -> int:
-        """The largest micro-batch whose peak fits into `room` bytes; 0 where none does."""
+        """Tokens of the largest micro-batch whose peak fits into `room` bytes; 0 if none does."""
         limits = (
             (room - getattr(self.fixed, name)) / max(getattr(self.per_token, name), 1e-9)
             for name in ("head", "body")
@@ -78,15 +82,17 @@ def pass_model(
     saves_inputs: bool,
     pair: tuple[int, int, int] = TYPICAL_PAIR,
 ) -> PassModel:
-    """Measures two sizes of micro-batch of pairs with these (prefix, chosen, rejected) lengths.
+    """Measures two sizes of micro-batch and draws a line through them.
 
-    `language_model` is an outline on the meta device; it is used up. `flash` is whether a flash
-    kernel attends (half precision on a GPU) rather than torch's fused attention under a mask.
-    `saves_inputs` is whether every linear layer keeps its input, as under ZeRO-3, where DeepSpeed
-    puts its own function in the place of torch's.
+    `language_model` is an outline on the meta device; it is used up. `flash` is whether attention
+    runs in a flash kernel (16 bits on a GPU) rather than in torch's fused attention under a mask.
+    `saves_inputs` is whether every linear layer keeps its input: under ZeRO-3 DeepSpeed replaces
+    torch's function by one that does. `pair` gives the tokens of (prefix, chosen, rejected).
     """
-    fewest = -(-config.model.head_chunk_tokens // sum(pair[1:]))  # fills a chunk of the head
+    # As many pairs as fill a chunk of the head, rounded up.
+    fewest = -(-config.model.head_chunk_tokens // sum(pair[1:]))
     batches = fewest, 2 * fewest
+    # Run models of two small depths: layers are alike, and a deep model takes long.
     with FakeTensorMode(allow_non_fake_inputs=True), _linear(saves_inputs):
         policy = _policy(language_model, config, flash)
         decoder = policy.causal_lm.get_decoder()
@@ -95,16 +101,17 @@ def pass_model(
         for layers in sorted({min(depth, 4), min(depth, 2)}, reverse=True):
             decoder.layers = decoder.layers[:layers]
             runs[layers] = [_run(policy, _batch(pairs, pair)) for pairs in batches]
+    # Extrapolate to the real depth, then to any number of tokens.
     small, large = (
-        _line({layers: run[size] for layers, run in runs.items()}, depth) for size in (0, 1)
+        _at_depth({layers: run[size] for layers, run in runs.items()}, depth) for size in (0, 1)
     )
     tokens = fewest * sum(pair)
     slope = _combine(large, small, 1 / tokens, -1 / tokens)
     return PassModel(slope, _combine(small, slope, 1.0, -tokens))
 
 
-def _line(runs: dict[int, PassMemory], depth: int) -> PassMemory:
-    """What a model of `depth` layers needs, from runs of shallower ones: layers are alike."""
+def _at_depth(runs: dict[int, PassMemory], depth: int) -> PassMemory:
+    """Memory of a model of `depth` layers, extrapolated from runs of shallower ones."""
     deep, shallow = max(runs), min(runs)
     if deep == shallow:
         return runs[deep]
@@ -113,12 +120,13 @@ def _line(runs: dict[int, PassMemory], depth: int) -> PassMemory:
 
 
 def _combine(one: PassMemory, other: PassMemory, a: float, b: float) -> PassMemory:
+    """Returns a * one + b * other, field by field."""
     return PassMemory(*(a * x + b * y for x, y in zip(astuple(one), astuple(other), strict=True)))
 
 
 def _run(policy: PolicyModel, batch: PackedBatch) -> PassMemory:
-    """Forward and backward over a micro-batch; each gradient is freed as soon as it is there."""
-    marks: list[int] = []  # held before the head; peaks before it and during it
+    """Measures a forward and backward pass; each gradient is freed as soon as it is computed."""
+    marks: list[int] = []  # memory before the head runs; peaks before it and during it
 
     def head_begins(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         marks.extend((trace.current, trace.peak))
@@ -143,7 +151,7 @@ def _drop_gradient(parameter: nn.Parameter) -> None:
 
 
 def _policy(language_model: Any, config: Config, flash: bool) -> PolicyModel:
-    """The policy as `model.load.load_policy` makes it, on fake CPU tensors."""
+    """Builds the policy like `model.load.load_policy`, but on fake CPU tensors."""
     base = getattr(language_model, "get_base_model", lambda: language_model)()
     disable_dropout(base)
     base.set_attn_implementation(_FLASH if flash else registered_name("sdpa"))
@@ -155,8 +163,8 @@ def _policy(language_model: Any, config: Config, flash: bool) -> PolicyModel:
 
 
 def _allocate(policy: nn.Module) -> None:
-    """Puts parameters and buffers on the CPU; tied ones stay tied."""
-    made: dict[torch.Tensor, torch.Tensor] = {}
+    """Moves parameters and buffers to fake CPU tensors; tied ones stay tied."""
+    made: dict[torch.Tensor, torch.Tensor] = {}  # by the parameter on the meta device
     for module in policy.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -187,7 +195,7 @@ def _batch(num_pairs: int, lengths: tuple[int, int, int]) -> PackedBatch:
 
 
 class _StandInFlash(torch.autograd.Function):
-    """Allocates and keeps what a variable-length flash kernel does, and computes nothing."""
+    """Allocates the memory of a variable-length flash kernel without computing anything."""
 
     @staticmethod
     def forward(
@@ -223,7 +231,7 @@ AttentionInterface.register(_FLASH, _stand_in_flash)
 
 
 class _InputSavingLinear(torch.autograd.Function):
-    """A linear layer that keeps its input also where its weight is frozen, as DeepSpeed's does."""
+    """DeepSpeed's linear layer under ZeRO-3: it keeps its input even if its weight is frozen."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -249,6 +257,7 @@ def _input_saving_linear(
 
 @contextmanager
 def _linear(saves_inputs: bool) -> Iterator[None]:
+    """Inside it, linear layers keep their inputs if `saves_inputs`."""
     if not saves_inputs:
         yield
         return

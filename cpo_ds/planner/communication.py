@@ -1,4 +1,4 @@
-"""Bytes that ranks exchange in one optimizer step, and how long their links take for them.
+"""Bytes that ranks exchange in one optimizer step, and the seconds that their links take.
 
 With N weights, T of them trained, e bytes a number, and k micro-batches a step, a rank's volume is
 
@@ -29,7 +29,7 @@ from cpo_ds.engine.zero import ZeroSettings
 
 @dataclass(frozen=True)
 class Cluster:
-    """Equal nodes of equal GPUs."""
+    """A cluster of equal nodes with equal GPUs."""
 
     device: Device
     gpus: int  # of a node
@@ -64,8 +64,8 @@ class Volume:
 def gather(size: float, cluster: Cluster, *, nodes: int | None = None) -> Volume:
     """All-gather or reduce-scatter of `size` bytes over `nodes` whole nodes (all of them).
 
-    A ring over all ranks for each adapter of a node: every link of it passes on all but one rank's
-    part, and the rings share the whole.
+    Each network adapter of a node serves a ring over all ranks. The rings share the bytes, and
+    every link of a ring passes on all parts but one.
     """
     nodes = cluster.nodes if nodes is None else nodes
     ranks = nodes * cluster.gpus
@@ -75,7 +75,7 @@ def gather(size: float, cluster: Cluster, *, nodes: int | None = None) -> Volume
 
 
 def all_reduce(size: float, cluster: Cluster) -> Volume:
-    """A reduce-scatter and an all-gather."""
+    """All-reduce of `size` bytes: a reduce-scatter and an all-gather."""
     return gather(size, cluster) * 2
 
 
@@ -88,21 +88,24 @@ def zero_volume(
     number_bytes: float,
     micro_batches: int,
 ) -> Volume:
-    """One step of a DeepSpeed configuration. The three parts of ZeRO++ count one by one."""
+    """Bytes of one optimizer step; each of the three parts of ZeRO++ may be on or off."""
     weights, gradients = number_bytes * num_weights, number_bytes * num_trained
+    # Stages below 3: an all-reduce of gradients, and a gather of updated weights.
     if zero.stage < 3:
         times = micro_batches if zero.stage == 2 else 1
         volume = all_reduce(gradients, cluster) * times
         return volume if zero.stage == 0 else volume + gather(gradients, cluster)
-    # int8 with one float32 scale for some thousand numbers, which does not count here.
+    # Stage 3, weights. int8 has one float32 scale for some thousand numbers: left out here.
     size = num_weights if zero.quantized_weights else weights
     gathers = micro_batches * (2 - kept_whole(zero, num_weights) / num_weights)
     if zero.secondary_partition > 1:
+        # The first gather after an update crosses nodes. Frozen weights are not updated.
         once = gather(size * num_trained / num_weights, cluster)
         again = gathers - num_trained / num_weights
         moved = once + gather(size, _group(cluster, zero.secondary_partition)) * again
     else:
         moved = gather(size, cluster) * gathers
+    # Stage 3, gradients.
     if zero.quantized_gradients:
         # Quantized to int4 before each of two exchanges, all to all: in the node, between nodes.
         apart = num_trained / 2 * (cluster.nodes - 1) / cluster.nodes / cluster.gpus
@@ -115,10 +118,10 @@ def zero_volume(
 def kept_whole(zero: ZeroSettings, num_weights: float) -> float:
     """Weights that ZeRO-3 gathers once for both passes: those of the last layers.
 
-    A weight stays if no more than `stage3_max_reuse_distance` others are used before it is used
-    again, each of the layers after it twice. It also stays if the prefetcher comes to its use in
-    the backward pass before it is freed; that one runs ahead of the computation until
-    `stage3_max_live_parameters` are gathered.
+    A weight stays if at most `stage3_max_reuse_distance` weights are used before it is used again.
+    Each layer after it is used twice in between, hence the half. A weight also stays if the
+    prefetcher reaches its use in the backward pass before it is freed. The prefetcher runs ahead of
+    the computation until `stage3_max_live_parameters` weights are gathered.
     """
     ahead = zero.max_live_parameters if zero.prefetch_bucket else 0
     return min(num_weights, max(zero.max_reuse_distance / 2, ahead))
@@ -139,10 +142,10 @@ def hierarchical_volume(
     number_bytes: float,
     micro_batches: int,
 ) -> Volume:
-    """One step where groups of whole nodes hold a copy each (MiCS).
+    """Bytes of one optimizer step if each group of whole nodes holds a copy of the states (MiCS).
 
-    Gathers and reductions stay in the group; once a step each rank's part of the gradients is
-    summed over the groups. Raises `ValueError` where groups do not fill the nodes.
+    Gathers and reductions stay in the group. Once a step each rank's part of the gradients is
+    summed over the groups. Raises `ValueError` if groups do not fill the nodes.
     """
     if cluster.nodes % group_nodes:
         raise ValueError(f"{cluster.nodes} nodes are no multiple of groups of {group_nodes}")

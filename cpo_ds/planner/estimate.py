@@ -1,4 +1,4 @@
-"""Memory, room and time of one configuration on one cluster: everything that `cpo-ds plan` says."""
+"""Memory, room and time of one recipe on one cluster: the numbers that `cpo-ds plan` prints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cpo_ds.config import Config
 from cpo_ds.engine.zero import ZeroSettings
+from cpo_ds.model.flops import MatrixWeights, recomputed_flops, step_flops
 from cpo_ds.planner.activations import TYPICAL_PAIR, PassModel
 from cpo_ds.planner.communication import Cluster, zero_volume
 from cpo_ds.planner.states import ELEMENT_BYTES, StateMemory, Weights, state_memory
@@ -14,7 +15,6 @@ from cpo_ds.planner.step_time import (
     HOST_BANDWIDTH,
     UPDATE_BYTES,
     StepTime,
-    Work,
     communication_seconds,
     compute_seconds,
     micro_batches_per_step,
@@ -32,19 +32,19 @@ class MemoryPlan:
     """Bytes of one GPU by part, and the room that is left."""
 
     parts: dict[str, float]
-    update: float  # what the update needs instead, all parts included
+    update: float  # of the whole GPU during the update
     host: float  # of the host, per GPU
     available: float
-    most_tokens: int  # largest batch.tokens_per_rank that fits; 0: none does
+    most_tokens: int  # the largest batch.tokens_per_rank that fits; 0 if none does
 
     @property
     def total(self) -> float:
-        """Most that the GPU holds at any time."""
+        """Bytes of the GPU when it holds most."""
         return max(sum(self.parts.values()), self.update)
 
     @property
     def fits(self) -> bool:
-        """Whether the recipe as it is fits."""
+        """Whether the recipe fits without changes."""
         return self.total <= self.available
 
 
@@ -57,7 +57,8 @@ def memory_plan(
     ranks: int,
     memory_gib: float,
 ) -> MemoryPlan:
-    """What one GPU holds when micro-batches are as large as `batch.tokens_per_rank` allows."""
+    """Memory of one GPU when micro-batches are as large as `batch.tokens_per_rank` allows."""
+    # What the recipe needs as it is.
     states = state_memory(weights, zero, config.model.dtype, ranks)
     memory = passes.at(config.batch.tokens_per_rank)
     available, runtime = memory_gib * GIB, RUNTIME_GIB * GIB
@@ -67,15 +68,16 @@ def memory_plan(
     }
     parts["fragmentation"] = FRAGMENTATION * sum(parts.values())
     parts["CUDA context, NCCL"] = runtime
+    update = states.in_update * (1 + FRAGMENTATION) + runtime
+    # How large its micro-batches could be.
     room = (available - runtime) / (1 + FRAGMENTATION)
     most = passes.most_tokens(room - states.in_passes) if states.in_update <= room else 0
     most = most if most >= config.data.max_tokens else 0  # training refuses what holds no pair
-    update = states.in_update * (1 + FRAGMENTATION) + runtime
     return MemoryPlan(parts, update, states.host, available, most)
 
 
 def state_parts(states: StateMemory) -> dict[str, float]:
-    """Model states during a backward pass, by the names that people read."""
+    """Model states during a backward pass, in bytes by the names that are printed."""
     return {
         "parameters": states.parameters,
         "gathered parameters": states.gathered,
@@ -88,15 +90,15 @@ def state_parts(states: StateMemory) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Expected seconds, for typical pairs."""
+    """Expected times for pairs of typical length."""
 
     step: StepTime
     micro_batches: int
-    steps: int | None  # of the whole run, where the number of pairs is known
+    steps: int | None  # of the whole run, if the number of pairs is known
 
     @property
     def run_seconds(self) -> float | None:
-        """Training alone, without loading, evaluating and saving."""
+        """Seconds of training, without loading, evaluating and saving."""
         return None if self.steps is None else self.steps * self.step.total
 
 
@@ -104,27 +106,19 @@ def time_plan(
     config: Config,
     weights: Weights,
     zero: ZeroSettings,
-    matrices: tuple[int, int],
+    matrices: MatrixWeights,
     cluster: Cluster,
     pairs: int | None,
 ) -> TimePlan:
-    """`pairs` is the size of the data set; `matrices` counts weights of the body and the head."""
+    """Expected times of a recipe. `pairs` is the size of the data set, None if unknown."""
     ranks, number = cluster.ranks, ELEMENT_BYTES[config.model.dtype]
     batch = config.batch
     count = micro_batches_per_step(batch.pairs, PAIR_TOKENS, ranks, batch.tokens_per_rank)
-    work = Work(
-        *matrices,
-        tokens=batch.pairs * PAIR_TOKENS,
-        scored_tokens=batch.pairs * SCORED_TOKENS,
-        trains_adapter=config.trains_adapter,
-        recomputes=config.model.gradient_checkpointing,
-    )
-    flops = work.flops
-    extra = 0.0  # weights that a reference's pass needs
+    # Communication. ZeRO-3 gathers the policy's weights for two passes, a reference's for one.
+    reference = 0
     if config.loss.reads_reference_from("model", "adapter"):
-        flops += 2 * (matrices[0] * work.tokens + matrices[1] * work.scored_tokens)
-        extra = sum(weights.reference) or weights.num_policy
-    passed = weights.num_policy + extra / 2  # in each of two passes
+        reference = sum(weights.reference) or weights.num_policy
+    passed = weights.num_policy + reference / 2
     volume = zero_volume(
         zero,
         cluster,
@@ -133,6 +127,7 @@ def time_plan(
         number_bytes=number,
         micro_batches=count,
     )
+    # The update, and copies between GPU and host.
     part = weights.num_trained / (ranks if zero.stage else 1)
     host = 0.0
     if zero.offload_optimizer:
@@ -141,14 +136,34 @@ def time_plan(
         host += 2 * count * number * passed / ranks / HOST_BANDWIDTH
     on_gpu = 0.0 if zero.offload_optimizer else UPDATE_BYTES * part
     step = StepTime(
-        compute=compute_seconds(flops, cluster),
+        compute=compute_seconds(_flops(config, matrices), cluster),
         communication=communication_seconds(volume, cluster),
         update=on_gpu / (cluster.device.memory_bandwidth * 1e9),
         host=host,
         overlaps=zero.overlap_communication,
     )
+    # Steps of the run.
     steps = config.train.max_steps
     if pairs is not None:
         all_steps = config.train.epochs * math.ceil(pairs / batch.pairs)
         steps = min(all_steps, steps or all_steps)
     return TimePlan(step, count, steps)
+
+
+def _flops(config: Config, matrices: MatrixWeights) -> float:
+    """Floating-point operations of a step over all ranks, recomputation included."""
+    tokens, scored_tokens = config.batch.pairs * PAIR_TOKENS, config.batch.pairs * SCORED_TOKENS
+    needed = step_flops(
+        matrices,
+        tokens,
+        scored_tokens,
+        trains_adapter=config.trains_adapter,
+        runs_reference=config.loss.reads_reference_from("model", "adapter"),
+    )
+    return needed + recomputed_flops(
+        matrices,
+        tokens,
+        scored_tokens,
+        trains_adapter=config.trains_adapter,
+        checkpoints_body=config.model.gradient_checkpointing,
+    )

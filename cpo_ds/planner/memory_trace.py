@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 class MemoryTrace(TorchDispatchMode):
     """Counts each storage that an operation returns, from then until it is freed.
 
-    What operations allocate inside themselves and free again is not seen. Storages that are there
-    already, and stay, are named as `outside`. Works on fake tensors too.
+    Memory that an operation allocates and frees inside itself is not seen. `outside` are tensors
+    that exist already: their storages do not count. Works on fake tensors too.
     """
 
     def __init__(self, outside: Iterable[torch.Tensor] = ()) -> None:
@@ -39,7 +39,7 @@ class MemoryTrace(TorchDispatchMode):
         return result
 
     def reset_peak(self) -> None:
-        """Starts a new peak from what is held now."""
+        """Sets the peak to the memory held now."""
         self.peak = self.current
 
     def _count(self, tensor: torch.Tensor) -> None:

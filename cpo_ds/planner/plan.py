@@ -22,7 +22,7 @@ TABLE_FILES = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of the table."""
+    """Memory for one row and column of the table."""
 
     zero: str  # a file in ds_configs
     training: str  # full or LoRA
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is printed."""
+    """A plan as `cpo-ds plan` prints it."""
 
     config: Config
     model: str
@@ -55,7 +55,11 @@ def make_plan(
     device: Device | None,
     pairs: int | None,
 ) -> Plan:
-    """Estimates the recipe and all combinations of the table on `nodes` nodes of `gpus` GPUs."""
+    """Plans a recipe, and the table's alternatives to it, on `nodes` nodes of `gpus` GPUs.
+
+    `shape` names a model to plan for in place of the recipe's. `pairs` is the size of the data set.
+    Raises `UserError` if the recipe cannot be planned.
+    """
     outlines, ranks = Outlines(shape), gpus * nodes
     zero = read_zero(config, gpus, nodes)
     weights = outlines.weights(config)
@@ -70,18 +74,20 @@ def make_plan(
             memory_gib=memory_gib,
         )
 
+    # The recipe as it is.
     memory = memory_of(config, zero)
     time = None
-    if device is not None and config.model.dtype != "float32":  # no peak is known for that
+    if device is not None and config.model.dtype != "float32":  # peaks are known for 16 bits only
         cluster = Cluster(device, gpus, nodes)
         time = time_plan(config, weights, zero, outlines.matrices(config), cluster, pairs)
+    # The alternatives: each DeepSpeed file, with all parameters trained and with an adapter.
     table = []
     for training, variant in (("full", full_variant(config)), ("LoRA", lora_variant(config))):
         for name in TABLE_FILES:
             file = config.model_copy(update={"deepspeed": name})
             try:
                 settings = read_zero(file, gpus, nodes)
-            except UserError:  # no alternative, since training refuses it (float16 at stage 0)
+            except UserError:  # training refuses it too, as float16 at stage 0
                 continue
             table.append(Cell(name, training, memory_of(variant, settings)))
     plan = Plan(
@@ -92,32 +98,34 @@ def make_plan(
 
 
 def read_zero(config: Config, gpus: int = 1, nodes: int = 1) -> ZeroSettings:
-    """The recipe's DeepSpeed file on `nodes` nodes of `gpus` GPUs, which need not be here.
+    """Reads the recipe's DeepSpeed file for `nodes` nodes of `gpus` GPUs, without needing them.
 
-    Raises `UserError` as training does.
+    Raises `UserError` for a file that training refuses.
     """
     planned = Place("none", world_size=gpus * nodes, local_world_size=gpus)
     return read_deepspeed_settings(config, planned).zero
 
 
 def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
-    """What to do with room that is left, or what would fit where there is none."""
+    """Lines of advice: how to use memory that is left, or which changes make the recipe fit."""
     config, memory = plan.config, plan.memory
     least = config.data.max_tokens
     offloads = plan.zero.offload_optimizer or plan.zero.offload_parameters
     lines = []
+    # The recipe fits: is there room to do it faster?
     if memory.fits:
         if offloads:
             lines.append(_leave_offload(plan))
         lines.append(_larger_micro_batch(plan))
         return [line for line in lines if line]
+    # The recipe does not fit: name single changes that help, the cheapest first.
     if memory.most_tokens >= least:
         lines.append(f"batch.tokens_per_rank {memory.most_tokens} fits")
     if not config.model.gradient_checkpointing:
         model = config.model.model_copy(update={"gradient_checkpointing": True})
         if memory_of(config.model_copy(update={"model": model}), plan.zero).fits:
             lines.append("model.gradient_checkpointing true fits")
-    training = "LoRA" if config.trains_adapter else "full"
+    training = _training(config)
     fitting = [c for c in plan.table if c.memory.fits]
     same = [c.zero for c in fitting if c.training == training]
     if same:
@@ -132,18 +140,24 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
 
 
 def _larger_micro_batch(plan: Plan) -> str:
-    """More tokens at once, where there is room and a step has them."""
+    """Advice to raise batch.tokens_per_rank, "" if memory or pairs do not allow it."""
     batch = plan.config.batch
     whole = math.ceil(batch.pairs / plan.ranks) * PAIR_TOKENS
     tokens = min(plan.memory.most_tokens, whole)
-    if tokens < 1.1 * batch.tokens_per_rank:
+    if tokens < 1.1 * batch.tokens_per_rank:  # not worth a change
         return ""
     why = ": a whole step in one micro-batch" if tokens == whole else ""
     return f"there is room for batch.tokens_per_rank {tokens}{why}"
 
 
+def _training(config: Config) -> str:
+    """The column of the table that a recipe belongs to."""
+    return "LoRA" if config.trains_adapter else "full"
+
+
 def _leave_offload(plan: Plan) -> str:
-    training = "LoRA" if plan.config.trains_adapter else "full"
+    """Advice to offload nothing, or "" if memory does not allow it."""
+    training = _training(plan.config)
     for cell in plan.table:
         if cell.zero == "zero3" and cell.training == training and cell.memory.fits:
             return "nothing need be offloaded: deepspeed zero3 fits and is faster"

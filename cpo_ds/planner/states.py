@@ -1,8 +1,8 @@
-"""Model states: what DeepSpeed holds of weights, gradients and optimizer at each ZeRO stage.
+"""Memory of model states: weights, gradients and optimizer at each ZeRO stage.
 
-As DeepSpeed 0.19 does for `cpo_ds.engine.engine`: torch's AdamW, any number of backward passes,
-then one step. Bytes per rank for T trained weights, N weights in all, W ranks, e bytes for a
-number of `model.dtype`:
+The counts are those of DeepSpeed 0.19 as `cpo_ds.engine.engine` uses it: torch's AdamW, any number
+of backward passes, then one step. Bytes per rank for T trained weights, N weights in all, W ranks,
+e bytes for a number of `model.dtype`:
 
 | | stage 0 | stage 1 | stage 2 | stage 3 |
 |---|---|---|---|---|
@@ -11,7 +11,7 @@ number of `model.dtype`:
 | AdamW's moments | 8 T | 8 T / W | 8 T / W | 8 T / W |
 | gradients | e T | e T | e T / W | e T / W |
 
-`benchmarks/planner_check.py` compares this with what real runs hold.
+`benchmarks/planner_check.py` compares the counts with the memory of real runs.
 """
 
 from __future__ import annotations
@@ -45,45 +45,45 @@ class Weights:
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes of one rank, by what they are for."""
+    """Bytes of model states on one rank, by purpose."""
 
     parameters: float
     reference: float
     optimizer: float  # master copy and moments
-    gradients: float  # from a step's first backward pass to its update; in ZeRO-3 always
-    buckets: float  # gradients on their way to other ranks; in ZeRO-3 always
+    gradients: float  # held from a step's first backward pass to its update; in ZeRO-3 always
+    buckets: float  # gradients on their way to other ranks; in ZeRO-3 held always
     gathered: float  # weights made whole for the pass (ZeRO-3)
-    update: float  # more during the update than before it
-    host: float  # in the host's memory, where something is offloaded
-    keeps_all: bool  # ZeRO-3: gradients and buckets stay between steps
-    keeps_buckets: bool  # they stay until the update
+    update: float  # additional during the update
+    host: float  # in the host's memory, if something is offloaded
+    keeps_all: bool  # gradients and buckets stay between steps (ZeRO-3)
+    keeps_buckets: bool  # buckets stay until the update
 
     @property
     def at_rest(self) -> float:
-        """Between two steps."""
+        """Bytes between two steps."""
         standing = self.parameters + self.reference + self.optimizer
         return standing + (self.gradients + self.buckets if self.keeps_all else 0.0)
 
     @property
     def before_update(self) -> float:
-        """Between a step's last backward pass and its update."""
+        """Bytes between a step's last backward pass and its update."""
         standing = self.parameters + self.reference + self.optimizer + self.gradients
         return standing + (self.buckets if self.keeps_buckets else 0.0)
 
     @property
     def in_passes(self) -> float:
-        """During a backward pass, without activations."""
+        """Bytes during a backward pass, without activations."""
         standing = self.parameters + self.reference + self.optimizer + self.gradients
         return standing + self.buckets + self.gathered
 
     @property
     def in_update(self) -> float:
-        """Most during the update."""
+        """Bytes during the update, when most is held."""
         return self.before_update + self.update
 
 
 def state_memory(weights: Weights, zero: ZeroSettings, dtype: str, ranks: int) -> StateMemory:
-    """Bytes that one of `ranks` ranks holds. Raises `ValueError` for an unknown stage."""
+    """Memory of one of `ranks` ranks. Raises `ValueError` for an unknown stage."""
     if zero.stage not in (0, 1, 2, 3):
         raise ValueError(f"ZeRO has no stage {zero.stage}")
     number = ELEMENT_BYTES[dtype]
@@ -93,10 +93,11 @@ def state_memory(weights: Weights, zero: ZeroSettings, dtype: str, ranks: int) -
 
 
 def _replicated(weights: Weights, number: int, ranks: int) -> StateMemory:
-    """Stage 0: torch's optimizer itself in float32, else DeepSpeed's with a float32 copy."""
+    """Stage 0: all states on every rank. In 16 bits DeepSpeed adds a float32 copy of weights."""
     trained = weights.num_trained
-    reduces = ranks > 1 or number < 4  # `engine.Engine` spares one float32 rank that
-    flat = reduces * number * min(trained, _STAGE_0_BUCKET)  # a copy of gradients to be reduced
+    # DeepSpeed copies gradients, a piece at a time, to reduce them over ranks.
+    reduces = ranks > 1 or number < 4  # `Engine` switches that off for one float32 rank
+    flat = reduces * number * min(trained, _STAGE_0_BUCKET)
     return StateMemory(
         parameters=number * weights.num_policy,
         reference=number * sum(weights.reference),
@@ -114,14 +115,17 @@ def _replicated(weights: Weights, number: int, ranks: int) -> StateMemory:
 def _split_optimizer(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> StateMemory:
     """Stages 1 and 2: whole weights, an equal part of the optimizer on each rank."""
     trained, part = weights.num_trained, weights.num_trained / ranks
+    # Buckets: DeepSpeed has a second one if communication overlaps with computation.
     buffers = (1 + zero.overlap_communication) * zero.contiguous_gradients
-    # At stage 2 each pass copies a bucket to reduce it, and fills this rank's part anew to add it.
+    # At stage 2 each pass copies a bucket to reduce it. It also fills a new copy of this rank's
+    # part of the gradients, to be added to the old one.
     in_pass = min(zero.reduce_bucket, trained) + part if zero.stage == 2 else 0.0
     whole = number * trained if zero.stage == 1 else number * part
+    # Optimizer: a float32 copy and two moments, 4 bytes each.
     optimizer, host, gradients, update = 12 * part, 0.0, whole, (number + 4) * part
     if zero.offload_optimizer:
         host = (12 + 4 + 2 * number) * part
-        optimizer = number * max(weights.trained, default=0)  # one gradient on its way
+        optimizer = number * max(weights.trained, default=0)  # one gradient on its way to the host
         gradients, update = (whole if zero.stage == 1 else 0.0), 0.0
     elif number == 4:
         update = number * part
@@ -140,9 +144,13 @@ def _split_optimizer(weights: Weights, zero: ZeroSettings, number: int, ranks: i
 
 
 def _sharded(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> StateMemory:
-    """Stage 3: all split; small weights whole as well, larger ones made whole for use."""
+    """Stage 3: all states split. Small weights are kept whole too, larger ones made whole for use.
+
+    `persistence_threshold` is the size up to which a weight is small.
+    """
     trained, part = weights.num_trained, weights.num_trained / ranks
     policy = (*weights.trained, *weights.frozen)
+    # Weights.
     small = zero.persistence_threshold
     parameters, reference = (
         number * (sum(sizes) / ranks + _small(sizes, small) * (ranks > 1))
@@ -151,6 +159,7 @@ def _sharded(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> S
     secondary = zero.secondary_partition
     if secondary > 1:  # a second copy of the weights, split within a node
         parameters += number * sum(policy) / secondary
+    # Optimizer and gradients, and what is offloaded to the host.
     optimizer, gradients, host = 12 * part, number * part, 0.0
     update = (number + 4 if number < 4 else number) * min(part, zero.sub_group)
     if zero.offload_optimizer:
@@ -161,8 +170,10 @@ def _sharded(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> S
         parameters, reference = (
             number * _small(sizes, small) for sizes in (policy, weights.reference)
         )
+    # Communication.
     used = zero.reduce_bucket * zero.contiguous_gradients
-    # In and out of a reduction; where one bucket holds all, that comes when the pass is over.
+    # Input and output of a reduction. If one bucket holds all gradients, it is reduced after the
+    # pass, when gathered weights are free again.
     moved = zero.reduce_bucket * (1 + 1 / ranks) if trained > zero.reduce_bucket else 0.0
     gathers = ranks > 1 or zero.offload_parameters
     return StateMemory(
@@ -180,12 +191,12 @@ def _sharded(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> S
 
 
 def _small(sizes: tuple[int, ...], threshold: int) -> int:
-    """Weights in tensors that stay whole."""
+    """Number of weights in tensors that stay whole."""
     return sum(size for size in sizes if size <= threshold)
 
 
 def _gathered(sizes: tuple[int, ...], zero: ZeroSettings) -> float:
-    """Weights whole at once: as many as may live, and what is being fetched."""
+    """Number of weights whole at once: as many as may live, and those being prefetched."""
     large = [size for size in sizes if size > zero.persistence_threshold]
     live = max(min(sum(large), zero.max_live_parameters), max(large, default=0))
     return live + min(sum(large), zero.prefetch_bucket)

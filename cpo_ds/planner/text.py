@@ -1,4 +1,4 @@
-"""A plan as people read it, and as values for programs."""
+"""A plan as text, and as values for JSON."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _memory(plan: Plan) -> list[str]:
 def _verdict(plan: Plan) -> list[str]:
     memory = plan.memory
     left = (memory.available - memory.total) / GIB
-    lines = [f"It fits: {left:.1f} GiB are left." if memory.fits else f"{-left:.1f} GiB are short."]
+    lines = [f"It fits: {left:.1f} GiB are left."]
+    if not memory.fits:
+        lines = [f"It does not fit: {-left:.1f} GiB are missing."]
     if memory.most_tokens:
         lines.append(f"Largest batch.tokens_per_rank: {memory.most_tokens}.")
     else:
@@ -103,8 +105,9 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
-    """The same for programs; sizes in GiB, times in seconds."""
+    """A plan as values for JSON; sizes in GiB, times in seconds."""
     memory, time = plan.memory, plan.time
+    # Keys are read by programs: they stay as they are.
     return {
         "model": plan.model,
         "weights": plan.weights.num_policy,

@@ -57,7 +57,7 @@ def test_dpo_on_a_continued_adapter_is_planned_by_shape(capsys):
 
 def test_too_little_room_is_an_answer_with_advice(capsys):
     code, text, _ = plan(capsys, "--shape", "tiny", "--gpu-memory", "0.9", "--gpus", "1")
-    assert code == 0 and "GiB are short" in text and "No batch.tokens_per_rank" in text
+    assert code == 0 and "GiB are missing" in text and "No batch.tokens_per_rank" in text
     assert "nothing here fits" in text
 
 
