@@ -84,8 +84,8 @@ def _score_lexical(
     def score(batch: list[Item]) -> list[Score]:
         return [(value, None) for value in lexical.score(metric.model, batch)]
 
-    parts = ResultFiles(cache, metric.model, ranks.rank)
-    results = _score_all([batches], score, parts, ranks, metric.name)
+    kept = ResultFiles(cache, metric.model, ranks.rank)
+    results = _score_all([batches], score, kept, ranks, metric.name)
     return MetricScores(record, results, items, left_out)
 
 
@@ -126,9 +126,9 @@ def _score_comet(
         alike = [item for item in unique if (item.reference is not None) == has_reference]
         groups.append(scorer.batches(alike, count, scoring.batch_tokens))
 
-    # Score. The name of the kept parts holds all that decides a score besides the texts.
-    parts = ResultFiles(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
-    results = _score_all(groups, scorer.score, parts, ranks, metric.name, in_step=scoring.shard)
+    # Score. The name of the kept results holds all that decides a score besides the texts.
+    kept = ResultFiles(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
+    results = _score_all(groups, scorer.score, kept, ranks, metric.name, in_step=scoring.shard)
     record: ScorerRecord = {
         "model": metric.model,
         "fingerprint": checkpoint.fingerprint,
@@ -142,7 +142,7 @@ def _score_comet(
 def _score_all(
     groups: Sequence[list[list[Item]]],
     score: Callable[[list[Item]], Sequence[Score]],
-    parts: ResultFiles,
+    kept: ResultFiles,
     ranks: Ranks,
     name: str,
     *,
@@ -153,7 +153,7 @@ def _score_all(
     With `in_step`, all ranks call `score` equally often in each group.
     """
     # Drop what an earlier run scored. All ranks read before any of them adds new scores.
-    known = parts.read()
+    known = kept.read()
     ranks.gather(None)
     missing = [_missing(batches, known) for batches in groups]
     shares = [share(batches, ranks.rank, ranks.world_size) for batches in missing]
@@ -167,17 +167,17 @@ def _score_all(
         for batch in own_batches:
             results = score(batch or batches[-1]) if batch or in_step else []
             if batch:
-                parts.add({item.key: list(r) for item, r in zip(batch, results, strict=True)})
+                kept.add({item.key: list(r) for item, r in zip(batch, results, strict=True)})
                 progress.advance(len(batch), 1)
 
     # Wait for the other ranks' scores, then report.
     ranks.gather(None)
     rate = f", {num_missing / progress.seconds:.0f} a second" if num_missing else ""
     before = sum(len(batch) for batches in groups for batch in batches) - num_missing
-    kept = f"; {before} were scored before" if before else ""
+    note = f"; {before} were scored before" if before else ""
     took = duration(progress.seconds)
-    ranks.say(f"{name}: {num_missing} different translations scored in {took}{rate}{kept}")
-    return parts.read() if ranks.rank == 0 else {}
+    ranks.say(f"{name}: {num_missing} different translations scored in {took}{rate}{note}")
+    return kept.read() if ranks.rank == 0 else {}
 
 
 def _missing(batches: list[list[Item]], known: Mapping[str, Any]) -> list[list[Item]]:

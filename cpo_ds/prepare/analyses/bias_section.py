@@ -47,7 +47,7 @@ def bias_section(view: View) -> Section:
         why = "No row has two translations that score differently: there is nothing to choose."
         return Section(ANCHOR, TITLE, explanation=(why,))
 
-    # The sentences. Gains are in standard deviations of the judging metric.
+    # The sentences, the chart and the table. In the latter two, gains are in standard deviations.
     deviations = {name: deviation_within(view.tables[name]) for name in metrics}
     findings = [_finding(label, gains) for label, gains in gains_by.items()]
     explanation = (

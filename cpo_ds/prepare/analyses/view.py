@@ -31,7 +31,7 @@ class View:
     scored: ScoredRows
     selecting: tuple[str, ...]
     tables: dict[str, np.ndarray]  # by metric: scores, [rows, systems]
-    groups: dict[str, np.ndarray]  # masks, [rows], of directions, and of `ALL` before several
+    groups: dict[str, np.ndarray]  # by direction, or `ALL`: masks, [rows]
     chart_groups: tuple[str, ...]
     systems: tuple[str, ...]  # in tables, the reference included
     colours: dict[str, str]  # of the systems in charts, the reference included

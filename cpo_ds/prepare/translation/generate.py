@@ -149,8 +149,8 @@ def _translate(
 
     # Each rank loads the model and translates its share.
     if batches:
-        if ranks.rank == 0 and ranks.device.type == "cpu" and generation.dtype != "float32":
-            print("note: most CPUs are slow in 16 bits; --dtype float32 is faster", flush=True)
+        if ranks.device.type == "cpu" and generation.dtype != "float32":
+            ranks.say("note: most CPUs are slow in 16 bits; --dtype float32 is faster")
         model = ranks.everywhere(
             lambda: LocalModel(
                 arguments.model, arguments.adapter, generation.dtype, tokenizer, ranks.device
@@ -160,8 +160,7 @@ def _translate(
 
     # Rank 0 writes the rows from all ranks' translations.
     lines = ranks.on_first(lambda: _write(jobs[0], arguments.output, kept))
-    if ranks.rank == 0:
-        print("\n".join(lines), flush=True)
+    ranks.say("\n".join(lines))
 
 
 def _write(job: Job, output: Path, kept: KeptTranslations) -> list[str]:

@@ -17,8 +17,6 @@ from cpo_ds.prepare.translation.lines import Sources, read_sources
 from cpo_ds.prepare.translation.prompting import Prompt, last_request
 from cpo_ds.storage.results import ResultFiles, cache_of
 
-_PARTS = "translations"
-
 
 @dataclass(frozen=True)
 class Translation:
@@ -35,20 +33,23 @@ class KeptTranslations:
 
     def __init__(self, output: Path, rank: int = 0) -> None:
         self.folder = cache_of(output)
-        self._parts = ResultFiles(self.folder, _PARTS, rank)
+        self._files = ResultFiles(self.folder, "translations", rank)
 
     def read(self) -> dict[str, Translation]:
         """The translations of all ranks."""
-        return {key: Translation(**values) for key, values in self._parts.read().items()}
+        return {key: Translation(**values) for key, values in self._files.read().items()}
 
     def add(self, translations: Mapping[str, Translation]) -> None:
         """Keeps more translations, all or none of them. Raises `UserError` if that fails."""
-        self._parts.add({key: asdict(value) for key, value in translations.items()})
+        self._files.add({key: asdict(value) for key, value in translations.items()})
 
 
 @dataclass(frozen=True)
 class Job:
-    """The rows that one system translates. A row without a key is not translated, for `why_not`."""
+    """The rows that one system translates.
+
+    Rows without a key are not translated; `why_not` is the reason.
+    """
 
     sources: Sources
     name: str
