@@ -72,9 +72,9 @@ class DataConfig(_Section):
     prompt_style: Literal["alma", "chat"] = Field(
         "alma", description="the ALMA prompt as plain text, or as a user turn of the chat template"
     )
-    max_prompt_tokens: int = Field(256, gt=0, description="drop and count longer prompts")
+    max_prompt_tokens: int = Field(256, gt=0, description="pairs with a longer prompt are dropped")
     max_tokens: int = Field(
-        512, gt=1, description="drop and count pairs with a longer prompt + completion"
+        512, gt=1, description="pairs with a longer prompt + completion are dropped and counted"
     )
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="share of the pairs to hold out")
     eval_path: str | None = Field(None, description="path of held-out pairs in the same format")
@@ -106,7 +106,7 @@ class LossConfig(_Section):
         0.0, ge=0.0, lt=0.5, description="probability that a preference label is wrong"
     )
     nll_reduction: Literal["token", "pair"] = Field(
-        "token", description="NLL: mean over all chosen tokens, or mean of the means of pairs"
+        "token", description="NLL: mean over all chosen tokens, or over pairs of each pair's mean"
     )
     gamma: float = Field(0.5, description="target reward margin (simpo, cpo-simpo)")
     arpo_scale: float = Field(0.9, description="c1 of tau = min(c1 exp(c2 d) - 1, 1) (arpo)")
@@ -236,7 +236,7 @@ class CheckpointConfig(_Section):
     )
     keep_last: int = Field(2, gt=0, description="checkpoints to keep; older ones are deleted")
     resume: str = Field(
-        "auto", description="auto: from the newest checkpoint, if any; never; or a folder to take"
+        "auto", description="auto: from the newest checkpoint, if any; never; or a folder"
     )
     on_damage: Literal["fall_back", "stop"] = Field(
         "fall_back", description="if a checkpoint is damaged: resume from an older one, or stop"
