@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import ablations
-import endings
 import head_memory
 import pytest
 import scaling
@@ -13,7 +12,6 @@ import torch
 from ablations import VARIANTS, PlainHead, as_variant, padded
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs.processes import run_fresh
 from jobs.synthetic import draw_lengths, rows_of_numbers, save_random_model
 from pages import head as head_page
 
@@ -152,12 +150,6 @@ def test_impossible_arguments_are_refused(module, words, message, capsys):
         module.parse(["--threads", "0"])
 
 
-def test_a_process_that_dies_is_a_row():
-    assert run_fresh(endings.be_killed) == {"error": "out of memory"}
-    with pytest.raises(UserError, match="put this right"):
-        run_fresh(endings.refuse)
-
-
 def test_head_page_says_what_is_missing(tmp_path):
     same = {"benchmark": "head", "repeat": 0, "trained": True, "vocabulary": 100, "tokens": 256,
             "hidden_size": 16, "dtype": "float32", "chunk_tokens": 512, "completion_tokens": 64,
@@ -171,12 +163,3 @@ def test_head_page_says_what_is_missing(tmp_path):
     first = (tmp_path / "head_x_memory.png").read_bytes()
     head_page.render(lines, tmp_path / "head_x")
     assert (tmp_path / "head_x_memory.png").read_bytes() == first
-
-
-def test_ablations_run_from_the_command_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations, "VARIANTS", {n: VARIANTS[n] for n in ("padded", "packed")})
-    words = "--quick --pairs-per-step 3 --steps 1 --threads 1 --out"
-    assert ablations.main([*words.split(), str(tmp_path / "a")]) == 0
-    page = (tmp_path / "a.md").read_text(encoding="utf-8")
-    assert "packed, logits of scored positions" in page
-    assert "python " in page
