@@ -18,7 +18,7 @@ from cpo_ds.data.prompts import alma_prompt, parse_direction
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.alma_rows import write_alma_rows
 from cpo_ds.prepare.pairs.choose import Pair
-from cpo_ds.prepare.pairs.selection import Options, select, summarize
+from cpo_ds.prepare.pairs.selection import Options, Summary, select, summarize
 from cpo_ds.storage.files import writing
 from cpo_ds.storage.folders import check_replaceable, replacing_folder
 
@@ -98,22 +98,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
 
     # Write the folder, whole or not at all.
-    summary = {
+    summary = summarize(selection)
+    record = {
         "input": str(arguments.input),
         "options": asdict(options),
         "rows": len(rows),
         "left_out": dict(skipped.most_common()),
-        **summarize(selection),
+        **summary,
     }
     with replacing_folder(arguments.output) as folder:
         write_rows(folder / PAIRS, [pair_row(p, options.prompt_style) for p in selection.pairs])
         write_alma_rows(folder / ALMA_ROWS, selection.pairs)
         with writing(folder / SUMMARY) as unfinished:
-            text = json.dumps(summary, ensure_ascii=False, indent=2)
+            text = json.dumps(record, ensure_ascii=False, indent=2)
             unfinished.write_text(text + "\n", encoding="utf-8")
 
     # Print the counts.
-    print("\n".join([*_lines(summary), *left_out(skipped)]))
+    print("\n".join([*_lines(len(rows), summary), *left_out(skipped)]))
     print(f"written to {arguments.output}: {PAIRS}, {ALMA_ROWS}, {SUMMARY}")
     return 0
 
@@ -169,7 +170,7 @@ def pair_row(pair: Pair, prompt_style: str) -> dict[str, Any]:
     }
 
 
-def _lines(summary: Mapping[str, Any]) -> list[str]:
+def _lines(num_rows: int, summary: Summary) -> list[str]:
     """Lines to print on the summary."""
     by, because = " + ".join(summary["metrics"]) or "no metric", summary["metrics_because"]
     total = sum(summary["pairs"].values())
@@ -180,14 +181,15 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
         "references left out, as a metric compares with them": summary["references_left_out"],
     }
     return [
-        f"read {summary['rows']} rows, selected {total} pairs by {by}",
+        f"read {num_rows} rows, selected {total} pairs by {by}",
         *([f"  metrics taken: {by}, as {because}"] if because else []),
         *(
             f"  metric left out, {name}: {reason}"
             for name, reason in summary["metrics_left_out"].items()
         ),
         *(f"  {direction}: {count}" for direction, count in summary["pairs"].items()),
-        *(f"  {side}: {_shares(summary[side], total)}" for side in ("chosen", "rejected")),
+        f"  chosen: {_shares(summary['chosen'], total)}",
+        f"  rejected: {_shares(summary['rejected'], total)}",
         *(f"  {label}: {count}" for label, count in counts.items() if count),
     ]
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.errors import UserError
@@ -93,13 +93,31 @@ def _filters(options: Options, rows: Sequence[CandidateRow]) -> list[filters.Fil
     return [*chosen, filters.duplicate_filter()]
 
 
-def summarize(selection: Selection) -> dict[str, Any]:
+class Summary(TypedDict):
     """The counts of a selection, as `summary.json` has them."""
+
+    metrics: list[str]
+    metrics_because: str | None
+    metrics_left_out: dict[str, str]
+    scorer: str
+    scorers: dict[str, list[Any]]  # by metric: the different records in the rows
+    pairs: dict[str, int]  # by direction
+    human_preferences: int
+    dropped: dict[str, int]  # by reason
+    unscored_translations: int
+    references_left_out: int
+    chosen: dict[str, dict[str, int]]  # by direction and system
+    rejected: dict[str, dict[str, int]]
+
+
+def summarize(selection: Selection) -> Summary:
+    """Counts a selection."""
     # How often each system's translations were chosen and rejected, by direction.
-    sides: dict[str, dict[str, Counter[str]]] = {"chosen": {}, "rejected": {}}
+    chosen: dict[str, Counter[str]] = {}
+    rejected: dict[str, Counter[str]] = {}
     for pair in selection.pairs:
-        for side, name in (("chosen", pair.chosen_system), ("rejected", pair.rejected_system)):
-            sides[side].setdefault(pair.direction, Counter())[name] += 1
+        chosen.setdefault(pair.direction, Counter())[pair.chosen_system] += 1
+        rejected.setdefault(pair.direction, Counter())[pair.rejected_system] += 1
 
     metrics = selection.choice.metrics
     by_scores = [rated for rated in selection.rated if not human_preference(rated.row)]
@@ -114,11 +132,14 @@ def summarize(selection: Selection) -> dict[str, Any]:
         "dropped": dict(selection.dropped.most_common()),
         "unscored_translations": sum(rated.unscored for rated in by_scores),
         "references_left_out": sum(rated.leaves_reference_out for rated in by_scores),
-        **{
-            side: {direction: dict(names.most_common()) for direction, names in sorted(by.items())}
-            for side, by in sides.items()
-        },
+        "chosen": _most_common(chosen),
+        "rejected": _most_common(rejected),
     }
+
+
+def _most_common(by_direction: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    """The counts with directions in order of name and the largest counts first."""
+    return {name: dict(counts.most_common()) for name, counts in sorted(by_direction.items())}
 
 
 def _scorers(metric: str, rated: Sequence[RatedRow]) -> list[Any]:
