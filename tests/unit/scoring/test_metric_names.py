@@ -15,11 +15,11 @@ from cpo_ds.scoring.spans import closed_runs
 def test_spans_are_runs_of_errors_that_end(labels: list[int]) -> None:
     """The runs equal those of COMET's loop over tokens."""
     expected, open_since = [], None
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         if label and open_since is None:
-            open_since = place
+            open_since = index
         if not label and open_since is not None:
-            expected.append((open_since, place))
+            expected.append((open_since, index))
             open_since = None
     assert closed_runs(labels) == expected
 
