@@ -45,7 +45,7 @@ class DemoModelError(Exception):
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds all files of the model."""
+    """Returns whether a folder holds all files of the model."""
     names = ("config.json", "model.safetensors", "tokenizer.json")
     return all((folder / name).is_file() for name in names)
 
