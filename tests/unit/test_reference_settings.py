@@ -32,7 +32,10 @@ LORA_AND_DPO = {"lora": {}, "loss": {"name": "dpo", "reference": "adapter"}}
         ),
         ({"loss": {"name": "cpo", "reference": "precomputed"}}, "no effect with loss.name: cpo"),
         ({"loss": {"name": "dpo", "alpha": 0.5}}, "dpo-nll is dpo with an NLL term"),
-        ({"loss": {"name": "dpo", "reference_cache": "x"}}, "an effect only with loss.reference: precomputed"),
+        (
+            {"loss": {"name": "dpo", "reference_cache": "x"}},
+            "an effect only with loss.reference: precomputed",
+        ),
     ],
 )
 def test_impossible_references_are_refused(sections: dict[str, Any], words: str) -> None:
