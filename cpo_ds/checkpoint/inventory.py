@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, which are intact, which one is meant."""
+"""Lists and verifies the checkpoints of a run, and finds the one that a command names."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from cpo_ds.checkpoint.publish import (
 )
 from cpo_ds.errors import UserError
 
-Say = Callable[[str], None]
 
+def find_intact(
+    run: Path, checkpoint: str | None, say: Callable[[str], None]
+) -> tuple[Path, Manifest]:
+    """Finds the named checkpoint (a step or a folder), else the newest intact one.
 
-def find_intact(run: Path, checkpoint: str | None, say: Say) -> tuple[Path, Manifest]:
-    """The named checkpoint (a step or a folder), else the newest intact one, every byte verified.
-
-    `run` may be a step-... folder itself. Damaged ones that are passed over are said. Raises
-    `UserError` where there is none, or where the named one is damaged.
+    `run` may be a step-... folder itself. Every byte is verified. Damaged checkpoints that are
+    passed over are reported by `say`. Raises `UserError` if there is no checkpoint, or if the named
+    one is damaged.
     """
-    found = _candidates(run, checkpoint)
     damaged: list[str] = []
-    for path in found:
+    for path in _candidates(run, checkpoint):
         manifest, problems = inspect(path)
         if manifest is not None and not problems:
             for problem in damaged:
                 say(f"warning: damaged: {problem}. Taking {path.name}.")
             return path, manifest
         damaged.append(problems[0])
-    named = checkpoint is not None or _is_checkpoint(run)
-    rest = "name another one" if named else "none of the run's checkpoints is intact"
-    raise UserError(f"{'; '.join(damaged)}; {rest} (`cpo-ds checkpoints RUN` lists them).")
+    is_named = checkpoint is not None or _is_checkpoint(run)
+    advice = "name another one" if is_named else "none of the run's checkpoints is intact"
+    raise UserError(f"{'; '.join(damaged)}; {advice} (`cpo-ds checkpoints RUN` lists them).")
 
 
 def newest(run: Path) -> Path | None:
@@ -44,6 +44,7 @@ def newest(run: Path) -> Path | None:
 
 
 def _candidates(run: Path, checkpoint: str | None) -> list[Path]:
+    """The named checkpoint alone, or all checkpoints of the run, the best first."""
     if checkpoint is not None:
         path = Path(checkpoint).resolve()
         if checkpoint.isdecimal():
@@ -51,15 +52,15 @@ def _candidates(run: Path, checkpoint: str | None) -> list[Path]:
     elif _is_checkpoint(run):
         path = run.resolve()
     else:
-        found = resume_candidates(_folder_of(run))
-        if not found:
+        candidates = resume_candidates(_folder_of(run))
+        if not candidates:
             raise UserError(f"{run} has no checkpoint yet; give the output_dir of a run that does.")
-        return found
+        return candidates
     if not path.is_dir() or not _is_checkpoint(path):
-        has = [p.name for p in checkpoints(run / "checkpoints")]
+        names = [p.name for p in checkpoints(run / "checkpoints")]
         raise UserError(
             f"there is no checkpoint {path}; "
-            + (f"{run} has {', '.join(has)}." if has else "give a step or a step-... folder.")
+            + (f"{run} has {', '.join(names)}." if names else "give a step or a step-... folder.")
         )
     return [path]
 
@@ -69,6 +70,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _folder_of(run: Path) -> Path:
+    """The folder with a run's checkpoints. Raises `UserError` if it is missing."""
     if not run.is_dir():
         raise UserError(f"there is no run folder {run}; give the output_dir of a run.")
     folder = run / "checkpoints"
@@ -78,16 +80,16 @@ def _folder_of(run: Path) -> Path:
 
 
 def list_checkpoints(run: Path) -> tuple[str, bool]:
-    """A table of a run's checkpoints, verified byte by byte, and whether all are intact.
+    """Returns a table of a run's checkpoints, and whether all are intact; reads every byte.
 
-    Raises `UserError` where there are none.
+    Raises `UserError` if there are none.
     """
-    found = checkpoints(_folder_of(run))
-    if not found:
+    paths = checkpoints(_folder_of(run))
+    if not paths:
         raise UserError(f"{run} has no checkpoint yet.")
     lines = [f"{'step':>10}  {'size':>10}  {'ranks':>5}  {'ZeRO':>4}  state"]
     all_intact = True
-    for path in found:
+    for path in paths:
         manifest, problems = inspect(path)
         all_intact = all_intact and not problems
         state = f"damaged: {'; '.join(problems)}" if problems else "intact"

@@ -1,8 +1,9 @@
-"""A checkpoint of some number of ranks -> DeepSpeed's universal format, for any number of them.
+"""Converts a checkpoint to DeepSpeed's universal format, which any number of ranks can load.
 
-It is made in the folder of the run that resumes, which may not be the one that saved.
+    checkpoints/universal-step-00000020/   made from step-00000020, removed with the next save
 
-checkpoints/universal-step-00000020/   made from step-00000020, removed with the next save
+The result is in the folder of the run that resumes, which may be another one than the run that
+saved.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cpo_ds.checkpoint.manifest import Manifest, inspect, read_entry, write_manifest
 from cpo_ds.checkpoint.publish import publish_folder, unfinished_name
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import ByteWatch, count_work
 
-_LOOK_SECONDS = 1.0  # between looks at whether the converter works
+_LOOK_SECONDS = 1.0  # between looks at whether the converter makes progress
 
 
 def needs_conversion(path: Path, manifest: Manifest, ranks: int, stage: int) -> bool:
-    """Whether a checkpoint must be converted to be loaded on `ranks` ranks at a ZeRO stage.
+    """Whether a checkpoint must be converted before `ranks` ranks load it at ZeRO stage `stage`.
 
-    Raises `UserError` for another stage: DeepSpeed's universal format keeps what differs between
-    stages. Stage 0 splits nothing, so its checkpoints fit any number of ranks.
+    Stage 0 splits nothing, so its checkpoints fit any number of ranks. Raises `UserError` for a
+    checkpoint of another stage: even DeepSpeed's universal format differs between stages.
     """
     if manifest.zero_stage != stage:
         raise UserError(
             f"the checkpoint {path} was saved at ZeRO stage {manifest.zero_stage}, and DeepSpeed "
-            f"cannot load it at stage {stage}: go on with a deepspeed file of stage "
-            f"{manifest.zero_stage} (on any number of ranks), or write the model by "
+            f"cannot load it at stage {stage}: resume with a deepspeed file of stage "
+            f"{manifest.zero_stage} (on any number of ranks), or write the model with "
             f"`cpo-ds export {path.parent.parent} --merge` and start a new run from it, with a "
             "fresh optimizer."
         )
@@ -44,22 +45,23 @@ def needs_conversion(path: Path, manifest: Manifest, ranks: int, stage: int) -> 
 
 
 def convert(path: Path, manifest: Manifest, folder: Path) -> tuple[Path, float | None]:
-    """Makes the universal form of a verified checkpoint in `folder`, unless it is there, intact.
+    """Converts a verified checkpoint into `folder`, unless an intact conversion is there already.
 
-    Returns its folder and the seconds that it took, None where it was there. Raises `UserError`
-    where DeepSpeed's converter fails or the disk is full.
+    Returns the converted folder and the seconds that it took, None if it was there. Raises
+    `UserError` if DeepSpeed's converter fails or the disk is full.
     """
     final = folder / f"universal-{path.name}"
     source = manifest.identity | {"made from": _digest(manifest)}
     if _is_intact(final, source):
         return final, None
     started = time.perf_counter()
-    # A converter outlives a run that is killed meanwhile, so each has a folder of its own.
+    # A converter outlives a run that is killed meanwhile. So each conversion has its own folder.
     unfinished = folder / unfinished_name(f"{final.name}-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _run_converter(path, unfinished)
+        # The conversion gets its name when its manifest is on disk, like a checkpoint.
         files = {
             str(file.relative_to(unfinished)): read_entry(file)
             for file in sorted(unfinished.rglob("*"))
@@ -72,33 +74,39 @@ def convert(path: Path, manifest: Manifest, folder: Path) -> tuple[Path, float |
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(
-            f"{path} could not be converted: {error.filename}: {error.strerror}; it takes about "
-            f"{3 * manifest.size / 2**30:.1f} GiB beside it while it is made."
+            f"{path} could not be converted: {error.filename}: {error.strerror}. The conversion "
+            f"takes about {3 * manifest.size / 2**30:.1f} GiB of disk while it runs: make room, "
+            "and run the same command again."
         ) from None
     return final, time.perf_counter() - started
 
 
 def _digest(manifest: Manifest) -> str:
+    """A checksum of all files of a checkpoint."""
     sums = sorted((name, entry.sha256) for name, entry in manifest.files.items())
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def _is_intact(folder: Path, source: dict[str, Any]) -> bool:
-    there, problems = inspect(folder)
-    return there is not None and there.identity == source and not problems
+def _is_intact(folder: Path, source: Mapping[str, object]) -> bool:
+    """Whether `folder` holds an undamaged conversion of the checkpoint that `source` identifies."""
+    manifest, problems = inspect(folder)
+    return manifest is not None and manifest.identity == source and not problems
 
 
 def _run_converter(path: Path, unfinished: Path) -> None:
+    """Runs DeepSpeed's converter as a process of its own. Raises `UserError` if it fails."""
     command = [
         sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
         "--input_folder", str(path), "--output_folder", str(unfinished),
         "--num_extract_workers", "1", "--num_merge_workers", "1",
         "--inject_missing_state",  # stages 1 and 2; nothing of tensor parallelism is missing here
     ]  # fmt: skip
-    own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment = own | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    # The converter is no rank of this run, and needs no GPU.
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    environment = {name: value for name, value in os.environ.items() if name not in ranks}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     code, output = _run_counting(command, environment)
-    (unfinished.parent / "latest_universal").unlink(missing_ok=True)  # the folder's name says it
+    (unfinished.parent / "latest_universal").unlink(missing_ok=True)  # the folder is named instead
     if code:
         shutil.rmtree(unfinished, ignore_errors=True)
         last = output.strip().splitlines()[-1:] or ["it printed nothing"]
@@ -110,7 +118,7 @@ def _run_converter(path: Path, unfinished: Path) -> None:
 
 
 def _run_counting(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Runs a command to its end; returns exit code and output. The bytes it moves count as work."""
+    """Runs a command; returns exit code and output. Bytes that it reads or writes count as work."""
     process = subprocess.Popen(
         command,
         env=environment,
@@ -120,14 +128,14 @@ def _run_counting(command: list[str], environment: dict[str, str]) -> tuple[int,
         text=True,
         errors="replace",
     )
-    bytes_of_it = ByteWatch(process.pid)
+    progress = ByteWatch(process.pid)
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 output, _ = process.communicate(timeout=_LOOK_SECONDS)
                 return process.returncode, output
-            if bytes_of_it.has_moved(_LOOK_SECONDS):
+            if progress.has_moved(_LOOK_SECONDS):
                 count_work()
-    except BaseException:
+    except BaseException:  # also if this rank is interrupted
         process.kill()
         raise

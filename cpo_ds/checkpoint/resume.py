@@ -1,14 +1,13 @@
-"""The checkpoint to resume from: found, verified, compared with the run, loaded.
+"""Finds the checkpoint to resume from, verifies it, compares it with the run and loads it.
 
-What a checkpoint folder holds and when it gets its name is in `manifest.py`; how it is saved, in
-`saver.py`; another number of ranks, in `universal.py`.
+`publish.py` names and lists checkpoints, `manifest.py` verifies them, `save.py` saves them, and
+`reshard.py` converts those of another number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,22 +30,24 @@ from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.ranks import Ranks
 
-Say = Callable[[str], None]
+Say = Callable[[str], None]  # prints a line on rank 0
 
 
 def find_checkpoint(
     checkpoint: CheckpointConfig, folder: Path, ranks: Ranks, say: Say, *, is_local: bool = False
 ) -> tuple[Path, Manifest] | None:
-    """The newest intact checkpoint to resume from, every byte verified, or None to start anew.
+    """Finds the newest intact checkpoint to resume from; None to start a new run.
 
-    All ranks call it and share the reading. With `is_local` each host has a folder of its own, and
-    a checkpoint counts that all have. Raises `UserError` where a named one is not there or is
-    damaged, where all are, or where starting anew would mix a run into the files of an old one.
+    All ranks call it and share the reading of every byte. With `is_local` each host has a folder of
+    its own, and only checkpoints that all hosts have count. Raises `UserError` if a named
+    checkpoint is missing or damaged, if all are damaged, or if a new run would mix its files with
+    those of an old one.
     """
+    # List the candidates, the best first.
     if is_local:
-        found = ranks.gather(ranks.on_each_host(lambda: _candidates(checkpoint, folder)))
-        paths = _on_all_hosts([some for some, _ in found], ranks, folder)
-        latest = next((problem for _, problem in found if problem is not None), None)
+        listed = ranks.gather(ranks.on_each_host(lambda: _candidates(checkpoint, folder)))
+        paths = _on_all_hosts([paths for paths, _ in listed], ranks, folder)
+        latest = next((problem for _, problem in listed if problem is not None), None)
     else:
         paths, latest = ranks.on_first(lambda: _candidates(checkpoint, folder))
     damaged: list[str] = []
@@ -56,6 +57,7 @@ def find_checkpoint(
             damaged.append(problem)
         else:
             say(f"warning: {problem}.")
+    # Try them in turn until one is intact, or at the first damage if the recipe says so.
     stops = checkpoint.on_damage == "stop"
     tried = 0
     for path in paths:
@@ -68,31 +70,34 @@ def find_checkpoint(
                 say(f"warning: damaged: {'; '.join(damaged)}. Going on from {path.name}.")
             return path, manifest
         damaged += problems[:1]
-    if damaged:
-        untried = tried < len(paths)
-        raise UserError(
-            f"{'; '.join(damaged)}. "
-            + ("" if untried else "There is nothing whole to resume from: ")
-            + "name another checkpoint with checkpoint.resume, or choose another output_dir to "
-            f"start anew{'; checkpoint.on_damage: fall_back tries older ones' if untried else ''}."
-        )
-    return None
+    # None is intact: a new run starts only if there was none at all.
+    if not damaged:
+        return None
+    reason, advice = "No intact checkpoint is left to resume from: ", ""
+    if tried < len(paths):
+        reason, advice = "", "; checkpoint.on_damage: fall_back tries older ones"
+    raise UserError(
+        f"{'; '.join(damaged)}. {reason}name another checkpoint with checkpoint.resume, or choose "
+        f"another output_dir to start a new run{advice}."
+    )
 
 
 def _candidates(
     checkpoint: CheckpointConfig, folder: Path
 ) -> tuple[list[Path], tuple[str, bool] | None]:
-    """Checkpoints to try in turn, and what is wrong with `latest` (see `latest_problem`)."""
+    """Checkpoints to try in turn, and the problem with `latest` (see `latest_problem`)."""
     if folder.is_dir():
         restore_replaced(folder)
+    # The run's own checkpoints.
     if checkpoint.resume == "auto":
-        found = resume_candidates(folder)
-        if not found and (folder / "latest").exists():
+        candidates = resume_candidates(folder)
+        if not candidates and (folder / "latest").exists():
             raise UserError(
                 f"{folder}/latest names a checkpoint, but there is none; delete {folder} to start "
-                "anew."
+                "a new run."
             )
-        return found, latest_problem(folder)
+        return candidates, latest_problem(folder)
+    # No checkpoint at all.
     if checkpoint.resume == "never":
         if checkpoints(folder):
             raise UserError(
@@ -100,70 +105,74 @@ def _candidates(
                 "choose another output_dir, delete that run, or set checkpoint.resume: auto."
             )
         return [], None
-    chosen = Path(checkpoint.resume)
-    is_one = chosen.name.startswith("step-")
-    found = [chosen] if is_one else resume_candidates(chosen)
-    if not chosen.is_dir() or not found:
+    # A checkpoint, or a folder of several, by name.
+    named = Path(checkpoint.resume)
+    is_one = named.name.startswith("step-")
+    candidates = [named] if is_one else resume_candidates(named)
+    if not named.is_dir() or not candidates:
         raise UserError(
             f"checkpoint.resume names {checkpoint.resume}, which holds no checkpoint; give a "
             "step-... folder (or the folder of several), auto or never."
         )
-    return found, None if is_one else latest_problem(chosen)
+    return candidates, None if is_one else latest_problem(named)
 
 
-def _on_all_hosts(found: list[list[Path]], ranks: Ranks, folder: Path) -> list[Path]:
-    """The candidates that the disks of all hosts have, the best first; `found` is by rank."""
-    common = [path for path in found[0] if all(path in some for some in found)]
-    if not common and any(found):
-        without = sorted({ranks.hosts[rank] for rank, some in enumerate(found) if not some})
+def _on_all_hosts(by_rank: list[list[Path]], ranks: Ranks, folder: Path) -> list[Path]:
+    """The candidates that the disks of all hosts have, the best first."""
+    common = [path for path in by_rank[0] if all(path in paths for paths in by_rank)]
+    if not common and any(by_rank):
+        without = sorted({ranks.hosts[rank] for rank, paths in enumerate(by_rank) if not paths})
         raise UserError(
             f"no checkpoint of {folder} is on the disks of all hosts"
             + (f": {', '.join(without)} has none" if without else "")
             + "; start on the hosts that saved, copy their step folders to the others, or choose "
-            "another output_dir to start anew."
+            "another output_dir to start a new run."
         )
     return common
 
 
 def _verify(path: Path, ranks: Ranks, is_local: bool) -> tuple[Manifest | None, list[str]]:
-    """The manifest, and what is wrong with the files; the ranks read some each.
+    """Verifies a checkpoint: its manifest, None if damaged, and all damage; ranks share the files.
 
-    On a disk of its own each host needs the files of its ranks, or all for another number of ranks.
+    If each host has its own disk, a host needs the files of its own ranks only. For another number
+    of ranks it needs all files.
     """
     manifest, problem = ranks.per_folder(is_local=is_local)(lambda: _read(path))
-    problems = [some for some in ranks.gather(problem) if some]
+    problems = [problem for problem in ranks.gather(problem) if problem]
     if problems or manifest is None:
         return None, problems
     names = sorted(manifest.files)
     readers = ranks.on_this_host if is_local else list(range(ranks.world_size))
     if is_local and manifest.ranks == ranks.world_size:
         names = [name for name in names if manifest.files[name].rank in readers]
+    # Each of the readers takes every so-many-th file.
     mine = names[readers.index(ranks.rank) :: len(readers)]
-    found = ranks.gather(damage(path, manifest, mine))
-    return manifest, [problem for some in found for problem in some]
+    by_rank = ranks.gather(damage(path, manifest, mine))
+    return manifest, [problem for problems in by_rank for problem in problems]
 
 
 def _read(path: Path) -> tuple[Manifest | None, str]:
+    """Reads a manifest; returns it, or None and the damage."""
     try:
         return read_manifest(path), ""
     except DamagedCheckpoint as error:
         return None, str(error)
 
 
-def check_identity(path: Path, manifest: Manifest, identity: dict[str, Any]) -> None:
-    """Raises `UserError` naming the first thing that the checkpoint and this run do not share."""
-    there, here = _flat(manifest.identity), _flat(identity)
-    for key in here | there:
-        if there.get(key) != here.get(key):
+def check_identity(path: Path, manifest: Manifest, identity: Mapping[str, object]) -> None:
+    """Raises `UserError` if a checkpoint is of another run; names the first value that differs."""
+    saved, current = _flat(manifest.identity), _flat(identity)
+    for key in current | saved:
+        if saved.get(key) != current.get(key):
             raise UserError(
-                f"the checkpoint {path} is of another run: its {key} is {there.get(key)!r}, "
-                f"here it is {here.get(key)!r}; make them equal, name another checkpoint.resume, "
-                "or choose a new output_dir."
+                f"the checkpoint {path} is of another run: its {key} is {saved.get(key)!r}, "
+                f"here it is {current.get(key)!r}; make them equal, name another "
+                "checkpoint.resume, or choose a new output_dir."
             )
 
 
 def check_weights_before(path: Path, manifest: Manifest, fingerprint: str) -> None:
-    """Raises `UserError` where training started from other weights than those loaded here."""
+    """Raises `UserError` if a checkpoint was trained from other weights than those loaded now."""
     if manifest.weights_before != fingerprint:
         raise UserError(
             f"the checkpoint {path} was trained from other weights than those that model."
@@ -173,22 +182,24 @@ def check_weights_before(path: Path, manifest: Manifest, fingerprint: str) -> No
 
 
 def changed_settings(manifest: Manifest, config: Config, settings: DeepSpeedSettings) -> list[str]:
-    """Settings that the run was saved with and are another way now, as `name: before -> now`."""
-    there = _flat(manifest.configuration) | _flat(manifest.deepspeed)
-    here = _flat(config.model_dump(mode="json")) | _flat(settings.file)
+    """Lists settings that differ from those of the checkpoint, as `name: before -> now`."""
+    saved = _flat(manifest.configuration) | _flat(manifest.deepspeed)
+    current = _flat(config.model_dump(mode="json")) | _flat(settings.file)
+    # The DeepSpeed file's name does not matter, its content does.
+    saved.pop("deepspeed", None)
+    current.pop("deepspeed", None)
+    # These may differ without a change to the training.
     skipped = ("checkpoint.", "logging.", "output_dir", "model.name_or_path")
-    there.pop("deepspeed", None)  # the file's name; what it holds counts
-    here.pop("deepspeed", None)
     return [
-        f"{key}: {there.get(key)} -> {here.get(key)}"
-        for key in here | there
-        if there.get(key) != here.get(key) and not key.startswith(skipped)
+        f"{key}: {saved.get(key)} -> {current.get(key)}"
+        for key in current | saved
+        if saved.get(key) != current.get(key) and not key.startswith(skipped)
     ]
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """`{"loss": {"name": "cpo"}}` -> `{"loss.name": "cpo"}`: a message names just what differs."""
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object]) -> dict[str, object]:
+    """Joins nested keys: `{"loss": {"name": "cpo"}}` -> `{"loss.name": "cpo"}`."""
+    flat: dict[str, object] = {}
     for key, value in values.items():
         nested = value if isinstance(value, dict) else {"": value}
         flat |= {f"{key}.{name}".rstrip("."): item for name, item in nested.items()}
@@ -196,11 +207,12 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(engine: Engine, ranks: Ranks, path: Path, *, adapter_only: bool, same_ranks: bool) -> None:
-    """Restores weights, optimizer and, on the same number of ranks, random states.
+    """Loads weights, optimizer and, on the same number of ranks, random states.
 
     The optimizer's settings (betas, weight decay...) are those of this run, not the checkpoint's.
+    With `adapter_only` the checkpoint has no frozen weights: they come from the base model.
     """
-    engine.load_shards(path, without_frozen=adapter_only)  # these come from the base model
+    engine.load_shards(path, without_frozen=adapter_only)
     if same_ranks:
         random_states = torch.load(path / random_state_name(ranks.rank), weights_only=True)
         torch.set_rng_state(random_states["cpu"])

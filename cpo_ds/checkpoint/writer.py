@@ -1,6 +1,7 @@
-"""Writes what DeepSpeed saves: checksummed, synced to disk, errors kept, at once or in background.
+"""Writes the files of a checkpoint for DeepSpeed, with checksums, synced to disk.
 
-DeepSpeed hands each file of a checkpoint to its `CheckpointEngine`; this is ours.
+DeepSpeed hands each file of a checkpoint to an object of its class `CheckpointEngine`. The one here
+can write in the background, and keeps errors for later.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from cpo_ds.ranks.liveness import count_work
 class CheckpointWriter(CheckpointEngine):
     """Writes this rank's files of a checkpoint.
 
-    An error while writing is kept for `result` rather than raised: a rank that left DeepSpeed's
-    `save_checkpoint` early would leave the others waiting in its barrier. `left_out` names frozen
-    weights: of a tied one DeepSpeed leaves out only its first name.
+    An error while writing is kept for `result`, not raised: a rank that left DeepSpeed's
+    `save_checkpoint` early would leave the others waiting in a barrier. `left_out` names weights
+    that are not saved. DeepSpeed can leave out frozen weights itself, but keeps the second name of
+    a tied one.
     """
 
     def __init__(self, *, in_background: bool, left_out: frozenset[str] = frozenset()) -> None:
@@ -37,7 +39,7 @@ class CheckpointWriter(CheckpointEngine):
         self._error: str | None = None
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Writes a file; in background mode only its copy to host memory is made before return."""
+        """Writes a file. In background mode, only copies it to host memory before returning."""
         if self._left_out and "module" in state_dict:
             module = state_dict["module"].items()
             kept = {name: value for name, value in module if name not in self._left_out}
@@ -48,18 +50,21 @@ class CheckpointWriter(CheckpointEngine):
             self._writes.append(self._pool.submit(self._write, _on_host(state_dict), Path(path)))
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Makes a folder, keeping the error as `save` does."""
+        """Makes a folder. Like `save`, keeps an error for `result`."""
         try:
             os.makedirs(path, exist_ok=exist_ok)
         except OSError as error:
             self._keep(error, Path(path))
 
     def is_writing(self) -> bool:
-        """Whether some files are not on disk yet."""
+        """Whether files are left that are not on disk yet."""
         return any(not write.done() for write in self._writes)
 
     def result(self) -> tuple[dict[str, FileEntry], str | None]:
-        """Waits until all is on disk; what was written since the last call, and the first error."""
+        """Waits until all files are on disk; returns their entries by name, and the first error.
+
+        Only files since the last call count.
+        """
         for write in self._writes:
             write.result()
         files, error = self._files, self._error
@@ -67,7 +72,7 @@ class CheckpointWriter(CheckpointEngine):
         return files, error
 
     def _write(self, state: Any, path: Path) -> None:
-        if self._error is not None:
+        if self._error is not None:  # the checkpoint is lost: write no more of it
             return
         counted = None
         try:
@@ -79,7 +84,7 @@ class CheckpointWriter(CheckpointEngine):
             self._files[path.name] = FileEntry(counted.size, counted.digest.hexdigest())
         except OSError as error:
             self._keep(error, path)
-        except RuntimeError:  # what torch makes of an error while it writes
+        except RuntimeError:  # torch raises it for an OSError of the file that it writes to
             if counted is None or counted.error is None:
                 raise
             self._keep(counted.error, path)
@@ -89,19 +94,19 @@ class CheckpointWriter(CheckpointEngine):
             self._error = f"{path}: {error.strerror}"
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Reads a file that was verified before."""
+        """Reads a file, which was verified before: pickle runs code that the file holds."""
         return torch.load(path, map_location=map_location, weights_only=False)
 
     def create(self, info: Any) -> None:
-        """Nothing to prepare."""
+        """Does nothing: there is nothing to prepare."""
 
     def commit(self, info: Any) -> bool:
-        """Nothing to do: a checkpoint counts when it is published (see `checkpoint.Saver`)."""
+        """Does nothing: a checkpoint counts when `save.Saver` publishes it."""
         return True
 
 
 class _HashingFile:
-    """A file that torch writes to, front to back, and whose checksum is taken on the way."""
+    """A file for torch to write to, front to back; it computes the checksum on the way."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -125,7 +130,7 @@ class _HashingFile:
 
 
 def _on_host(state: Any) -> Any:
-    """A copy of nested values that training does not change any more, tensors in host memory."""
+    """Copies nested values to host memory, so that training cannot change them."""
 
     def copied(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):

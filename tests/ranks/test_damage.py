@@ -67,14 +67,14 @@ def test_every_file_damaged_in_every_way(whole: Path, output: Path) -> None:
     report = output / "report.json"
     (done,) = on_ranks(damage.find_damaged, [str(output / "checkpoints"), NEWEST, str(report)])
     assert done.code == 0, done.output
-    found = json.loads(report.read_text())
+    outcomes = json.loads(report.read_text())
     files = {path.name for path in (whole / "checkpoints" / NEWEST).iterdir()}
-    assert {case["file"] for case in found["damaged"]} == files
+    assert {case["file"] for case in outcomes["damaged"]} == files
     ways = {"truncated", "emptied", "bit", "removed"}
-    assert {(case["file"], case["way"].split()[0]) for case in found["damaged"]} == {
+    assert {(case["file"], case["way"].split()[0]) for case in outcomes["damaged"]} == {
         (file, way) for file in files for way in ways
     }
-    for case in found["damaged"]:
+    for case in outcomes["damaged"]:
         where = f"{NEWEST}/{case['file']}"
         assert case["fall_back"] == OLDER, case
         assert len(case["said"]) == 1 and where in case["said"][0], case
@@ -82,8 +82,8 @@ def test_every_file_damaged_in_every_way(whole: Path, output: Path) -> None:
         assert where in case["stop"] and "on_damage: fall_back" in case["stop"], case
         assert where in case["named"] and "checkpoint.resume" in case["named"], case
     # Negative control: nothing is wrong before, in between and after.
-    assert found["untouched"] == [[NEWEST, [], NEWEST, NEWEST]] * len(found["untouched"])
-    assert len(found["untouched"]) > 2
+    assert outcomes["untouched"] == [[NEWEST, [], NEWEST, NEWEST]] * len(outcomes["untouched"])
+    assert len(outcomes["untouched"]) > 2
 
 
 def test_every_damage_to_latest_is_said(output: Path) -> None:
@@ -140,7 +140,7 @@ def test_where_all_are_damaged_nothing_starts_anew(recipe: Path, output: Path) -
     assert done.code == 2 and "Traceback" not in done.output, done.output
     for name in (OLDER, NEWEST):
         assert f"{name}/random_state_rank_0.pt was changed" in done.output
-    assert "nothing whole" in done.output and "fall_back" not in done.output
+    assert "No intact checkpoint" in done.output and "fall_back" not in done.output
     assert (output / "metrics.jsonl").read_bytes() == before
     assert {OLDER, NEWEST} <= {path.name for path in (output / "checkpoints").iterdir()}
 
