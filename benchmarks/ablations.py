@@ -1,4 +1,4 @@
-"""What each step from the usual way to this trainer's brings: the same pairs, loss and optimizer.
+"""The gain of each step from the usual way to this trainer's, on the same pairs and loss.
 
     python benchmarks/ablations.py                      # SmolLM2-135M's shape, WMT22's lengths
     python benchmarks/ablations.py --quick              # a tiny shape, a minute, to try it out
@@ -43,7 +43,7 @@ BENCHMARK = "ablations"
 
 @dataclass(frozen=True)
 class Variant:
-    """How the policy computes the log-probs of a batch."""
+    """One way in which the policy computes the log-probs of a batch."""
 
     padded: bool
     sharing: Sharing
@@ -61,7 +61,7 @@ VARIANTS = {
 
 
 class PlainHead(ScoringHead):
-    """The head as autograd does it: the logits of all positions that it is given, at once."""
+    """The head as autograd computes it: the logits of all given positions at once."""
 
     def forward(
         self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor
@@ -108,7 +108,7 @@ def padded(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def as_variant(policy: PolicyModel, variant: Variant) -> PolicyModel:
-    """The policy of this trainer, changed to compute as the variant says."""
+    """Returns this trainer's policy, changed to compute as the variant says."""
     if variant.padded:
         policy.causal_lm.set_attn_implementation("sdpa")
         transform, fingerprint = policy.scoring_head.transform, policy.fingerprint
@@ -119,14 +119,14 @@ def as_variant(policy: PolicyModel, variant: Variant) -> PolicyModel:
 
 
 def pairs_of(job: Job, sharing: Sharing) -> list[TokenizedPair]:
-    """The job's pairs, sharing so much."""
+    """Returns the job's pairs, sharing as many tokens as the variant allows."""
     limits = {"max_prompt_tokens": job.max_tokens, "max_tokens": job.max_tokens}
     tokenizer = load_tokenizer(job.model)
     return tokenize_rows(read_rows_file(job.rows), tokenizer, sharing=sharing, **limits)[0]
 
 
 def run_variant(name: str, job: Job) -> dict[str, Any]:
-    """Trains for the job's steps, in this process; what was measured."""
+    """Trains for the job's steps in this process and returns the measurements."""
     variant = VARIANTS[name]
     torch.set_num_threads(job.threads)
     pairs = pairs_of(job, variant.sharing)
@@ -144,7 +144,7 @@ def run_variant(name: str, job: Job) -> dict[str, Any]:
 def rates(
     variant: Variant, pairs: list[TokenizedPair], job: Job, seconds: float
 ) -> dict[str, float]:
-    """Pairs a second, and what is computed for one: tokens of the body, positions of the head."""
+    """Pairs a second, and the work for one pair: tokens of the body, positions of the head."""
     order = epoch_order(len(pairs), job.seed, 0).tolist()
     count, tokens, logits = job.timed_steps * job.pairs_per_step, 0, 0
     for step in range(job.warmup_steps, job.steps):
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
-    """All variants in turn, as often as is asked for."""
+    """Runs all variants in turn, `--repeats` times."""
     job = make_job(arguments, folder)
     about = {
         "benchmark": BENCHMARK,
@@ -194,7 +194,7 @@ def summary(line: dict[str, Any]) -> str:
 
 
 def make_job(arguments: argparse.Namespace, folder: Path) -> Job:
-    """What all runs have in common, model and pairs written into `folder`. Raises `UserError`."""
+    """Makes the settings that all runs share; writes model and pairs into `folder`."""
     model = prepare_model(arguments, folder)
     steps = (arguments.warmup_steps, arguments.steps)
     workload = make_workload(arguments, model, arguments.pairs_per_step, steps, None)

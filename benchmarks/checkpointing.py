@@ -1,4 +1,4 @@
-"""What a checkpoint costs: how long training waits for it, written at once or in the background.
+"""The cost of a checkpoint: the time training waits for it, written at once or in the background.
 
     python scripts/make_demo_model.py runs/models/smollm2-135m-instruct
     deepspeed --num_accelerators 2 benchmarks/checkpointing.py --config recipes/demo.yaml \\

@@ -40,7 +40,7 @@ HEADS = ("plain", "chunked", "liger")
 
 @dataclass(frozen=True)
 class HeadJob:
-    """What to run: tokens are scored ones of both completions, all of one length."""
+    """One run: a head, its sizes and the scored tokens of both completions, all of one length."""
 
     head: str
     trained: bool  # whether the weight is
@@ -56,7 +56,7 @@ class HeadJob:
 
     @property
     def pairs(self) -> int:
-        """Pairs that have so many tokens."""
+        """Number of pairs that have this many scored tokens."""
         return self.tokens // (2 * self.completion_tokens)
 
 
@@ -71,11 +71,13 @@ def loss_of(job: HeadJob) -> Loss:
     if job.head == "liger":
         from liger_kernel.chunked_loss import LigerFusedLinearCPOLoss
 
+        # Liger computes head and loss in one call.
         fused = LigerFusedLinearCPOLoss(beta=BETA, alpha=1.0, compiled=False)
         shape = (2 * job.pairs, job.completion_tokens)
         return lambda hidden, weight, targets: fused(
             weight, hidden.unflatten(0, shape), targets.unflatten(0, shape)
         )[0]
+    # The plain and the chunked head give log-probs; this project's loss takes them.
     transform = HeadTransform(chunk_tokens=job.chunk_tokens)
     head = {"plain": plain_logps, "chunked": token_logps}[job.head]
     counts = torch.full((job.pairs,), float(job.completion_tokens), device=_device())
@@ -93,24 +95,27 @@ def loss_of(job: HeadJob) -> Loss:
 
 
 def run_head(job: HeadJob) -> Line:
-    """Time first, then memory, of forward and backward passes in this process.
+    """Times forward and backward passes in this process, then measures their memory.
 
-    Freed memory goes back at once all along: where that begins between two passes, the first pass
-    after it seems to take more than it does.
+    Freed memory goes back to the system from the start. If that began between two passes, the first
+    pass after it would seem to take more memory than it does.
     """
     torch.set_num_threads(job.threads)
     return_freed_memory()
     generator = torch.Generator().manual_seed(0)
     hidden, weight, targets = inputs(job, generator)
     loss_function = loss_of(job)
+    # Warm up on a few tokens: the first pass loads kernels.
     small = 2 * job.completion_tokens
     warm_up = loss_of(HeadJob(**asdict(job) | {"tokens": small}))
     _pass(warm_up, hidden.detach()[:small].requires_grad_(), weight, targets[:small])
+    # Time first, without gradients that are kept.
     seconds = []
     for _ in range(job.passes):
         start = time.perf_counter()
         loss = _pass(loss_function, hidden, weight, targets)
         seconds.append(time.perf_counter() - start)
+    # Then memory: gradients are kept, as they are between passes of a real step.
     reset_peak()
     before = memory_now()
     _pass(loss_function, hidden, weight, targets, keep_gradients=True)
@@ -170,7 +175,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_all(arguments: argparse.Namespace) -> Results:
-    """All heads at all sizes, as often as is asked for."""
+    """Runs all heads at all sizes, `--repeats` times."""
     has_liger = importlib.util.find_spec("liger_kernel") is not None
     results = Results(arguments.out, {"benchmark": BENCHMARK, "model": "head alone"})
     planned = [
@@ -189,8 +194,8 @@ def run_all(arguments: argparse.Namespace) -> Results:
         else:
             measured = run_fresh(run_head, job)
         line = results.add(asdict(job) | measured)
-        what = f"{head}, {'trained' if trained else 'frozen'}, {vocabulary} x {tokens}"
-        print(f"{what}: {line.get('error') or line['extra_gib']}", flush=True)
+        case = f"{head}, {'trained' if trained else 'frozen'}, {vocabulary} x {tokens}"
+        print(f"{case}: {line.get('error') or line['extra_gib']}", flush=True)
     return results
 
 

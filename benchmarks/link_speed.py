@@ -1,11 +1,11 @@
-"""Steps of real training over a slow link between two hosts, beside what the planner predicts.
+"""Real training over a slow link between two hosts, beside the planner's prediction.
 
     python benchmarks/link_speed.py              # as root; six minutes
     python benchmarks/link_speed.py --quick      # two configurations, one link
 
-Two simulated hosts with two ranks each are joined by a link of limited speed (simulated_hosts.py).
+Two simulated hosts with two ranks each are joined by a link of limited speed (hosts/simulated.py).
 DeepSpeed's launcher starts this trainer's real loop on them over pdsh, and the link changes from
-phase to phase, between steps. Seconds of a step are noisy where four ranks share a few cores; the
+phase to phase, between steps. Seconds of a step are noisy if four ranks share a few cores. The
 bytes that pass the hosts' network adapters are not. Writes a line per configuration and link to
 OUT.jsonl, then OUT.md and a chart beside it.
 """
@@ -43,7 +43,7 @@ COUNTED_STEPS = 3  # as in link_worker.py, which is slow to import
 
 @dataclass(frozen=True)
 class Case:
-    """One run: a configuration, and micro-batches of each rank's step."""
+    """One run: a configuration, the micro-batches of a rank's step, and links."""
 
     configuration: str
     micro_batches: int
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
-    """All cases, one after the other, as often as is asked for."""
+    """Runs all cases one after the other, `--repeats` times."""
     if (reason := reason_against()) is not None:
         raise UserError(f"two hosts cannot be simulated here: {reason}.")
     save_random_model(arguments.shape, folder / "model", "float32", arguments.seed)
@@ -74,20 +74,21 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:
-    """The runs: with one micro-batch for bytes alone, without limit; with more over all links."""
+    """Lists the runs: all links for the most micro-batches, no limit (bytes alone) for fewer."""
     links = tuple(arguments.links)
-    found = []
+    listed = []
     for micro_batches in arguments.micro_batches:
         timed = micro_batches == max(arguments.micro_batches)
         for name in arguments.configurations:
-            found.append(Case(name, micro_batches, links if timed else (Link(),)))
-    return found
+            listed.append(Case(name, micro_batches, links if timed else (Link(),)))
+    return listed
 
 
 def run_case(
     arguments: argparse.Namespace, case: Case, hosts: SimulatedHosts, work: Path
 ) -> list[dict[str, Any]]:
-    """One launch over both hosts; a line for each link. Raises `UserError` where it fails."""
+    """Launches a case over both hosts; returns a line per link. Raises `UserError`."""
+    # Write the settings and the job for all hosts.
     num_weights, ranks = count_weights(arguments.shape), arguments.ranks_per_host
     settings = deepspeed_settings(case.configuration, num_weights, ranks)
     (work / "deepspeed.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -95,6 +96,7 @@ def run_case(
     job = make_job(arguments, case, work, COUNTED_STEPS + len(case.links) * steps_each)
     task = {"job": asdict(job), "phases": len(case.links), "steps_each": steps_each}
     (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
+    # Train, then put measured and predicted values side by side.
     measured = launch(hosts, ranks, work, case.links, arguments.timeout)
     if "error" in measured:
         print(measured.get("output", ""), file=sys.stderr)
@@ -126,7 +128,7 @@ def launch(
     links: tuple[Link, ...],
     timeout: float,
 ) -> dict[str, Any]:
-    """Trains on all hosts and changes the link when rank 0 asks; what it measured, or an error."""
+    """Trains on all hosts and changes the link when rank 0 asks; returns the results."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--launcher", "pdsh"]
     command += ["--hostfile", str(hosts.write_hostfile([ranks_per_host] * HOSTS))]
     command += ["--master_addr", hosts.addresses[0], "--no_local_rank"]

@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises `UserError` for numbers out of range and for what excludes each other."""
+    """Raises `UserError` for numbers out of range and for options that exclude each other."""
     least = {"pairs_per_step": 1, "warmup_steps": 1, "steps": 1, "lora_rank": 1, "threads": 1,
              "repeats": 0 if arguments.find_limit else 1, "tokens_per_rank": 1}  # fmt: skip
     for name, bound in least.items():
@@ -140,7 +140,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def fill_in(arguments: argparse.Namespace) -> None:
-    """Defaults that depend on the machine or on other arguments. Raises `UserError`."""
+    """Fills in defaults that depend on the machine or on other options. Raises `UserError`."""
     if not arguments.model:
         arguments.shape = arguments.shape or DEFAULT_SHAPE
         shape_config(arguments.shape)

@@ -1,12 +1,12 @@
-"""The planner's estimates against what real small runs hold: model states and total memory.
+"""Compares the planner's estimates with the memory that real small runs hold.
 
     python benchmarks/planner_check.py --out benchmarks/results/planner_small_cpu.jsonl
 
 Each case is a fresh set of processes that trains two steps of two micro-batches on random weights.
-Model states are the storages of all tensors that are there between steps and before an update.
-Total memory is the peak of the second step: allocated by torch on a GPU (one rank there), resident
-on a CPU, where a baseline is added to the estimate: what the process held beside tensors between
-the first two steps, that is Python and the libraries.
+Model states are the storages of all tensors between steps and before an update. Total memory is
+the peak of the second step. On a GPU (one rank) torch counts what it allocated. On a CPU it is the
+resident memory, and a baseline is added to the estimate: the memory of Python and the libraries,
+measured between the first two steps.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch."""
+        """Tokens of a micro-batch."""
         return self.pairs * sum(PAIR)
 
 
@@ -86,6 +86,7 @@ def main() -> None:
     environment = describe_environment()
     on_gpu = torch.cuda.is_available()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    # A line is written as soon as its case is measured.
     with arguments.out.open("w", encoding="utf-8") as out:
         for repeat in range(arguments.repeats):
             for case in CASES:
@@ -118,7 +119,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def compare(measured: dict[str, Any], predicted: dict[str, float]) -> dict[str, Any]:
-    """Both in one line, with relative errors of the estimate."""
+    """Puts measured and predicted values in one line, with relative errors of the estimate."""
     # Of a buffer that was never written to the baseline lacks what it does not take.
     total = predicted["total_mib"] + measured["baseline_mib"] + predicted["untouched_mib"]
     errors = [predicted[name] / measured[name] - 1 for name in ("at_rest_mib", "before_update_mib")]

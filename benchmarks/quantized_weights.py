@@ -1,4 +1,4 @@
-"""A simulation: what int8 gathers of weights (ZeRO++'s qwZ) do to CPO's loss and margins.
+"""Simulates how int8 gathers of weights (ZeRO++'s qwZ) change CPO's loss and margins.
 
     python scripts/make_demo_model.py runs/smollm2
     python benchmarks/quantized_weights.py --model runs/smollm2
@@ -42,7 +42,7 @@ def num_blocks(size: int) -> int:
 
 
 def through_int8(weight: torch.Tensor, ranks: int) -> torch.Tensor:
-    """A weight as the ranks see it: each rank's part in float16, in symmetric blocks of int8."""
+    """A weight as the ranks get it: each rank's part in float16, in symmetric blocks of int8."""
     parts = weight.flatten().half().float().view(ranks, -1)
     blocks = parts.view(ranks * num_blocks(parts.shape[1]), -1)
     scale = 128 / blocks.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
@@ -55,16 +55,17 @@ def logps(
     policy: PolicyModel, config: Config, pairs: list[TokenizedPair]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of chosen and rejected of each pair, [P] each."""
-    found = [policy(pack(pairs, (number,))) for number in range(len(pairs))]
-    return torch.cat([c for c, _ in found]).double(), torch.cat([r for _, r in found]).double()
+    outputs = [policy(pack(pairs, (number,))) for number in range(len(pairs))]
+    return torch.cat([c for c, _ in outputs]).double(), torch.cat([r for _, r in outputs]).double()
 
 
 def main() -> None:
-    """Computes, writes, prints."""
+    """Computes the log-probs both ways, writes the page and prints it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a model's folder or name")
     parser.add_argument("--ranks", type=int, default=8, help="ranks that each weight is cut over")
     arguments = parser.parse_args()
+    # Pairs and policy as training reads them.
     values = {
         "model": {"name_or_path": arguments.model, "dtype": "float32"},
         "data": {"format": "sample", "directions": ["en-de", "zh-en", "cs-en", "en-ru"]},
@@ -73,6 +74,7 @@ def main() -> None:
     _, pairs, _ = prepare_pairs(config, prints_counts=False)
     policy, _ = load_policy(config, device=torch.device("cpu"))
     policy.eval()
+    # Exact log-probs, then those of rounded weights.
     ways = {
         "bfloat16": lambda weight: weight.bfloat16().float(),
         "int8": lambda weight: through_int8(weight, arguments.ranks),
@@ -85,13 +87,14 @@ def main() -> None:
             if parameter.numel() > PERSISTENT:
                 parameter.data = rounded(parameter.data)
         results[way] = logps(policy, config, pairs)
+    # The page.
     page = as_page(results, config, pairs, arguments.ranks)
     (ROOT / "benchmarks" / "results" / "quantized_weights_smollm2-135m_cpu.md").write_text(page)
     print(page)
 
 
 def restore(policy: nn.Module, exact: dict[str, torch.Tensor]) -> None:
-    """Sets all parameters to what they were."""
+    """Sets all parameters to their exact values again."""
     for name, parameter in policy.named_parameters():
         parameter.data = exact[name].clone()
 

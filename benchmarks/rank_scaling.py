@@ -5,7 +5,7 @@
 
 Strong: the same pairs a step on all numbers of ranks. Weak: as many pairs for each rank. Each run
 is a set of fresh processes of this trainer's real loop. Runs on the same pairs must have the same
-losses, whatever their ranks and ZeRO stage: the command fails where they have not. Writes a line
+losses, whatever their ranks and ZeRO stage: the command fails if they do not. Writes a line
 per run to OUT.jsonl, then OUT.md and a chart beside it.
 """
 
@@ -39,7 +39,7 @@ _FAILED = 1
 
 
 def main(argv: list[str]) -> int:
-    """Runs the benchmark; returns the exit code: 1 where losses differ that must be equal."""
+    """Runs the benchmark; returns the exit code: 1 if losses differ that must be equal."""
     written: list[Path] = []
 
     def run(folder: Path) -> Results:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
-    """All runs, numbers of ranks and configurations taking turns."""
+    """Runs everything; numbers of ranks and configurations take turns."""
     save_random_model(arguments.shape, folder / "model", arguments.dtype, arguments.seed)
     about = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
     cores = len(os.sched_getaffinity(0))
@@ -66,9 +66,9 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
             weak = arguments.pairs_per_rank * ranks
             pairs = weak if scaling == "weak" else arguments.pairs
             job = make_job(arguments, folder, name, pairs, repeat)
-            if (what := (pairs, ranks, name)) not in done:
-                done[what] = run_on_ranks(job, ranks, folder, arguments.timeout)
-            line = job.settings() | {"scaling": scaling, "ranks": ranks} | done[what]
+            if (run := (pairs, ranks, name)) not in done:
+                done[run] = run_on_ranks(job, ranks, folder, arguments.timeout)
+            line = job.settings() | {"scaling": scaling, "ranks": ranks} | done[run]
             print(summary(results.add(line)), flush=True)
     return results
 
@@ -76,7 +76,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
 def make_job(
     arguments: argparse.Namespace, folder: Path, deepspeed: str, pairs: int, repeat: int
 ) -> Job:
-    """A run with so many pairs a step; runs with as many train on the same ones."""
+    """Makes a run with this many pairs a step; runs with as many train on the same pairs."""
     steps = arguments.warmup_steps + arguments.steps
     vocabulary = SHAPES[arguments.shape]["vocab_size"]
     rows = rows_of_numbers([PAIR] * (steps * pairs), vocabulary, arguments.seed)
@@ -97,12 +97,13 @@ def make_job(
 
 
 def run_on_ranks(job: Job, ranks: int, folder: Path, timeout: float) -> dict[str, Any]:
-    """Runs a job in a fresh process for each rank; what rank 0 measured, or {"error": why not}.
+    """Runs a job in a fresh process for each rank; returns rank 0's measurements, or an error.
 
-    `waiting` of the ranks is added on a CPU: the share of the timed steps in which the thread that
-    trains had no processor, as it waited for a collective or, where ranks share cores, for a core.
-    Raises `UserError` where a rank did.
+    On a CPU `waiting` is added for each rank: the share of the timed steps in which the thread that
+    trains had no processor. It waits for a collective then, or for a core if ranks share cores.
+    Raises `UserError` if a rank did.
     """
+    # One worker for each rank; a result of an earlier run must not stay.
     (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
     results = [folder / f"{rank}.result" for rank in range(ranks)]
     for result in results:
@@ -112,6 +113,7 @@ def run_on_ranks(job: Job, ranks: int, folder: Path, timeout: float) -> dict[str
     for (code, printed), result in zip(run_ranks(commands, folder, timeout), results, strict=True):
         measured = json.loads(result.read_text(encoding="utf-8")) if code == 0 else {}
         outcomes.append((code, printed, measured))
+    # Judge them: the message of a rank that failed counts first.
     failed_first = sorted(outcomes, key=lambda outcome: not outcome[0])
     judged = judge(failed_first, timeout)
     print(judged.pop("output", ""), end="", flush=True)
@@ -126,11 +128,11 @@ def run_on_ranks(job: Job, ranks: int, folder: Path, timeout: float) -> dict[str
 
 def summary(line: dict[str, Any]) -> str:
     """A line for the terminal."""
-    what = f"{line['scaling']}, {line['deepspeed']}, {line['ranks']} rank(s)"
+    run = f"{line['scaling']}, {line['deepspeed']}, {line['ranks']} rank(s)"
     if "error" in line:
-        return f"{what}: {line['error']}"
+        return f"{run}: {line['error']}"
     rate, memory = line["pairs_per_second"], line["peak_memory_gib"]
-    return f"{what}: {rate:.2f} pairs/s, {memory:.2f} GiB"
+    return f"{run}: {rate:.2f} pairs/s, {memory:.2f} GiB"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -191,7 +193,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def default_ranks() -> list[int]:
-    """1 to 4; with GPUs 1, 2, 4, ... and all of them."""
+    """The default numbers of ranks: 1 to 4; with GPUs 1, 2, 4, ... and all of them."""
     gpus = torch.cuda.device_count()
     if not gpus:
         return [1, 2, 3, 4]

@@ -1,9 +1,9 @@
-"""Results -> pages and charts beside them, and the README's table.
+"""Renders results into pages and charts beside them, and the README's table.
 
     python benchmarks/render.py                                    # all of benchmarks/results
     python benchmarks/render.py benchmarks/results/memory_vs_dpo_tiny_cpu.jsonl
 
-Reads `benchmark` in a file's first line and calls what renders that kind.
+The value of `benchmark` in a file's first line decides which module of pages/ renders it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a pair costs: against its length, the vocabulary and the micro-batch, one at a time.
+"""The cost of a pair against its length, the vocabulary and the micro-batch, one at a time.
 
     python benchmarks/scaling.py                 # llama-25m, CPO and DPO with a reference model
     python benchmarks/scaling.py --quick         # a tiny shape, two values of each, CPO alone
@@ -42,19 +42,19 @@ class Point:
 
     @property
     def tokens_per_pair(self) -> int:
-        """Tokens that the body computes for a pair: the prompt once."""
+        """Tokens that the body computes for a pair; the prompt counts once."""
         return self.prompt_tokens + 2 * self.completion_tokens
 
 
 def points(base: Point, values: dict[str, list[int]]) -> dict[Point, list[str]]:
-    """The points to measure -> the factors that they vary; the base belongs to all of them."""
-    found: dict[Point, list[str]] = {base: list(values)}
+    """Maps each point to measure to the factors that it varies; the base belongs to all of them."""
+    factors_of: dict[Point, list[str]] = {base: list(values)}
     for factor, steps in values.items():
         for step in steps:
             point = replace(base, **{factor: step})
             if point != base:
-                found[point] = [factor]
-    return found
+                factors_of[point] = [factor]
+    return factors_of
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
-    """All points with all methods, as often as is asked for."""
+    """Runs all points with all methods, `--repeats` times."""
     base = Point(*(getattr(arguments, factor)[0] for factor in FACTORS))
     planned = points(base, {factor: getattr(arguments, factor) for factor in FACTORS})
     models = {v: make_model(arguments, v, folder) for v in {p.vocabulary for p in planned}}
@@ -108,7 +108,7 @@ def make_model(arguments: argparse.Namespace, vocabulary: int, folder: Path) -> 
 
 
 def make_job(arguments: argparse.Namespace, point: Point, model: str, rows: Path) -> Job:
-    """A run at a point, its pairs written to `rows`."""
+    """Makes a run at a point and writes its pairs to `rows`."""
     lengths = Lengths(point.prompt_tokens, point.completion_tokens, point.completion_tokens, 0)
     steps = arguments.warmup_steps + arguments.steps
     count = steps * arguments.pairs_per_step

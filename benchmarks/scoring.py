@@ -77,6 +77,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     """Runs every method on every model, taking turns."""
     if not COMET.is_dir():
         raise UserError("there is no .venv-comet; make it by bash scripts/setup.sh --comet.")
+    # Rows and models, the same for all methods.
     rows = write_rows(arguments.rows, arguments.max_rows, folder)
     translations = sum(1 + len(row["candidates"]) for row in rows)
     sizes = {
@@ -89,6 +90,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     make = [str(COMET / "python"), "-W", "ignore", str(COMET_MODELS)]
     timed([*make, "models", str(folder), json.dumps(sizes), *arguments.kinds])
     model = f"xlmr-{arguments.hidden_size}x{arguments.layers}"
+    # The values that all lines share.
     about: dict[str, Any] = {"benchmark": BENCHMARK, "model": model, "translations": translations}
     if arguments.return_memory:
         os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
@@ -96,6 +98,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     about["batch_tokens"] = arguments.batch_tokens
     about["data"] = "given rows" if arguments.rows else "built-in sample"
     results = Results(results_file(arguments.out, BENCHMARK, model), about)
+    # Methods take turns.
     for repeat in range(arguments.repeats):
         for kind in arguments.kinds:
             checkpoint = folder / kind / "checkpoints" / "model.ckpt"
@@ -118,7 +121,7 @@ def cores() -> int:
 
 
 def write_rows(given: Path | None, most: int, folder: Path) -> list[dict[str, Any]]:
-    """Rows with a reference and the same candidates in each, in files for all methods."""
+    """Writes rows with a reference and the same candidates in each, in files for all methods."""
     if given:
         rows = [row.values for row in read_candidates(str(given))[0][:most]]
     else:
@@ -146,8 +149,9 @@ def write_rows(given: Path | None, most: int, folder: Path) -> list[dict[str, An
 def command_of(
     method: str, kind: str, checkpoint: Path, folder: Path, rows: list[Any], output: Path
 ) -> list[str]:
-    """The command that scores all translations, the reference among them, by one method."""
+    """Returns the command that scores all translations, the references too, by one method."""
     with_reference = kind == "comet"
+    # COMET's own function and command.
     if method == "predict":
         script = [str(COMET / "python"), "-W", "ignore", str(COMET_MODELS)]
         names = [str(folder), str(folder / "rows.jsonl"), str(output)]
@@ -166,15 +170,16 @@ def command_of(
             "--quiet",
             "--only_system",
         ]
+    # This project's command.
     command = [sys.executable, "-m", "cpo_ds.cli", "prepare", "score"]
     command += ["--input", str(folder / "rows.jsonl"), "--output", str(output)]
     return [*command, "--metric", f"{kind}={checkpoint}", *OURS[method]]
 
 
 def timed(command: list[str], threads: int = 1) -> dict[str, Any]:
-    """Runs a command: its seconds, and the most memory that one of its processes held, in GiB.
+    """Runs a command; returns its seconds and the largest memory of one of its processes, in GiB.
 
-    Raises `UserError` with what it printed where it fails.
+    Raises `UserError` with its output if it fails.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     began = time.monotonic()

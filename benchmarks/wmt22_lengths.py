@@ -1,8 +1,8 @@
-"""Makes `wmt22_lengths.json`: token counts of real pairs, and nothing of their text.
+"""Makes `jobs/wmt22_lengths.json`: token counts of real pairs, and nothing of their text.
 
     python benchmarks/wmt22_lengths.py --model runs/models/smollm2-135m-instruct --wmt FILE
 
-FILE as for `memory_vs_dpo.py --wmt`.
+FILE has the form of `memory_vs_dpo.py --wmt`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COUNT, SEED = 1000, 22
 
 
 def lengths_of(pair: TokenizedPair) -> list[int]:
-    """[prompt, chosen, rejected, common beginning of the completions], in tokens."""
+    """Counts the tokens of [prompt, chosen, rejected, common beginning of the completions]."""
     start = min(pair.chosen_start, pair.rejected_start)
     common = max(0, pair.num_prefix - start)
     return [start, pair.num_chosen_scored, pair.num_rejected_scored, common]

@@ -1,9 +1,9 @@
-"""A switch that hands frames on after a fixed time: a long cable between simulated hosts.
+"""A switch that passes frames on after a fixed time: a long cable between simulated hosts.
 
     python benchmarks/hosts/delay_line.py DELAY_MS PORT...
 
-Not every kernel has tc's netem. One process does this for all ports. The kernel's large segments
-pass whole, so that it has little to do: about 20 frames of 64 KB for each megabyte.
+Not every kernel has tc's netem, so this program does its work. One process serves all ports. The
+kernel's large segments pass whole: about 20 frames of 64 KB for each megabyte, little work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LARGEST = 1 << 17  # bytes of a frame
 
 
 def run(delay: float, names: list[str]) -> None:
-    """Hands frames on between network interfaces after `delay` seconds, without end."""
+    """Passes frames on between network interfaces after `delay` seconds, without end."""
     ports = [_open(name) for name in names]
     port_of: dict[bytes, socket.socket] = {}  # by hardware address
     line: deque[tuple[float, socket.socket, bytes]] = deque()

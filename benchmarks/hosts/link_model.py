@@ -1,4 +1,4 @@
-"""What a step of `link_speed.py` should take between hosts: bytes and seconds. Pure functions."""
+"""Predicts the bytes and seconds of a step of `link_speed.py` between hosts. Pure functions."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ CONFIGURATIONS = {
 
 @dataclass(frozen=True)
 class Link:
-    """What joins the hosts: Mbit/s in either direction, one-way delay in ms; None: no limit."""
+    """The link between the hosts: Mbit/s each way, one-way delay in ms; None means no limit."""
 
     rate_mbit: float | None = None
     delay_ms: float | None = None
 
     @property
     def name(self) -> str:
-        """As tables say it."""
+        """The link as tables name it."""
         rate = f"{self.rate_mbit:g} Mbit/s" if self.rate_mbit else ""
         delay = f"{self.delay_ms:g} ms" if self.delay_ms else ""
         return ", ".join(part for part in (rate, delay) if part) or "no limit"
 
 
 def parse_link(text: str) -> Link:
-    """`none`, `200` (Mbit/s), `200/2` (and 2 ms of delay). Raises `UserError`."""
+    """Parses `none`, `200` (Mbit/s) or `200/2` (and 2 ms of delay). Raises `UserError`."""
     if text == "none":
         return Link()
     rate, slash, delay = text.partition("/")
@@ -56,10 +56,11 @@ def parse_link(text: str) -> Link:
 
 
 def deepspeed_settings(configuration: str, num_weights: int, ranks_per_host: int) -> dict[str, Any]:
-    """The DeepSpeed file of a configuration.
+    """Returns the DeepSpeed file of a configuration, scaled down to this model.
 
-    What ds_configs/zero3.json would keep or fetch ahead of a model of 7 billion weights is scaled
-    down to this model: else all of it would stay whole on every rank, as in `zero3-kept`.
+    ds_configs/zero3.json keeps small parameters whole and fetches others ahead, by limits made for
+    7 billion weights. With those limits a small model would stay whole on every rank, as in
+    `zero3-kept`.
     """
     name = "zero2" if configuration == "zero2" else "zero3"
     text = (ROOT / "ds_configs" / f"{name}.json").read_text(encoding="utf-8")
@@ -79,7 +80,7 @@ def deepspeed_settings(configuration: str, num_weights: int, ranks_per_host: int
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes through a host's adapter in one step, in each direction."""
+    """Predicted bytes through a host's adapter in one step, in each direction."""
 
     planner: float  # by the volumes of `cpo-ds plan`, whose reduce-scatter is NCCL's
     gloo: float  # with Gloo's, which is a whole all-reduce
@@ -88,7 +89,7 @@ class Prediction:
 def predict(
     settings: dict[str, Any], hosts: int, ranks_per_host: int, num_weights: int, micro_batches: int
 ) -> Prediction:
-    """For a step in which all weights are trained in float32."""
+    """Predicts a step in which all weights are trained in float32."""
     zero: ZeroSettings = zero_settings(settings["zero_optimization"])
     # Bandwidths do not matter to volumes; the planner's are those of one GPU, which has a part of
     # its host's adapter.
@@ -107,16 +108,16 @@ def predict(
 
 
 def link_seconds(num_bytes: float, link: Link) -> float:
-    """How long a link takes for so many bytes in one direction."""
+    """Seconds that a link takes for a number of bytes in one direction."""
     return 8e-6 * num_bytes / link.rate_mbit if link.rate_mbit else 0.0
 
 
 def delay_seconds(collectives: dict[str, dict[str, int]], ranks: int, link: Link) -> float:
-    """The least that the delay adds to a step: each collective waits for all of its rounds.
+    """The least time that the delay adds to a step: each collective waits for all of its rounds.
 
-    `collectives` are those that `link_worker.CollectiveCounter` counts. A ring of R ranks takes
-    R - 1 rounds for a gather and twice that for an all-reduce, Gloo's reduce-scatter among them;
-    another kind is taken for one round. Each round crosses the link.
+    `collectives` come from `link_worker.CollectiveCounter`. A ring of R ranks takes R - 1 rounds
+    for a gather. An all-reduce takes twice as many, and so does Gloo's reduce-scatter. Any other
+    kind is counted as one round. Each round crosses the link.
     """
     rounds = {"allgather_base": ranks - 1}
     rounds |= dict.fromkeys(("allreduce", "reduce_scatter_base"), 2 * (ranks - 1))

@@ -1,6 +1,6 @@
-"""One rank of a training run whose link between hosts changes on the way; see link_speed.py.
+"""One rank of a training run during which the link between hosts changes; see link_speed.py.
 
-deepspeed --hostfile HOSTFILE --no_local_rank benchmarks/hosts/link_worker.py TASK.json
+deepspeed --hostfile HOSTFILE --no_local_rank --module hosts.link_worker TASK.json
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Traffic:
-    """What has passed this host's network adapter so far."""
+    """The bytes and frames that this host's network adapter has passed so far."""
 
     bytes_sent: int
     bytes_received: int
@@ -99,7 +99,7 @@ def _size(value: Any) -> int:
 
 
 class LinkProbe(Probe):
-    """Takes the traffic of each step too, and has the link changed after each phase of steps."""
+    """A `Probe` that also counts each step's traffic and has the link changed after each phase."""
 
     def __init__(self, phases: int, steps_each: int, change_link: Callable[[int], None]) -> None:
         super().__init__(1, COUNTED_STEPS + phases * steps_each - 1)
@@ -108,7 +108,7 @@ class LinkProbe(Probe):
         self._counter = CollectiveCounter(int(os.environ["LOCAL_WORLD_SIZE"]))
 
     def step_is_done(self) -> bool:
-        """As in `Probe`; between two phases it waits for the link."""
+        """Marks the end of a step, as `Probe` does; between two phases it waits for the link."""
         is_last = super().step_is_done()
         self._marks.append((time.perf_counter(), traffic(os.environ["GLOO_SOCKET_IFNAME"])))
         done = len(self._marks)
@@ -123,7 +123,7 @@ class LinkProbe(Probe):
         return is_last
 
     def result(self) -> dict[str, Any]:
-        """As in `Probe`, and `phases`: of each, seconds and traffic of its steps but the first."""
+        """Adds `phases` to `Probe`'s results: seconds and traffic of each phase's later steps."""
         phases = []
         for phase in range(self._phases):
             first = COUNTED_STEPS + phase * self._steps_each
@@ -137,19 +137,19 @@ class LinkProbe(Probe):
 
 
 def main(task_file: Path) -> int:
-    """Trains as the file says; rank 0 writes what was measured beside it."""
+    """Trains as the task file says; rank 0 writes the measurements beside it."""
     from cpo_ds.ranks.place import place
     from cpo_ds.ranks.quiet import silence_libraries
 
     task = json.loads(task_file.read_text(encoding="utf-8"))
-    here = place()
-    os.environ.update(here.variables())
+    rank_place = place()
+    os.environ.update(rank_place.variables())
     silence_libraries()
     job = Job(**task["job"])
     torch.set_num_threads(job.threads)
 
     def change_link(phase: int) -> None:
-        if here.rank == 0:
+        if rank_place.rank == 0:
             wait_for_link(task_file.parent, phase)
 
     from jobs.train_ours import run_ours
@@ -157,7 +157,7 @@ def main(task_file: Path) -> int:
     probe = LinkProbe(task["phases"], task["steps_each"], change_link)
     with tempfile.TemporaryDirectory() as folder:
         measured = run_ours(job, probe, folder)
-    if here.rank == 0:
+    if rank_place.rank == 0:
         result = task_file.with_name("result.json")
         result.write_text(json.dumps(measured), encoding="utf-8")
     return 0

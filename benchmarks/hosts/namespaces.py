@@ -1,4 +1,4 @@
-"""Linux namespaces that live as long as a first process in them does; for simulated hosts."""
+"""Linux namespaces that live as long as the first process in them; simulated hosts use them."""
 
 from __future__ import annotations
 
@@ -66,24 +66,24 @@ class Namespaces:
             )
 
     def configure(self, command: str) -> None:
-        """Runs `ip` or `tc` on the network namespace. Raises `RuntimeError` where that fails."""
+        """Runs `ip` or `tc` on the network namespace. Raises `RuntimeError` if it fails."""
         check(["nsenter", f"--target={self.first}", "--net", *command.split()])
 
     def processes(self) -> list[psutil.Process]:
-        """What runs inside besides the first process."""
-        here = os.readlink(f"/proc/{self.first}/ns/pid")
-        found = []
+        """Everything that runs inside besides the first process."""
+        namespace = os.readlink(f"/proc/{self.first}/ns/pid")
+        inside_processes = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError):
-                inside = os.readlink(f"/proc/{process.pid}/ns/pid") == here
+                inside = os.readlink(f"/proc/{process.pid}/ns/pid") == namespace
                 if inside and process.pid != self.first:
-                    found.append(process)
-        return found
+                    inside_processes.append(process)
+        return inside_processes
 
 
 @functools.cache
 def reason_against(programs: Sequence[str]) -> str | None:
-    """Why hosts cannot be simulated here, which takes these programs, or None where they can."""
+    """The reason why hosts cannot be simulated on this machine; None if they can."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "simulated hosts need root"
     needed = ("bash", "ip", "tc", "unshare", "nsenter", "hostname", *programs)
@@ -101,12 +101,12 @@ def reason_against(programs: Sequence[str]) -> str | None:
 
 
 def program(name: str) -> str | None:
-    """Where a program is, also where PATH leaves out those for administrators."""
+    """The path of a program, searched for in the administrators' folders too."""
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), SYSTEM_PATH]))
 
 
 def check(command: Sequence[str]) -> None:
-    """Runs a command; raises `RuntimeError` with what it printed where it fails."""
+    """Runs a command; raises `RuntimeError` with its output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
@@ -118,12 +118,12 @@ def _unshare(kinds: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _children_in(first: int) -> Iterator[None]:
-    """Processes that this thread starts meanwhile belong to the process namespace of `first`."""
+    """Puts processes that this thread starts meanwhile into the process namespace of `first`."""
     libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/self/ns/pid") as here, open(f"/proc/{first}/ns/pid") as there:
-        if libc.setns(there.fileno(), _CLONE_NEWPID):
+    with open("/proc/self/ns/pid") as own, open(f"/proc/{first}/ns/pid") as target:
+        if libc.setns(target.fileno(), _CLONE_NEWPID):
             raise OSError(ctypes.get_errno(), "setns")
         try:
             yield
         finally:
-            libc.setns(here.fileno(), _CLONE_NEWPID)
+            libc.setns(own.fileno(), _CLONE_NEWPID)

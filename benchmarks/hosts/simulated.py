@@ -29,7 +29,7 @@ from hosts import namespaces
 from hosts.namespaces import Namespaces
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NODE_LOCAL = Path("/node-local")  # where each host has a disk of its own
+NODE_LOCAL = Path("/node-local")  # each host has a disk of its own there
 _PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 _PLACE |= {"SSH_AUTH_SOCK"}
 _LARGEST_SEGMENT = 60000  # bytes: less than the burst of a limited link, which would cut it up
@@ -58,23 +58,23 @@ read -r _
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that is over; `output` is what it printed, standard error included."""
+    """A command that is over; `output` is all that it printed, standard error included."""
 
     code: int
     output: str
 
 
 def reason_against() -> str | None:
-    """Why hosts cannot be simulated here, or None where they can."""
+    """The reason why hosts cannot be simulated on this machine; None if they can."""
     return namespaces.reason_against(("ssh", "ssh-keygen", "sshd", "pdsh"))
 
 
 @contextlib.contextmanager
 def simulated_hosts(folder: Path, count: int = 2) -> Iterator[SimulatedHosts]:
-    """`count` hosts with sshd running; they and all that runs in them end with the block.
+    """Starts `count` hosts with sshd; they and their processes end with the block.
 
-    `folder` gets their configuration, keys and logs. Where `reason_against()` gives a reason, this
-    raises `RuntimeError` with it.
+    `folder` gets their configuration, keys and logs. Raises `RuntimeError` if `reason_against()`
+    gives a reason.
     """
     if (reason := reason_against()) is not None:
         raise RuntimeError(reason)
@@ -88,7 +88,7 @@ def simulated_hosts(folder: Path, count: int = 2) -> Iterator[SimulatedHosts]:
 
 
 class SimulatedHosts:
-    """Made by `simulated_hosts`. Hosts are meant by their index."""
+    """The hosts that `simulated_hosts` made; methods name a host by its index."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
@@ -110,8 +110,8 @@ class SimulatedHosts:
         for index, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
             host = Namespaces(_HOST, namespaces.ALL, self.environment | values | {"NAME": name})
             self._hosts.append(host)
-            there = f"port{index} netns {self._switch.first}"
-            host.configure(f"ip link add eth0 type veth peer name {there}")
+            peer = f"port{index} netns {self._switch.first}"
+            host.configure(f"ip link add eth0 type veth peer name {peer}")
             self._switch.configure(f"ip link set port{index} master switch up")
             host.configure(f"ip address add {address}/24 dev eth0")
             host.configure(f"ip link set eth0 up gso_max_size {_LARGEST_SEGMENT}")
@@ -148,18 +148,18 @@ class SimulatedHosts:
         return Finished(process.returncode, output)
 
     def write_hostfile(self, slots: Sequence[int]) -> Path:
-        """A hostfile of the first hosts with these slots."""
+        """Writes a hostfile of the first hosts with these slots; returns its path."""
         path = self.folder / f"hostfile-{'-'.join(map(str, slots))}"
         lines = [f"{name} slots={n}" for name, n in zip(self.names, slots, strict=False)]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
 
     def processes(self, host_index: int) -> list[psutil.Process]:
-        """What runs in a host besides its first process."""
+        """Everything that runs in a host besides its first process."""
         return self._hosts[host_index].processes()
 
     def kill(self, host_index: int) -> None:
-        """Power loss: all of the host ends at once, and says nothing to the others."""
+        """Ends all of a host at once, as a power loss does: it says nothing to the others."""
         self.cut(host_index)  # else the kernel would close its connections in good order
         self._hosts[host_index].end()
 
@@ -189,7 +189,7 @@ class SimulatedHosts:
         self._delay(delay_ms or 0)
 
     def _delay(self, milliseconds: float) -> None:
-        """Takes the ports out of the switch and has the delay line join them, or back."""
+        """Moves the ports from the switch to the delay line, or back."""
         if self._delay_line is not None:
             self._delay_line.kill()
             self._delay_line.communicate()
@@ -241,7 +241,7 @@ class SimulatedHosts:
 
 @contextlib.contextmanager
 def _node_local_folder() -> Iterator[None]:
-    """The folder that the hosts mount their disks at; where it is ours, the last one removes it."""
+    """The folder at which hosts mount their disks; the last host removes it if it was made here."""
     ours = NODE_LOCAL / ".simulated_hosts"
     if not NODE_LOCAL.exists():
         NODE_LOCAL.mkdir(exist_ok=True)

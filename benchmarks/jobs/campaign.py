@@ -1,4 +1,4 @@
-"""All runs of one call of `memory_vs_dpo.py`: planned, run in turns, a line of results for each."""
+"""All runs of one call of `memory_vs_dpo.py`: planned, run in turns, one line of results each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from jobs.workload import (
     write_rows,
 )
 
-MOST_PAIRS = 4096  # where the search for the largest micro-batch ends
+MOST_PAIRS = 4096  # the search for the largest micro-batch ends here
 _LIMIT_STEPS = (1, 1)  # the second has optimizer states from its beginning
 _NOT_MEASURED = dict.fromkeys(("pairs_per_second", "tokens_per_second", "peak_memory_gib"))
 _SAME = ("dtype", "threads", "learning_rate", "lora_rank", "lora_targets", "deepspeed", "seed",
@@ -46,7 +46,7 @@ Line = dict[str, Any]
 
 
 class Campaign:
-    """Runs everything that the command line asks for; all ranks do the same, rank 0 writes."""
+    """Runs everything that the command line asks for; all ranks take part, rank 0 writes."""
 
     def __init__(self, arguments: argparse.Namespace, team: Team, folder: Path) -> None:
         self._arguments, self._team, self._folder = arguments, team, folder
@@ -62,6 +62,7 @@ class Campaign:
     def run(self) -> list[Line]:
         """Returns the lines that it wrote to `--out`."""
         arguments = self._arguments
+        # Pairs of each length; settings that a run would refuse are refused now.
         lengths: list[int | None] = list(arguments.sequence_lengths or [None])
         workloads = {length: self._workload(length) for length in lengths}
         self._check_recipes(workloads[lengths[0]])
@@ -69,6 +70,7 @@ class Campaign:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             if not arguments.append:
                 arguments.out.write_text("", encoding="utf-8")
+        # The order of runs: methods take turns, so that a slow spell hits all of them.
         first = self._next_repeat() if arguments.append else 0
         self._ceiling = self._measure_ceiling(workloads[lengths[0]])
         planned = [
@@ -78,6 +80,7 @@ class Campaign:
             for training, method in self._pairs
             if repeat == first or why_not(method, self._team.world_size) is None
         ]
+        # Run them, a line of results each.
         for number, (length, training, method, repeat) in enumerate(planned, start=1):
             workload = workloads[length]
             job = self._job(workload, arguments.pairs_per_step, length, training, method, repeat)
@@ -90,14 +93,14 @@ class Campaign:
         return self._lines
 
     def _next_repeat(self) -> int:
-        """The repeat after those of the file that is added to, the same on all ranks."""
-        out, there = self._arguments.out, 0
+        """The number of the next repeat in a file that is added to, the same on all ranks."""
+        out, next_repeat = self._arguments.out, 0
         if self._team.rank == 0 and out.exists():
-            there = max((line["repeat"] + 1 for line in read_lines(out)), default=0)
-        return self._team.share(there)[0]
+            next_repeat = max((line["repeat"] + 1 for line in read_lines(out)), default=0)
+        return self._team.share(next_repeat)[0]
 
     def _check_recipes(self, workload: Workload) -> None:
-        """Raises `UserError` now for what a run would refuse, hours later perhaps."""
+        """Raises `UserError` at the start for values that a run would refuse hours later."""
         for training, method in self._pairs:
             if method in OURS:
                 job = self._job(workload, 1, None, training, method, 0)
@@ -185,7 +188,7 @@ class Campaign:
         }
 
     def _measure_ceiling(self, workload: Workload) -> float | None:
-        """In a process of its own; None, and a word about it, where that fails."""
+        """Measures the matrix-product ceiling in a process of its own; prints why if that fails."""
         steps = self._arguments.steps * self._team.world_size
         tokens = max(1, workload.totals.unique_tokens // steps)
         scored = max(1, workload.totals.scored_tokens // steps)
@@ -273,11 +276,11 @@ class Campaign:
 
 
 def _summary(line: Line) -> str:
-    what = f"{line['method']}, {line['training']}"
+    run = f"{line['method']}, {line['training']}"
     if line["sequence_length"]:
-        what += f", {line['sequence_length']} tokens"
+        run += f", {line['sequence_length']} tokens"
     if line.get("largest_micro_batch_pairs") is not None:
-        return f"{what}: at most {line['largest_micro_batch_pairs']} pairs"
+        return f"{run}: at most {line['largest_micro_batch_pairs']} pairs"
     if "error" in line:
-        return f"{what}: {line['error']}"
-    return f"{what}: {line['pairs_per_second']:.2f} pairs/s, {line['peak_memory_gib']:.2f} GiB"
+        return f"{run}: {line['error']}"
+    return f"{run}: {line['pairs_per_second']:.2f} pairs/s, {line['peak_memory_gib']:.2f} GiB"

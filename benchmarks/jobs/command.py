@@ -27,14 +27,14 @@ def run_and_render(name: str, run: Callable[[Path], Results]) -> int:
 
 
 def set_threads(threads: int | None) -> int:
-    """Sets the threads of processes that are started from now on; all cores where None."""
+    """Sets the threads of processes started from now on; None means all cores."""
     threads = threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return threads
 
 
 def at_least_one(**values: int | None) -> None:
-    """Raises `UserError` for an argument of the command line below 1."""
+    """Raises `UserError` if an argument of the command line is below 1."""
     for name, value in values.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1; it is {value}.")

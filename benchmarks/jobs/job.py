@@ -1,4 +1,4 @@
-"""What one run of a benchmark is: a method, what it trains, and settings that all methods share."""
+"""One run of a benchmark: a method, the weights it trains, and settings that all methods share."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BETA, WEIGHT_DECAY, MAX_GRAD_NORM = 0.1, 0.01, 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to run; the same for all methods but for the first three fields."""
+    """The settings of one run; all methods share all but the first three fields."""
 
     method: str = "cpo"
     training: str = "full"
     repeat: int = 0
-    sequence_length: int | None = None  # of prompt + completion, where all pairs are of one length
+    sequence_length: int | None = None  # of prompt + completion, if all pairs are of one length
     model: str  # a folder
     rows: str  # JSON file with the pairs of all steps
     dtype: str
@@ -62,7 +62,7 @@ class Job:
         return self.warmup_steps + self.timed_steps
 
     def settings(self) -> dict[str, Any]:
-        """What a line of results says of the job; files that are gone by then are left out."""
+        """The job's fields for a line of results, without files that are deleted after the run."""
         return {name: value for name, value in asdict(self).items() if name not in _FILES}
 
 
@@ -72,9 +72,9 @@ _FILES = ("model", "rows")
 def combinations(
     methods: Sequence[str], trainings: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """(training, method) in the order in which they take turns, and lines on what is left out.
+    """Returns (training, method) in the order of their turns, and lines on those left out.
 
-    Raises `UserError` where nothing is left.
+    Raises `UserError` if nothing is left.
     """
     wanted = [(training, method) for training in trainings for method in methods]
     possible = [pair for pair in wanted if pair != ("full", "dpo-adapter")]
@@ -88,7 +88,7 @@ def combinations(
 
 
 def why_not(method: str, world_size: int) -> str | None:
-    """Why a method cannot be run here, as a row says it; None where it can."""
+    """The reason why a method cannot run, as a row of the table says it; None if it can."""
     if method in OURS:
         return None
     package, command = OTHERS[method]

@@ -1,7 +1,8 @@
-"""Jobs in fresh processes: alone, or one process for each rank that `deepspeed` launched.
+"""The one runner of processes: fresh ones for each job, one for each rank.
 
-Under the launcher each launched process is a controller of its rank. For one job after the other
-all of them start a worker of their own with a new port to meet at, and agree on how it ended.
+`Processes` serves `memory_vs_dpo.py`, also under the `deepspeed` launcher: each launched process
+controls its rank, starts a worker for one job after the other, and all agree on how it ended.
+`run_ranks` starts the ranks of this host by itself. `run_fresh` calls one function.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ class Processes:
         }
 
     def run(self, task: dict[str, Any]) -> Result:
-        """What rank 0's worker measured, or {"error": why it could not}; the same on all ranks.
+        """Runs a task on all ranks; returns rank 0's measurements, or {"error": the reason}.
 
-        Raises `UserError` where the worker did.
+        All ranks return the same. Raises `UserError` if a worker did.
         """
         self._runs += 1
         port = self._team.share(_free_port())[0]
@@ -69,21 +70,21 @@ class Processes:
         return judge(outcomes, self._timeout)
 
     def run_single(self, task: dict[str, Any]) -> Result:
-        """The same for a task of one process, without the other ranks."""
+        """Runs a task in one process, without the other ranks."""
         return judge([self._run_here(task, {}, alarms=False)], self._timeout)
 
     def _run_here(
-        self, task: dict[str, Any], place: dict[str, str], *, alarms: bool
+        self, task: dict[str, Any], place_variables: dict[str, str], *, alarms: bool
     ) -> tuple[int | None, str, Result]:
-        """(exit code, None where the time was up; what it printed; what it measured)."""
+        """Returns a worker's exit code (None if the time was up), output and measurements."""
         self._started += 1
         name = f"{self._started}-{self._team.rank}"
-        files = [self._folder / f"{name}.{what}" for what in ("job", "result", "log")]
+        files = [self._folder / f"{name}.{ending}" for ending in ("job", "result", "log")]
         files[0].write_text(json.dumps(task), encoding="utf-8")
         with files[2].open("wb") as log:
             process = subprocess.Popen(
                 [*WORKER, *map(str, files[:2])],
-                env=self._environment | place,
+                env=self._environment | place_variables,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -94,7 +95,7 @@ class Processes:
         return code, files[2].read_text(encoding="utf-8", errors="replace")[-20000:], measured
 
     def _place(self, port: int) -> dict[str, str]:
-        """A rank's place; nothing for one rank alone, whose model TRL would wrap for several."""
+        """The variables of a rank's place; empty for one rank, or TRL would wrap the model."""
         team = self._team
         if team.world_size == 1:
             return {}
@@ -122,7 +123,7 @@ class Processes:
 
 
 def judge(outcomes: list[Any], timeout: float) -> Result:
-    """Ranks' (exit code, output, result) -> rank 0's result, or an error that says what happened.
+    """Turns ranks' (exit code, output, result) into rank 0's result, or an error that says why.
 
     Raises `UserError` with the message of a worker that raised one.
     """
@@ -143,9 +144,9 @@ def judge(outcomes: list[Any], timeout: float) -> Result:
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to `most` that fits, 0 if none: by doubling, then by halving.
+    """Finds the largest number up to `most` that fits, 0 if none: by doubling, then by halving.
 
-    What is more than a number that does not fit is taken not to fit either.
+    Assumes that nothing above a number that does not fit fits either.
     """
     good, bad = 0, 1
     while bad <= most and fits(bad):
@@ -164,10 +165,10 @@ def _free_port() -> int:
 
 
 def run_fresh(function: Callable[..., Result], *arguments: Any) -> Result:
-    """What `function(*arguments)` returns in a new process, or {"error": why it could not}.
+    """Calls `function(*arguments)` in a new process; returns its result, or {"error": the reason}.
 
-    The function lies at the top of its module. What it prints is shown only if it fails. Raises
-    `UserError` where it did.
+    The function must lie at the top of its module. Its output is shown only if it fails. Raises
+    `UserError` if the function did.
     """
     context = get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +189,7 @@ def run_fresh(function: Callable[..., Result], *arguments: Any) -> Result:
 def _work(
     log: str, result: str, function: Callable[..., Result], arguments: tuple[Any, ...]
 ) -> None:
-    """The new process: what it and its libraries print goes to a file."""
+    """Runs in the new process: all output, libraries' included, goes to a file."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -204,9 +205,10 @@ def run_ranks(
 ) -> list[tuple[int | None, str]]:
     """Runs one command for each rank of this host, all at once, until they have ended.
 
-    Returns each rank's exit code, None if the time was up, and what it printed. If one rank fails,
+    Returns each rank's exit code, None if the time was up, and its output. If one rank fails,
     the others get a moment to end and are killed.
     """
+    # Start all ranks; each one's output goes to a file of its own.
     port = str(_free_port())
     running: list[subprocess.Popen[bytes]] = []
     logs = [folder / f"{rank}.log" for rank in range(len(commands))]
@@ -223,6 +225,7 @@ def run_ranks(
                     stderr=subprocess.STDOUT,
                 )
             running.append(process)
+        # Wait, then end those that are left.
         _wait_for_all(running, timeout)
         codes = [process.poll() for process in running]
     finally:
@@ -234,7 +237,7 @@ def run_ranks(
 
 
 def _wait_for_all(running: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
-    """Until all have ended, one has failed and the others had a moment, or the time is up."""
+    """Waits until all have ended, one has failed and the others had a moment, or the time is up."""
     deadline = time.monotonic() + timeout
     while any(process.poll() is None for process in running):
         if any(process.poll() for process in running):

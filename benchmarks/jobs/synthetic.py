@@ -41,10 +41,10 @@ class Lengths:
 
 
 def draw_lengths(steps: int, pairs_per_step: int, seed: int) -> list[Lengths]:
-    """Lengths of real WMT22 pairs, one step's after the other's.
+    """Draws lengths of real WMT22 pairs, one step's after the other's.
 
-    A few random steps may be far from the average step, above all in what padding costs. So each
-    is, of a hundred draws, the one nearest to it in unique and in padded tokens.
+    A few random steps may be far from the average step, above all in padding. So each step is the
+    one of a hundred draws that is nearest to the average in unique and in padded tokens.
     """
     rows = json.loads(WMT22_LENGTHS.read_text(encoding="utf-8"))["lengths"]
     known = [Lengths(*row) for row in rows]
@@ -104,10 +104,10 @@ def number_tokenizer(vocabulary: int) -> Any:
 def save_random_model(
     shape: str, folder: Path, dtype: str, seed: int, vocabulary: int | None = None
 ) -> None:
-    """Writes a model of a shape with random weights, and its tokenizer; `vocabulary`: another.
+    """Writes a model of a shape with random weights, and its tokenizer.
 
-    Made in `dtype` and on the GPU where there is one: 13B weights take seconds there. Raises
-    `UserError` for an unknown shape.
+    `vocabulary` replaces the shape's. The model is made in `dtype`, on the GPU if there is one: 13B
+    weights take seconds there. Raises `UserError` for an unknown shape.
     """
     config = shape_config(shape)
     config.vocab_size = vocabulary or config.vocab_size

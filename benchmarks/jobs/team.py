@@ -20,7 +20,7 @@ _A_DAY = timedelta(days=1)
 
 
 class Team:
-    """The controllers of all ranks; alone, the only one."""
+    """The controllers of all ranks; a single process is a team of one."""
 
     def __init__(self) -> None:
         self.rank, self.world_size, self.local_rank = (
@@ -34,7 +34,7 @@ class Team:
             self._store = TCPStore(address, port, self.world_size, self.rank == 0, _A_DAY)
 
     def share(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank; all call it equally often."""
+        """Returns every rank's value on every rank; all ranks must call it equally often."""
         if self._store is None:
             return [value]
         self._shared += 1
@@ -43,7 +43,7 @@ class Team:
         return [json.loads(self._store.get(name)) for name in names]
 
     def prepare(self, function: Callable[[], str]) -> str:
-        """What the first rank of this host makes for all of them: a path. Raises `UserError`."""
+        """Lets the first rank of each host make a path for its ranks. Raises `UserError`."""
         host, made, error = socket.gethostname(), "", ""
         if self.local_rank == 0:
             try:
@@ -57,7 +57,7 @@ class Team:
         return next(path for name, path, _ in everyone if name == host and path)
 
     def part(self) -> None:
-        """Ends the work together: rank 0, which the others ask, goes last."""
+        """Ends the work together: rank 0 goes last, since the others ask it."""
         if self._store is None:
             return
         if self.rank:
@@ -71,5 +71,5 @@ class Team:
             self._store.set(f"alarm/{job}", "failed")
 
     def hears_alarm(self, job: int) -> bool:
-        """Whether some rank's worker failed."""
+        """Whether the worker of some rank failed in this job."""
         return self._store is not None and self._store.check([f"alarm/{job}"])

@@ -25,7 +25,7 @@ _NO_TARGET = -100
 def padded_batch(pairs: list[TokenizedPair], pad: int) -> tuple[torch.Tensor, ...]:
     """Token ids, attention mask and targets, [2 pairs, longest] each, chosen sequences first.
 
-    A target is the next token where that is scored, and -100 elsewhere.
+    A target is the next token if that token is scored, else -100.
     """
     longest = max(pair.longest_sequence for pair in pairs)
     ids = torch.full((2 * len(pairs), longest), pad)
@@ -35,18 +35,18 @@ def padded_batch(pairs: list[TokenizedPair], pad: int) -> tuple[torch.Tensor, ..
         tokens = torch.from_numpy(pair.tokens).long()
         chosen_end = pair.num_prefix + pair.num_chosen
         rejected = torch.cat([tokens[: pair.num_prefix], tokens[chosen_end:]])
-        for place, sequence, start in (
+        for index, sequence, start in (
             (row, tokens[:chosen_end], pair.chosen_start),
             (row + len(pairs), rejected, pair.rejected_start),
         ):
-            ids[place, : len(sequence)] = sequence
-            mask[place, : len(sequence)] = 1
-            targets[place, start - 1 : len(sequence) - 1] = sequence[start:]
+            ids[index, : len(sequence)] = sequence
+            mask[index, : len(sequence)] = 1
+            targets[index, start - 1 : len(sequence) - 1] = sequence[start:]
     return ids, mask, targets
 
 
 def run_liger(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
-    """Trains; returns all that was measured. `folder` is not used: nothing is written."""
+    """Trains with Liger; returns the measurements. Nothing is written to `folder`."""
     import peft
     import transformers
 
@@ -74,8 +74,8 @@ def run_liger(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     autocast = job.dtype == "bfloat16"
     held: dict[str, float] = {}
     for step in range(job.steps):
-        here = order[step * job.pairs_per_step : (step + 1) * job.pairs_per_step]
-        batch = padded_batch([pairs[i] for i in here], pad=0)
+        of_step = order[step * job.pairs_per_step : (step + 1) * job.pairs_per_step]
+        batch = padded_batch([pairs[i] for i in of_step], pad=0)
         ids, mask, targets = (tensor.to(device) for tensor in batch)
         with torch.autocast(device, torch.bfloat16) if autocast else contextlib.nullcontext():
             hidden = base.get_decoder()(

@@ -1,4 +1,4 @@
-"""This trainer, as `cpo_ds/train.py` runs it: real `build_run`, real loop, stopped by the clock."""
+"""Runs this trainer as `cpo_ds/train.py` does: `build_run` and the real loop, timed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.workload import read_rows_file
 def run_ours(
     job: Job, probe: Probe, folder: str, pairs: list[TokenizedPair] | None = None
 ) -> dict[str, Any]:
-    """Trains on `pairs` (the job's); returns all that was measured.
+    """Trains on the job's pairs with this trainer; returns the measurements.
 
     Memory is that of the rank that needed most.
     """
@@ -36,12 +36,14 @@ def run_ours(
     class Finished(Exception):
         pass
 
+    # The monitor sees each step's loss; the probe says when enough are timed.
     class StepMonitor(SilentMonitor):
         def show(self, line: dict[str, Any]) -> None:
             probe.losses.append(line["loss"])
             if probe.step_is_done():
                 raise Finished
 
+    # Build the run as training does, with that monitor.
     config = config_of(job, folder)
     settings = read_deepspeed_settings(config)
     ranks = init_ranks()
@@ -52,6 +54,7 @@ def run_ours(
     run = replace(run, monitor=StepMonitor())
     with contextlib.suppress(Finished):
         train(run)
+    # Split the peak into parts; the rank that needed most speaks for all.
     measured = probe.result()
     parts = split(run, measured["peak_memory_gib"], probe.libraries_gib)
     most = max(ranks.gather(measured | parts), key=lambda one: one["peak_memory_gib"])
@@ -61,15 +64,16 @@ def run_ours(
 
 
 def split(run: Any, peak: float, libraries: float) -> dict[str, float]:
-    """Parts of the peak, by a further step that no clock sees: that with the most tokens at once.
+    """Splits the peak into parts by one more step, not timed: the one with the most tokens at once.
 
-    Its levels make the parts; `other_gib` is what they leave of the peak of the timed steps.
+    Its levels make the parts; `other_gib` is the rest of the peak of the timed steps.
     """
     from cpo_ds.losses import pair_terms, step_share
     from cpo_ds.run.trainer import plan
 
     steps = [plan(run, step) for step in range(1, run.total_steps + 1)]
     batches, totals = max(steps, key=lambda step: step[1].unique_tokens)  # alike on all ranks
+    # One step, its memory read at the borders of the head.
     return_freed_memory()
     watch = HeadWatch(run.engine.policy)
     for batch in batches:
@@ -79,6 +83,7 @@ def split(run: Any, peak: float, libraries: float) -> dict[str, float]:
         run.engine.accumulate(share * float(batch.counted))
         watch.end()
         del terms, share
+    # Model states as held before the update, then the parts.
     held = states_gib(run.engine.policy, run.engine.reference, run.engine.sharded_optimizer)
     run.engine.update(run.config.optim.learning_rate)
     levels = max(watch.seen, key=lambda seen: seen.peak)
@@ -101,7 +106,7 @@ def tokenized_pairs(job: Job) -> list[TokenizedPair]:
 
 
 def config_of(job: Job, folder: str) -> Config:
-    """The recipe of a job. Raises `UserError` for a value that it refuses."""
+    """The recipe of a job. Raises `UserError` for a value that the recipe refuses."""
     lora = {
         "rank": job.lora_rank,
         "alpha": 2 * job.lora_rank,

@@ -1,8 +1,9 @@
 """TRL's CPOTrainer and DPOTrainer on a job's pairs, in this trainer's order.
 
 AdamW (torch's fused one), a constant learning rate, clipping at 1 and no dropout, as in the other
-methods. In bfloat16 all compute in bfloat16 and keep what they train in float32: DeepSpeed holds a
-float32 copy, TRL trains float32 weights under autocast (a frozen base model stays in bfloat16).
+methods. With bfloat16 all methods compute in bfloat16 and keep trained weights in float32:
+DeepSpeed holds a float32 copy, TRL trains float32 weights under autocast (a frozen base model stays
+in bfloat16).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _DEFAULT_LENGTH = 1024  # TRL's own limit
 
 
 def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
-    """Trains; returns all that was measured."""
+    """Trains with TRL; returns the measurements."""
     import datasets
     import transformers
 
@@ -100,12 +101,12 @@ def lora_config(job: Job) -> Any:
 
 
 def start_dtype(job: Job) -> torch.dtype:
-    """What the weights are held in: float32 where all are trained."""
+    """The dtype that holds the weights: float32 if all are trained."""
     return torch.float32 if job.training == "full" else getattr(torch, job.dtype)
 
 
 def _arguments(job: Job, folder: str) -> dict[str, Any]:
-    """TRL's defaults but for what makes the runs comparable; nothing logged, saved, evaluated."""
+    """TRL's defaults, changed to make runs comparable: no logs, checkpoints, evaluation."""
     return {
         "output_dir": folder,
         "max_steps": job.steps,

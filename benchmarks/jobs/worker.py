@@ -1,4 +1,4 @@
-"""The process of one job: python worker.py JOB.json RESULT.json; `processes.py` starts it."""
+"""The process of one job, started by processes.py: python -m jobs.worker JOB.json RESULT.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.job import OURS, Job
 
 
 def main(job_file: Path, result_file: Path) -> int:
-    """Does what the file says and writes what was measured; returns the exit code."""
+    """Does the task of the job file and writes the measurements; returns the exit code."""
     task = json.loads(job_file.read_text(encoding="utf-8"))
     try:
         result = run_task(task)
@@ -31,7 +31,7 @@ def main(job_file: Path, result_file: Path) -> int:
 
 
 def run_task(task: dict[str, Any]) -> dict[str, Any]:
-    """One of what a benchmark does in processes of their own."""
+    """Runs one task: the ceiling, a model to prepare, or a job."""
     if "ceiling" in task:
         return run_ceiling(**task["ceiling"])
     if "model" in task and "method" not in task:
@@ -42,7 +42,7 @@ def run_task(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Trains for the job's steps; the numbers of a line of results."""
+    """Trains for the job's steps; returns the values of a line of results."""
     torch.set_num_threads(job.threads)
     limit_memory(job.memory_limit_gib)
     probe = Probe(job.warmup_steps, job.timed_steps)
@@ -63,7 +63,7 @@ def run_job(job: Job) -> dict[str, Any]:
 def run_ceiling(
     shapes: list[list[int]], rows: int, head_rows: int, dtype: str, threads: int
 ) -> dict[str, float]:
-    """The matrix-product ceiling."""
+    """Measures the matrix-product ceiling."""
     from measures.ceiling import ceiling_tflops
 
     torch.set_num_threads(threads)
@@ -72,7 +72,7 @@ def run_ceiling(
 
 
 def limit_memory(gib: float | None) -> None:
-    """Lets larger demands fail: of the GPU's allocator, or of this process's data on a CPU."""
+    """Makes larger demands fail: in the GPU's allocator, or for this process's data on a CPU."""
     if gib is None:
         return
     if torch.cuda.is_available():

@@ -40,7 +40,7 @@ MAX_PROMPT_TOKENS, MAX_TOKENS = 256, 512
 
 @dataclass(frozen=True)
 class Workload:
-    """The pairs of a run, and what is counted over its timed steps."""
+    """The pairs of a run, and the token counts of its timed steps."""
 
     rows: list[PreferenceRow]
     totals: StepTotals  # of the timed steps
@@ -50,14 +50,14 @@ class Workload:
 
 
 def is_synthetic(arguments: argparse.Namespace) -> bool:
-    """Whether pairs are made up rather than given."""
+    """Whether the arguments ask for synthetic pairs instead of given ones."""
     return not (arguments.wmt or arguments.data_format)
 
 
 def prepare_model(arguments: argparse.Namespace, folder: Path) -> str:
-    """The folder of the model: that which is given, or a new one in `folder`.
+    """Returns the folder of the model: the given one, or a new one in `folder`.
 
-    Raises `UserError` for a model that is not there, and for an unknown shape.
+    Raises `UserError` if a given model is missing, and for an unknown shape.
     """
     made = folder / "model"
     if not arguments.model:
@@ -66,9 +66,11 @@ def prepare_model(arguments: argparse.Namespace, folder: Path) -> str:
     config = load_model_config(arguments.model)  # an error now rather than in every run
     if not is_synthetic(arguments):
         return arguments.model
-    here = Path(arguments.model)
+    given = Path(arguments.model)
     with_number_tokenizer(
-        here if here.is_dir() else Path(snapshot_download(arguments.model)), config.vocab_size, made
+        given if given.is_dir() else Path(snapshot_download(arguments.model)),
+        config.vocab_size,
+        made,
     )
     return str(made)
 
@@ -80,7 +82,7 @@ def make_workload(
     steps: tuple[int, int],
     sequence_length: int | None,
 ) -> Workload:
-    """Pairs for `steps`, warm-up and timed. Raises `UserError` where there are too few."""
+    """Makes the pairs of `steps` (warm-up, timed). Raises `UserError` if there are too few."""
     rows, pairs = pairs_for(arguments, model, sum(steps), pairs_per_step, sequence_length)
     by_step = totals_by_step(pairs, pairs_per_step, arguments.seed)
     timed = by_step[steps[0] :]
@@ -95,7 +97,7 @@ def make_workload(
 
 
 def matrix_weights(model_config: Any) -> tuple[int, int, list[tuple[int, int]]]:
-    """Weights in matrix products of the body, and of the head; and all products' shapes.
+    """Counts weights in matrix products, of the body and of the head; gives all products' shapes.
 
     A shape is (inputs, outputs), the head's last.
     """
@@ -115,6 +117,7 @@ def pairs_for(
     sequence_length: int | None,
 ) -> tuple[list[PreferenceRow], list[TokenizedPair]]:
     """The pairs of some steps, as text and as this trainer's tokens."""
+    # Texts: numbers with drawn lengths, or the given data, twice as many as needed.
     count = steps * pairs_per_step
     if is_synthetic(arguments):
         if sequence_length:
@@ -125,6 +128,7 @@ def pairs_for(
         rows = rows_of_numbers(lengths, load_model_config(model).vocab_size, arguments.seed)
     else:
         rows = shuffled(read_data(arguments), arguments.seed)[: 2 * count]
+    # Tokens: too long pairs are dropped, so that enough must be left.
     longest = sequence_length or MAX_TOKENS
     pairs, _ = tokenize_rows(
         rows,
@@ -142,15 +146,15 @@ def pairs_for(
 
 
 def in_order_of_training(lengths: list[Lengths], seed: int) -> list[Lengths]:
-    """Places each where the trainers' order, that of an epoch, finds it in turn."""
+    """Orders pairs so that the trainers, which shuffle an epoch, meet them in the given order."""
     placed = list(lengths)
-    for place, length in zip(epoch_order(len(lengths), seed, 0), lengths, strict=True):
-        placed[place] = length
+    for position, length in zip(epoch_order(len(lengths), seed, 0), lengths, strict=True):
+        placed[position] = length
     return placed
 
 
 def shuffled(rows: list[PreferenceRow], seed: int) -> list[PreferenceRow]:
-    """All rows in a random order, directions mixed; `origin` is the place in it."""
+    """Shuffles all rows, directions mixed; `origin` becomes the position in the result."""
     return [
         PreferenceRow(row.prompt, row.chosen, row.rejected, row.direction, str(number))
         for number, row in enumerate(random.Random(seed).sample(rows, len(rows)))
@@ -158,7 +162,7 @@ def shuffled(rows: list[PreferenceRow], seed: int) -> list[PreferenceRow]:
 
 
 def read_data(arguments: argparse.Namespace) -> list[PreferenceRow]:
-    """All pairs of the data. Raises `UserError` where they cannot be read."""
+    """Reads all pairs of the data. Raises `UserError` if they cannot be read."""
     if arguments.wmt:
         return read_wmt(Path(arguments.wmt))
     try:
@@ -169,7 +173,7 @@ def read_data(arguments: argparse.Namespace) -> list[PreferenceRow]:
 
 
 def read_wmt(path: Path) -> list[PreferenceRow]:
-    """Pairs of two systems' translations, without those that are the same.
+    """Reads pairs of two systems' translations and leaves out equal ones.
 
     Lines hold `language_pair`, `source` and `candidates`, translations by name of system.
     """
@@ -202,7 +206,7 @@ def write_rows(rows: Sequence[PreferenceRow], path: Path) -> str:
 
 
 def read_rows_file(path: str) -> list[PreferenceRow]:
-    """What `write_rows` wrote."""
+    """Reads the file that `write_rows` wrote."""
     return [PreferenceRow(**row) for row in json.loads(Path(path).read_text(encoding="utf-8"))]
 
 

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices of the model's own shapes: what utilization is of."""
+"""Measures the ceiling of utilization: this machine's speed at the model's products."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CALLS_ON_GPU = 20  # of a round, so that launching does not count
 def ceiling_tflops(
     shapes: list[tuple[int, int]], rows: int, head_rows: int, dtype: torch.dtype
 ) -> float:
-    """TFLOP/s of a forward and backward pass's products alone, back to back.
+    """Measures TFLOP/s of a forward and backward pass's matrix products alone, back to back.
 
     `shapes` are (inputs, outputs) of all layers, the head last; `rows` and `head_rows` the tokens
     that a micro-batch sends through them.

@@ -43,6 +43,7 @@ def save_encoder(
     folder: Path, *, vocabulary: int = 1000, positions: int = 130, **sizes: int
 ) -> None:
     """Writes an encoder's configuration and tokenizer, which is all that COMET reads of it."""
+    # A tokenizer like XLM-R's, trained on the built-in sample.
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -62,6 +63,7 @@ def save_encoder(
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", 0), ("</s>", 2)],
     )
+    # Save it with the configuration; weights come with COMET's checkpoint.
     transformers.XLMRobertaTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     settings = {"intermediate_size": 2 * sizes["hidden_size"]} | sizes
     transformers.XLMRobertaConfig(

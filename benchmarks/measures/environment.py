@@ -1,4 +1,4 @@
-"""What a benchmark ran on, so that its numbers can be judged and repeated."""
+"""Machine, versions and command of a benchmark, to judge and repeat its numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _version(package: str) -> str | None:
 
 
 def _command() -> str:
-    """As it was given from the repository's folder, the launcher included."""
+    """The command line as it was given in the repository's folder, the launcher included."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     launcher = ["deepspeed", "--num_accelerators", str(ranks)] if ranks > 1 else ["python"]
     given = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]

@@ -1,7 +1,7 @@
-"""What the peak of a training step is made of.
+"""Splits the peak of a training step into parts: weights, gradients, optimizer, activations, head.
 
-Model states (weights, gradients, optimizer, reference) are counted by the tensors that hold them;
-activations and head by how the memory in use moves within a step. All in GiB.
+Model states (weights, gradients, optimizer, reference) are counted by the tensors that hold them.
+Activations and head are counted by how the memory in use moves within a step. All sizes in GiB.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Levels:
 
     @property
     def peak(self) -> float:
-        """The most of the three."""
+        """The largest of the three levels."""
         return max(self.before_head, self.in_head, self.after_head)
 
 
 class HeadWatch:
-    """Takes levels at the scoring head's borders: where activations are whole, and head begins."""
+    """Takes levels when the scoring head begins, with all activations held, and when it ends."""
 
     def __init__(self, policy: Any) -> None:
         self.seen: list[Levels] = []
@@ -45,12 +45,12 @@ class HeadWatch:
         policy.scoring_head.register_forward_pre_hook(self._enter)
 
     def begin(self) -> None:
-        """A micro-batch begins."""
+        """Marks the begin of a micro-batch."""
         reset_peak()
         self.seen.append(Levels(start=memory_now()))
 
     def end(self) -> None:
-        """Its backward pass is over."""
+        """Marks the end of a micro-batch's backward pass."""
         self.seen[-1].after_head = memory_peak()
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -90,9 +90,9 @@ def parts_of_peak(
 
 
 def plain_parts(peak: float, libraries: float, held: dict[str, float]) -> dict[str, float]:
-    """Lines' names -> GiB, of a trainer that is not looked into.
+    """Returns {column: GiB} of a trainer whose steps are not looked into.
 
-    Activations and head are then one part, `activations_and_head_gib`, with whatever else there is.
+    Activations, head and all else are one part then, `activations_and_head_gib`.
     """
     parts = held | {"libraries": libraries}
     rest = peak - sum(parts.values())
@@ -114,9 +114,9 @@ def weights_of(module: nn.Module | None) -> list[torch.Tensor]:
 
 
 def size_gib(tensors: Iterable[torch.Tensor], seen: set[tuple[str, int]] | None = None) -> float:
-    """Memory of the tensors' storages, each counted once; those in `seen` not at all.
+    """Memory of the tensors' storages in GiB, each counted once, those in `seen` not at all.
 
-    `seen` takes them up. On a GPU only what lies there counts, as in its peak.
+    Adds the counted storages to `seen`. On a GPU only the tensors on it count, as in its peak.
     """
     seen = set() if seen is None else seen
     total = 0
@@ -130,11 +130,11 @@ def size_gib(tensors: Iterable[torch.Tensor], seen: set[tuple[str, int]] | None 
 
 
 def states_gib(policy: nn.Module, reference: nn.Module | None, optimizer: Any) -> dict[str, float]:
-    """`STATES` -> GiB, each storage counted once: weights first, then gradients.
+    """Returns {state: GiB} for `STATES`; each storage counts once, weights first.
 
-    `optimizer` is torch's or one of DeepSpeed's. Of the latter's buffers, those whose names speak
-    of gradients are gradients, views of weights are weights, buckets for communication are left
-    out, and all else, float32 copies of the weights among them, is the optimizer's.
+    `optimizer` is torch's or one of DeepSpeed's. Of DeepSpeed's buffers, those with gradients in
+    their name are gradients and views of weights are weights. Communication buckets are left out.
+    All else, such as float32 copies of the weights, is the optimizer's.
     """
     held = list(_tensors_within(optimizer, set()))
     seen: set[tuple[str, int]] = set()

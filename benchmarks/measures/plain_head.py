@@ -1,4 +1,4 @@
-"""The head as autograd does it: what chunked heads are compared with."""
+"""The plain head, computed by autograd: chunked heads are compared with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of a run that `planner_check.py` measures: what it holds, written to measured.json."""
+"""One rank of a run that `planner_check.py` measures; rank 0 writes the memory to measured.json."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def configuration(task: dict[str, Any], model: str, folder: str) -> Any:
 
 
 def main(task: dict[str, Any]) -> None:
-    """Trains and measures; rank 0 writes."""
+    """Trains two steps and measures them; rank 0 writes."""
     from cpo_ds.engine.settings import read_deepspeed_settings
     from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
     from cpo_ds.ranks.ranks import init_ranks
@@ -51,11 +51,13 @@ def main(task: dict[str, Any]) -> None:
     silence_libraries()
     ranks = init_ranks()
     silence_after_import()
+    # Build the run on random weights.
     folder = Path(task["folder"])
     config = configuration(task, str(folder / "model"), str(folder / "run"))
     ranks.on_first(lambda: _save_random_model(task["shape"], task["dtype"], folder / "model"))
     pairs = _pairs(2 * config.batch.pairs)
     run = build_run(RunInputs(config, read_deepspeed_settings(config), ranks, pairs))
+    # The first step fills all buffers; the second one is measured.
     held, _ = _step(run, 1)
     on_gpu = ranks.device.type == "cuda"
     baseline = 0.0 if on_gpu else memory_now() * 1024 - held
@@ -76,7 +78,7 @@ def main(task: dict[str, Any]) -> None:
 
 
 def _save_random_model(shape: str, dtype: str, folder: Path) -> None:
-    """In a process of its own, which leaves no memory behind."""
+    """Writes the model in a process of its own, which leaves no memory behind."""
     script = (
         "import sys, torch, transformers\n"
         "from cpo_ds.model.shapes import shape_config\n"
@@ -120,7 +122,7 @@ def _step(run: Any, number: int) -> tuple[float, float]:
 
 
 def _held_mib(run: Any) -> float:
-    """All storages that any tensor in this process refers to."""
+    """MiB of all storages that any tensor in this process refers to."""
     gc.collect()
     tensors = [value for value in gc.get_objects() if isinstance(value, torch.Tensor)]
     tensors += [p.grad for p in run.engine.policy.parameters() if p.grad is not None]
@@ -128,7 +130,7 @@ def _held_mib(run: Any) -> float:
 
 
 def _storages(values: Any) -> dict[int, int]:
-    """Bytes by address; tensors without data, on the meta device say, have none."""
+    """Bytes of storages by address; tensors without data, as on the meta device, have none."""
     from torch.utils._pytree import tree_leaves
 
     tensors = [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]

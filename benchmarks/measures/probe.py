@@ -26,7 +26,7 @@ def memory_peak() -> float:
 
 
 def reset_peak() -> None:
-    """Lets the peak begin anew at what is held now."""
+    """Lets the peak begin anew at the memory held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -34,10 +34,10 @@ def reset_peak() -> None:
 
 
 def return_freed_memory() -> None:
-    """From now on freed memory goes back at once, so that what is resident is what is in use.
+    """Makes freed memory go back to the system at once, so that resident memory is memory in use.
 
-    Costs time: call it when the clock has stopped. On a GPU, where the allocator counts itself,
-    and without the GNU C library, it does nothing.
+    This costs time, so call it when the clock has stopped. It does nothing on a GPU, whose
+    allocator counts by itself, and without the GNU C library.
     """
     if torch.cuda.is_available():
         return
@@ -65,11 +65,11 @@ class Probe:
         self.losses: list[Any] = []  # a float or a scalar tensor per step
 
     def libraries_are_loaded(self) -> None:
-        """Marks what the process holds before the model is loaded."""
+        """Marks the memory that the process holds before the model is loaded."""
         self.libraries_gib = memory_now()
 
     def step_is_done(self) -> bool:
-        """Takes the time; returns whether this was the last step."""
+        """Takes the time of a step; returns whether it was the last step."""
         if self._on_gpu:
             torch.cuda.synchronize()
         self._ticks.append(time.perf_counter())
@@ -82,11 +82,11 @@ class Probe:
         return is_last
 
     def result(self) -> dict[str, Any]:
-        """Everything measured up to the last step, for the results file.
+        """Returns everything measured up to the last step, for the results file.
 
-        `cpu_seconds` are those of all threads: less troubled than `seconds` by other programs on
-        the machine, where the number of threads is one. `thread_seconds` are those of the thread
-        that trains, which has none while it waits for another rank.
+        `cpu_seconds` are those of all threads. With one thread, other programs on the machine
+        disturb them less than `seconds`. `thread_seconds` are those of the thread that trains,
+        which uses none while it waits for another rank.
         """
         first = self._warmup_steps - 1
         steps = [later - sooner for sooner, later in pairwise(self._ticks[first:])]

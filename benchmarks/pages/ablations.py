@@ -96,7 +96,7 @@ def draw_ablations(
         ends = (min(values), max(values)) if len(values) > 1 else None
         rate = median_of(runs, "pairs_per_second") or 0.0
         rates.append(charts.Bar(name, {"cpo": rate}, f"{rate:.3g}", ends, group))
-    paths = [stem.with_name(f"{stem.name}_{what}.png") for what in ("throughput", "memory")]
+    paths = [stem.with_name(f"{stem.name}_{chart}.png") for chart in ("throughput", "memory")]
     axis = "preference pairs per second"
     charts.bars(paths[0], f"Throughput: {title}", rates, axis, legend=None)
     legend = {part: part for part in PARTS} | {"optimizer": "optimizer states",
@@ -111,10 +111,10 @@ def _ratio(ours: list[Line], theirs: list[Line]) -> str:
 
 
 NOTES = """\
-Medians over repeats, [least - most]. All rows run this trainer's loop, loss (CPO) and optimizer on
-the same pairs in the same steps, each step one micro-batch. Padded: chosen and rejected sequences
-padded to the step's longest, torch's own attention. Tokens per pair: what the body computes. Logits
-per pair: positions that the head computes. Without the chunked head all logits exist at once, and
-autograd keeps what log_softmax needs. Loss differs by: the largest difference from padded, over all
-steps. The parts of memory are those at the moment of the peak, found in a further step that no
-clock sees."""
+Figures are medians over repeats, [least - most]. All rows run this trainer's loop, loss (CPO) and
+optimizer on the same pairs in the same steps. Each step is one micro-batch. Padded: chosen and
+rejected sequences are padded to the step's longest, with torch's own attention. Tokens per pair are
+the tokens that the body computes. Logits per pair are the positions that the head computes. Without
+the chunked head all logits exist at once, and autograd keeps the inputs of log_softmax. Loss
+differs by: the largest difference from padded, over all steps. The parts of memory are those at the
+moment of the peak, measured in one more step that is not timed."""

@@ -1,4 +1,4 @@
-"""The charts of the benchmarks, in one look: horizontal bars, lines over a size, panels."""
+"""The one module of charts: horizontal bars, lines over a size, figures of several panels."""
 
 from __future__ import annotations
 
@@ -52,21 +52,25 @@ class Bar:
 def bars(
     path: Path, title: str, rows: Sequence[Bar], axis: str, *, legend: Mapping[str, str] | None
 ) -> None:
-    """Horizontal bars, the first on top. `legend` maps parts to what they are called."""
+    """Draws horizontal bars, the first on top. `legend` maps parts to their names in the legend."""
     places, names, height = _places(rows)
+    # Bars with their parts, range and text.
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.36 * height), layout="constrained")
     ends = [max(sum(row.parts.values()), *(row.spread or (0.0,))) for row in rows]
     longest = max(ends)
-    for row, place, end in zip(rows, places, ends, strict=True):
+    for row, height_of_bar, end in zip(rows, places, ends, strict=True):
         left = 0.0
         for part, size in row.parts.items():
-            axes.barh(place, size, left=left, color=COLOURS.get(part, _GREY), height=0.74)
+            axes.barh(height_of_bar, size, left=left, color=COLOURS.get(part, _GREY), height=0.74)
             left += size
         if row.spread:
-            axes.plot(row.spread, [place, place], color="black", linewidth=1.2, marker="|")
-        axes.text(end + 0.01 * longest, place, row.text, va="center", fontsize=9)
-    for place, name in names:
-        axes.text(0, place, name, va="center", fontsize=10, fontweight="bold")
+            axes.plot(
+                row.spread, [height_of_bar, height_of_bar], color="black", linewidth=1.2, marker="|"
+            )
+        axes.text(end + 0.01 * longest, height_of_bar, row.text, va="center", fontsize=9)
+    for height_of_bar, name in names:
+        axes.text(0, height_of_bar, name, va="center", fontsize=10, fontweight="bold")
+    # Axes and legend.
     axes.set_yticks(places, [row.label for row in rows])
     axes.set_ylim(height - 0.4, -0.6)
     axes.set_xlim(0, 1.14 * longest)
@@ -108,17 +112,17 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
-    """A line with a mark at each point for each series; names are those in COLOURS or in `colours`.
+    """Draws a line with a mark at each point for each series.
 
-    `labels` maps names to what the legend calls them.
+    Series are named as in COLOURS or in `colours`. `labels` maps them to names in the legend.
     """
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     markers = [m for m in Line2D.markers if m in ("o", "s", "^", "D", "v", "P", "X")]
     shown = {**COLOURS, **(colours or {})}
-    for place, (name, points) in enumerate(series.items()):
+    for number, (name, points) in enumerate(series.items()):
         xs, ys = zip(*sorted(points), strict=True)
         axes.plot(
-            xs, ys, color=shown.get(name), marker=markers[place % len(markers)],
+            xs, ys, color=shown.get(name), marker=markers[number % len(markers)],
             label=(labels or {}).get(name, name), linewidth=1.8, markersize=6,
         )  # fmt: skip
     if log_x:
@@ -166,7 +170,7 @@ def draw_panels(
     columns: int,
     dashed: Sequence[str] = (),
 ) -> None:
-    """Panels row by row, one legend for all of them; x axes are logarithmic."""
+    """Draws panels row by row with one legend for all of them; x axes are logarithmic."""
     rows = -(-len(panels) // columns)
     width = {1: 8.0, 2: 10.0}.get(columns, 3.4 * columns)
     figure, grid = plt.subplots(

@@ -62,9 +62,11 @@ def head_table(lines: list[Line], column: str, scale: float) -> str:
 def draw_head(lines: list[Line], path: Path, title: str) -> None:
     """A panel per vocabulary."""
     panels = []
-    for (vocabulary,), here in grouped(lines, "vocabulary").items():
+    for (vocabulary,), of_vocabulary in grouped(lines, "vocabulary").items():
         series: dict[str, list[tuple[float, float]]] = {name: [] for name in HEADS.values()}
-        for (head, trained, tokens), runs in grouped(here, "head", "trained", "tokens").items():
+        for (head, trained, tokens), runs in grouped(
+            of_vocabulary, "head", "trained", "tokens"
+        ).items():
             value = 1024 * (median_of(runs, "extra_gib") or 0.0)
             series[HEADS[head, trained]].append((tokens, value))
         shown = {name: points for name, points in series.items() if points}
@@ -79,7 +81,7 @@ def draw_head(lines: list[Line], path: Path, title: str) -> None:
 
 
 def _loss_difference(lines: list[Line]) -> str:
-    """Between heads on the same inputs."""
+    """The largest difference of the loss between heads on the same inputs."""
     same = grouped(good(lines), "vocabulary", "tokens").values()
     spans = [max(r["loss"] for r in runs) - min(r["loss"] for r in runs) for runs in same]
     return f"{max(spans):.1e}" if spans else "nothing was measured"
@@ -95,10 +97,10 @@ def _sizes(line: Line) -> str:
 
 
 NOTES = """\
-Measured is CPO's loss and its gradient from hidden states [tokens, hidden size] that are there, all
-completions of {length} tokens. Extra memory: the most in use above what was in use before, less the
-gradients that the pass leaves behind: the hidden states' ({sizes}) and, of a trained head, the
-weight's. Plain: all logits at once, log_softmax, autograd. This project's: chunks of {chunk}
-tokens. Liger: LigerFusedLinearCPOLoss, not compiled, a pair at a time. Logits: one matrix of all of
-them in float32, for scale. Time is taken first, in the same process; on a CPU it includes getting
-the memory from the system and giving it back."""
+The pass is CPO's loss and its gradient, from given hidden states [tokens, hidden size]. All
+completions have {length} tokens. Extra memory is the most memory in use, less the memory in use
+before the pass, less the gradients that the pass leaves behind: the hidden states' ({sizes}) and,
+of a trained head, the weight's. Plain: all logits at once, log_softmax, autograd. This project's:
+chunks of {chunk} tokens. Liger: LigerFusedLinearCPOLoss, not compiled, a pair at a time. Logits:
+one matrix of all of them in float32, for scale. Time is measured first, in the same process. On a
+CPU it includes getting memory from the system and giving it back."""

@@ -69,7 +69,7 @@ def bytes_table(lines: list[Line]) -> str:
 
 
 def predicted_seconds(line: Line, without_limit: float) -> tuple[float, float]:
-    """A step with the planner's bytes, and with Gloo's and the delay, on top of no limit."""
+    """Predicts a step: no limit, plus the planner's bytes, or plus Gloo's and the delay."""
     link, ranks = link_of(line), line["hosts"] * line["ranks_per_host"]
     planner, gloo = (
         without_limit + link_seconds(line[f"predicted_{name}_bytes"], link)
@@ -79,7 +79,7 @@ def predicted_seconds(line: Line, without_limit: float) -> tuple[float, float]:
 
 
 def without_limit(lines: list[Line], name: str, count: int) -> float:
-    """Seconds of a step where nothing limits the link; 0 where that was not measured."""
+    """Seconds of a step without any limit on the link; 0 if that was not measured."""
     runs = [
         line
         for line in lines
@@ -90,7 +90,7 @@ def without_limit(lines: list[Line], name: str, count: int) -> float:
 
 
 def seconds_table(lines: list[Line]) -> str:
-    """Measured and predicted, by link and configuration."""
+    """A table of measured and predicted seconds, by link and configuration."""
     rows: list[tuple[str, ...]] = [
         ("link", "configuration", "micro-batches", "measured", "planner", "Gloo and delay",
          "error")
@@ -108,7 +108,7 @@ def seconds_table(lines: list[Line]) -> str:
 
 
 def collectives_table(lines: list[Line]) -> str:
-    """How many, of how many megabytes in all, by kind and where; of the most micro-batches."""
+    """A table of collectives by kind and span, with megabytes, for the most micro-batches."""
     rows: list[tuple[str, ...]] = [("configuration", "micro-batches", "collective", "count", "MB")]
     for (name, count), runs in grouped(lines, "configuration", "micro_batches").items():
         if count == max(line["micro_batches"] for line in lines):
@@ -125,7 +125,7 @@ def loss_difference(lines: list[Line]) -> float:
     largest = 0.0
     for micro_batches in {line["micro_batches"] for line in lines}:
         alike = [line["losses"] for line in lines if line["micro_batches"] == micro_batches]
-        losses = np.array([some[: min(map(len, alike))] for some in alike])
+        losses = np.array([run_losses[: min(map(len, alike))] for run_losses in alike])
         largest = max(largest, float((losses.max(0) / losses.min(0) - 1).max()))
     return largest
 
@@ -156,29 +156,29 @@ def draw(lines: list[Line], path: Path, title: str) -> None:
 
 
 BYTES_NOTES = """\
-MB (1e6 bytes) of one step in each direction, medians over all steps and links; headers of the
-network are taken off (66 bytes a frame). "planner" is what `cpo-ds plan` counts: a reduce-scatter
-sends each part once, as NCCL's does. Gloo's is an all-reduce of which each rank keeps its part, so
-under ZeRO-3 gradients cross twice here; the next column counts it so, and the error is that
-column's against the mean of what was sent and received. ZeRO-2 reduces by an all-reduce in
-DeepSpeed itself, with NCCL too. Weights under stage3_param_persistence_threshold, in this model the
-norms, are counted like the others."""
+MB (1e6 bytes) of one step in each direction, medians over all steps and links. Headers of the
+network (66 bytes a frame) are subtracted. "planner" is the count of `cpo-ds plan`: a reduce-scatter
+sends each part once, as NCCL's does. Gloo's reduce-scatter is an all-reduce of which each rank
+keeps its part, so under ZeRO-3 gradients cross twice here. The next column counts them so, and the
+error compares that column with the mean of sent and received bytes. ZeRO-2 reduces by an all-reduce
+in DeepSpeed itself, with NCCL too. Weights under stage3_param_persistence_threshold, in this model
+the norms, are counted like the others."""
 
 SECONDS_NOTES = """\
-"planner" is the step without a limit and, on top of it, the planner's bytes at the rate of the
-link; "Gloo and delay" has Gloo's bytes, and the delay once for each round of each collective
-between the hosts (3 in a gather of 4 ranks, 6 in an all-reduce), as if none of them overlapped. The
-planner itself knows no delay. It takes links to reach 70% of their rate; here nothing is taken off.
-No communication is taken to hide behind computation: on a CPU hardly any does."""
+"planner" is the step without a limit plus the planner's bytes at the rate of the link. "Gloo and
+delay" takes Gloo's bytes instead, and adds the delay once for each round of each collective between
+the hosts (3 in a gather of 4 ranks, 6 in an all-reduce), as if none of them overlapped. The planner
+itself knows no delay. It assumes that links reach 70% of their rate; nothing is subtracted here.
+No communication is assumed to hide behind computation: on a CPU hardly any does."""
 
 COLLECTIVES_NOTES = """\
-Of one rank, in a step of its own that no clock sees. MB are those of the whole tensors."""
+Collectives of one rank, counted in a step of its own that is not timed. MB are those of the whole
+tensors."""
 
 NOTES = """\
 ZeRO-2 is ds_configs/zero2.json. "Weights kept between the passes" is ds_configs/zero3.json as it
-is, which keeps up to a billion weights whole from forward to backward pass: all of a small model.
-The other two have its sizes scaled down to this model from one of 7 billion weights, and
-hierarchical partitioning has zero_hpz_partition_size set to the ranks of a host. What this cannot
-tell: four ranks share the cores of one machine, and a switch in its kernel joins them, so times
-without a limit are of its processors and memory, not of a network; and GPUs, NCCL and what overlaps
-there are not seen."""
+is. It keeps up to a billion weights whole from forward to backward pass: all of a small model. The
+other two have its sizes scaled down to this model from one of 7 billion weights. Hierarchical
+partitioning has zero_hpz_partition_size set to the ranks of a host. These runs have limits: four
+ranks share the cores of one machine, and a switch in its kernel joins them. So times without a
+limit show its processors and memory, not a network. GPUs, NCCL and their overlap are not seen."""

@@ -44,15 +44,20 @@ def where(line: Line) -> str:
 
 
 def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) -> str:
-    """The whole page."""
+    """The whole page as Markdown."""
     parts = [f"# CPO beside DPO: {where(last)}", *map(image, drawn)]
     lengths = list(dict.fromkeys(length for length, _, _ in groups))
     for length in lengths:
-        here = {key: runs for key, runs in groups.items() if key[0] == length}
+        of_length = {key: runs for key, runs in groups.items() if key[0] == length}
         if length is not None:
             parts.append(f"## Sequences of {length} tokens")
-        parts += ["### Throughput", throughput_table(here), "### Memory, GiB", memory_table(here)]
-        if losses := loss_table(here):
+        parts += [
+            "### Throughput",
+            throughput_table(of_length),
+            "### Memory, GiB",
+            memory_table(of_length),
+        ]
+        if losses := loss_table(of_length):
             parts += ["### Losses", losses]
     if limits:
         parts += ["## Largest micro-batch", limit_table(limits)]
@@ -63,7 +68,7 @@ def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) 
 
 
 def throughput_table(groups: Groups) -> str:
-    """A row per training and method; where it could not be measured, why."""
+    """A row per training and method; a run that was not measured shows its reason."""
     rows: Rows = [("method", "trains", "pairs/s", "CPO is faster by", "unique tokens/s",
              "padded tokens/s", "scored tokens/s", "step, s: p20 / p50 / p80", "TFLOP/s",
              "utilization")]  # fmt: skip
@@ -87,9 +92,9 @@ def throughput_table(groups: Groups) -> str:
 
 
 def ceiling(groups: Groups) -> float | None:
-    """The highest that was measured, in TFLOP/s: a machine that was busy then shows a lower one."""
-    found = [run.get("ceiling_tflops") for runs in groups.values() for run in runs]
-    return max((tflops for tflops in found if tflops), default=None)
+    """The highest measured ceiling in TFLOP/s: a busy machine measures a lower one."""
+    measured_tflops = [run.get("ceiling_tflops") for runs in groups.values() for run in runs]
+    return max((tflops for tflops in measured_tflops if tflops), default=None)
 
 
 _TOKENS = ("tokens_per_second", "padded_tokens_per_second", "scored_tokens_per_second")
@@ -130,7 +135,7 @@ def loss_table(groups: Groups) -> str:
 
 
 def limit_table(limits: list[Line]) -> str:
-    """The largest micro-batches that were found."""
+    """A table of the largest micro-batches that fit."""
     rows: Rows = [("method", "trains", "sequences", "memory limit, GiB", "pairs", "unique tokens")]
     for line in limits:
         pairs = line["largest_micro_batch_pairs"]
@@ -165,35 +170,36 @@ def _gib(size: float | None) -> str:
 def _memory(line: Line) -> str:
     if line["GPU"] != "none":
         return (
-            "most that was allocated on a GPU, of the rank that needed most; reserved: what "
-            "torch's allocator held"
+            "the most memory allocated on a GPU, of the rank that needed most; reserved: all "
+            "memory of torch's allocator"
         )
     return (
-        "most that was resident in a process, of the rank that needed most, libraries and "
+        "the most resident memory of a process, of the rank that needed most, libraries and "
         "loading included"
     )
 
 
 NOTES = """\
-Medians over repeats, [least - most]. CPO is faster by: its pairs/s divided by that row's; the range
-is over repeats, each beside the run of the same turn. Unique tokens/s: what this trainer computes,
-each shared token once. Padded tokens/s: the same pairs counted as a padded concatenation, what TRL
-and Liger compute. Scored tokens/s: the completions' tokens. TFLOP/s: of the products that the pairs
-need, each shared token once and logits of scored tokens alone, whatever a method computes; a pass
-of the reference counts, and one that was made before training does not (its time neither).
-Utilization: of a ceiling measured in the same call (of several, the highest), the model's own
-matrix products back to back.
+Figures are medians over repeats, [least - most]. CPO is faster by: its pairs/s divided by that
+row's. The range is over repeats, each compared with the run of the same turn. Unique tokens/s are
+the tokens that this trainer computes, each shared token once. Padded tokens/s count the same pairs
+as a padded concatenation, which TRL and Liger compute. Scored tokens/s are the completions' tokens.
+TFLOP/s are of the products that the pairs need, each shared token once and logits of scored tokens
+alone, whatever a method computes. A reference pass in the step counts. A reference pass before
+training does not count, and neither does its time. Utilization is the share of a ceiling measured
+in the same call (the highest of several): the model's own matrix products back to back.
 
-TRL and Liger hold trained weights in float32 whatever the precision, as TRL's trainers do by
-default, and compute under autocast in bfloat16. Liger's loss runs without torch.compile.
+TRL and Liger hold trained weights in float32 at every precision, as TRL's trainers do by default,
+and compute under autocast in bfloat16. Liger's loss runs without torch.compile.
 
-Peak: {memory}; the run with the median peak. The parts are those at the moment of the peak, found
-in a further step that no clock sees: in this trainer it is mostly inside the head, when the
-gradients are not there yet; where it comes later, the head has given its memory back already and
+Peak: {memory}. The run with the median peak is shown. The parts are those at the moment of the
+peak, measured in one more step that is not timed. In this trainer the peak is mostly inside the
+head, before the gradients exist. If it comes later, the head has given its memory back already and
 shows none.
 Everything else: temporary tensors, freed memory that the allocator kept, buffers of libraries and
-for communication. TRL and Liger are not looked into: what is not model states or libraries is one
-part; TRL's DPOTrainer takes the reference of LoRA from the adapter switched off."""
+for communication. TRL and Liger are not looked into: all but model states and libraries is one part
+of theirs. TRL's DPOTrainer with LoRA takes the reference from the model with its adapter switched
+off."""
 
 
 def about(groups: Groups, last: Line) -> str:

@@ -1,4 +1,4 @@
-"""The charts of `memory_vs_dpo.py`: bars, or lines over the length where there are several."""
+"""The charts of `memory_vs_dpo.py`: bars, or lines over the length if several were measured."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pages.text import TRAININGS, typical
 
 
 def draw(groups: Groups, stem: Path, title: str) -> list[Path]:
-    """The charts of a file: bars, or lines over the length where there are several."""
+    """Draws the charts of a file: bars, or lines over the length if several were measured."""
     paths = []
 
-    def named(what: str) -> Path:
-        paths.append(stem.with_name(f"{stem.name}_{what}.png"))
+    def named(chart: str) -> Path:
+        paths.append(stem.with_name(f"{stem.name}_{chart}.png"))
         return paths[-1]
 
     good = {key: measured(runs) for key, runs in groups.items() if measured(runs)}
     if len({length for length, _, _ in good}) > 1:
         for training in dict.fromkeys(training for _, training, _ in good):
-            for what, name, column, axis in (
+            for chart_kind, name, column, axis in (
                 ("memory", "Peak memory", "peak_memory_gib", "peak memory, GiB"),
                 ("throughput", "Throughput", "pairs_per_second", "pairs per second"),
             ):
@@ -30,10 +30,10 @@ def draw(groups: Groups, stem: Path, title: str) -> list[Path]:
                     if trained == training:
                         series.setdefault(method, []).append((length or 0, size_of(runs, column)))
                 charts.lines(
-                    named(f"{what}_by_length_{training}"),
+                    named(f"{chart_kind}_by_length_{training}"),
                     f"{name}: {title}, {TRAININGS[training]}", series,
                     "tokens of a sequence, prompt and completion", axis,
-                    labels=NAMES, log_x=True, log_y=what == "throughput",
+                    labels=NAMES, log_x=True, log_y=chart_kind == "throughput",
                 )  # fmt: skip
         return paths
     legend = PARTS | {"activations and head": PARTS["activations_and_head"]}

@@ -1,4 +1,4 @@
-"""Lines of `memory_vs_dpo.py` as its page and charts take them: named, grouped, in order."""
+"""Lines of `memory_vs_dpo.py` prepared for its page and charts: named, grouped, in order."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def measured(runs: list[Line]) -> list[Line]:
 
 
 def size_of(runs: Sequence[Line], name: str) -> float:
-    """The median of what all runs have measured."""
+    """The median of a size over the runs."""
     return median(run[name] for run in runs)
 
 
 def has_part(run: Line, part: str) -> bool:
-    """Whether a run has some of a part of memory."""
+    """Whether a run measured this part of memory as more than nothing."""
     return bool(run.get(f"{part}_gib"))

@@ -24,7 +24,8 @@ def render(lines: list[dict[str, Any]], stem: Path) -> None:
 
 
 def report(lines: list[dict[str, Any]]) -> str:
-    """The table, the largest errors, and what it was measured on."""
+    """The page: a table of the cases, the largest errors, and the machine."""
+    # Repeats of a case share a row.
     cases: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         cases[tuple(line[name] for name in _CASE)].append(line)
@@ -33,23 +34,24 @@ def report(lines: list[dict[str, Any]]) -> str:
         "| total estimated | measured | error | without baseline |"
     )
     rows = [_row(repeats) for repeats in cases.values()]
+    # The largest errors and the notes.
     states, total = (
         max(abs(line[name]) for line in lines) for name in ("states_error", "total_error")
     )
     first = lines[0]
-    where = "allocated by torch" if first["measured_on_gpu"] else "resident"
+    kind = "allocated by torch" if first["measured_on_gpu"] else "resident"
     return "\n".join(
         [
             f"# The planner's estimates against real runs on {first['device']}",
             "",
             "Sizes in MiB, on one rank. States: all tensors between the last backward pass and the "
-            f"update. Total: peak of a step, {where}"
+            f"update. Total: peak of a step, {kind}"
             + (
                 "."
                 if first["measured_on_gpu"]
-                else "; the estimate includes what Python and the libraries hold, as measured "
-                "beside tensors between two steps. That is known rather than estimated and "
-                "flatters the error; the last column leaves it out."
+                else ". The estimate includes the memory of Python and the libraries, measured "
+                "beside tensors between two steps. This part is measured, not estimated, and makes the "
+                "error look smaller; the last column leaves it out."
             ),
             "",
             head,

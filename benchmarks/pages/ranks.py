@@ -56,18 +56,18 @@ def render(lines: list[Line], stem: Path) -> None:
 
 
 def name_of(deepspeed: str) -> str:
-    """A DeepSpeed file as tables and charts say it."""
+    """The name of a DeepSpeed file in tables and charts."""
     return Path(deepspeed).stem
 
 
 def processors(line: Line) -> int:
-    """Ranks that can compute at once: one on each GPU, or on each core."""
+    """The number of ranks that can compute at once: one on each GPU, or on each core."""
     return line["ranks"] if line["GPU"] != "none" else min(line["ranks"], line["cores"])
 
 
 def efficiency(runs: Sequence[Line], alone: Sequence[Line]) -> float:
     """Pairs a second of each rank over those of one rank by itself."""
-    rate, single = (median_of(some, "pairs_per_second") or 0.0 for some in (runs, alone))
+    rate, single = (median_of(group, "pairs_per_second") or 0.0 for group in (runs, alone))
     return rate / runs[0]["ranks"] / single
 
 
@@ -106,11 +106,11 @@ def same_pairs(lines: list[Line]) -> list[list[Line]]:
 def loss_difference(runs: Sequence[Line]) -> float:
     """The largest relative difference of a step's loss between runs."""
     losses = np.array([run["losses"] for run in runs])
-    return float((losses.max(0) / losses.min(0) - 1).max())  # NaN where one is not finite
+    return float((losses.max(0) / losses.min(0) - 1).max())  # NaN if one is not finite
 
 
 def different_losses(lines: list[Line]) -> list[str]:
-    """What to say of runs whose losses must be equal and are not."""
+    """A sentence on runs whose losses must be equal and are not; empty if there are none."""
     return [
         f"losses of runs of {runs[0]['pairs_per_step']} pairs a step differ by {by:.1e} (relative)"
         for runs in same_pairs(lines)
@@ -119,7 +119,7 @@ def different_losses(lines: list[Line]) -> list[str]:
 
 
 def losses_text(lines: list[Line]) -> str:
-    """How equal they are."""
+    """A sentence on how equal the losses are."""
     most = max((loss_difference(runs) for runs in same_pairs(lines)), default=0.0)
     count = sum(len(runs) for runs in same_pairs(lines))
     wrong = different_losses(lines)
@@ -132,7 +132,7 @@ def losses_text(lines: list[Line]) -> str:
 
 
 def draw(lines: list[Line], path: Path, title: str) -> None:
-    """Pairs a second against ranks, beside what the processors allow."""
+    """Draws pairs a second against ranks, beside the limit that the processors set."""
     panels = []
     names = list(dict.fromkeys(name_of(line["deepspeed"]) for line in lines))
     for scaling, about_it in SCALINGS.items():
@@ -154,24 +154,24 @@ def draw(lines: list[Line], path: Path, title: str) -> None:
 
 
 def cores_note(lines: list[Line]) -> str:
-    """What ranks on the cores of one machine can tell, and what not."""
+    """A note on how far ranks on the cores of one machine can show scaling."""
     cores = lines[0]["cores"]
     return (
-        "**What this can tell:** that any number of ranks trains the same model, what each rank "
-        f"has to hold, and what this trainer's own work costs. **What it cannot:** {cores} cores "
-        f"serve all ranks, so more than {cores} only take turns and the pairs a second cannot grow "
-        'further ("possible here" is the efficiency of ranks that lose nothing else). Ranks share '
-        "caches and memory's bandwidth too. They exchange by Gloo over the loopback, whose copies "
-        "take processor time that GPUs with NVLink or InfiniBand would not give. So none of the "
-        "rates says how GPUs scale; the same command measures that on a host of GPUs."
+        "**This page shows** that any number of ranks trains the same model, the memory that each "
+        f"rank has to hold, and the cost of this trainer's own work. **Its limits:** {cores} cores "
+        f"serve all ranks. More than {cores} ranks only take turns, so the pairs a second cannot "
+        'grow further ("possible here" is the efficiency of ranks that lose nothing else). Ranks '
+        "share caches and memory bandwidth too. They exchange by Gloo over the loopback, whose "
+        "copies take processor time that GPUs with NVLink or InfiniBand would not take. So none of "
+        "the rates says how GPUs scale. The same command measures that on a host with GPUs."
     )
 
 
 NOTES = """\
 Efficiency: pairs a second of each rank over those of one rank by itself with the same file. "Not
-computing": the share of the timed steps in which the thread that trains had no processor, mean over
-the ranks: it waited for a collective and whoever was late for it, or for a core that another rank
-or program had. It is an upper bound of communication's share, and is not known on a GPU. Peak:
-resident in a process, or allocated on a GPU; of the rank that needed most, libraries included.
-States: weights, gradients and optimizer. A run of both scalings, on the same pairs and ranks, was
-made once and stands in both tables."""
+computing" is the share of the timed steps in which the thread that trains had no processor, mean
+over the ranks. It waited for a collective and the slowest rank, or for a core that another rank or
+program had. It is an upper bound of communication's share, and is not known on a GPU. Peak:
+resident in a process, or allocated on a GPU, of the rank that needed most, libraries included.
+States: weights, gradients and optimizer. A run that belongs to both scalings, on the same pairs and
+ranks, was made once and stands in both tables."""

@@ -35,7 +35,7 @@ class Results:
     """A file of results, begun anew: a line per run, written as soon as there is one."""
 
     def __init__(self, file: Path, about: Line) -> None:
-        """`about` is what all lines say, after `benchmark` and before the environment."""
+        """`about` holds the values that all lines share, `benchmark` first."""
         self.file = file
         self.lines: list[Line] = []
         self._about, self._environment = about, describe_environment()

@@ -105,7 +105,7 @@ def draw_scaling(lines: list[Line], path: Path, title: str) -> None:
 
 
 NOTES = """\
-One factor is varied at a time from the base point. All pairs of a run are of one length; the two
+One factor is varied at a time from the base point. All pairs of a run are of one length. The two
 completions of a pair share the prompt and nothing else, so a pair is prompt + 2 completions unique
 tokens. A step has as many micro-batches as its pairs need. Peak: the whole process or GPU,
 libraries and model states included."""

@@ -56,7 +56,7 @@ def rate_table(lines: list[Line]) -> str:
 
 
 def ratio(slower: list[Line], runs: list[Line]) -> str:
-    """The median over repeats of how much less time `runs` took; empty where there is nothing."""
+    """The median over repeats of how much less time `runs` took; empty without runs to compare."""
     pairs = [
         (other["seconds"], run["seconds"])
         for other in slower
@@ -79,8 +79,9 @@ def memory_table(lines: list[Line]) -> str:
     return table(rows, text_columns=2)
 
 
-NOTES = """Times are of whole commands: Python's start, libraries, loading, scoring. cpo-ds scores
-a text that two systems gave for the same source once. Memory is of the largest process, in GiB;
-Python with COMET, torch and DeepSpeed holds 0.3 GiB of its own before any model is loaded. On one
-rank the weights are pages of the checkpoint's file, which processes of a host share and the system
-may drop; of a model that is split, each rank holds its share as its own."""
+NOTES = """\
+Times are of whole commands: Python's start, libraries, loading, scoring. If two systems gave the
+same text for a source, cpo-ds scores it once. Memory is of the largest process, in GiB. Python with
+COMET, torch and DeepSpeed holds 0.3 GiB of its own before any model is loaded. On one rank the
+weights are pages of the checkpoint's file, which processes of a host share and the system may drop.
+Of a model that is split, each rank holds its share as its own memory."""

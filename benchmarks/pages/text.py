@@ -26,13 +26,13 @@ def image(path: Path) -> str:
 
 
 def median_of(runs: Sequence[Line], name: str) -> float | None:
-    """The median over the runs that have a value; None where none has."""
+    """The median over the runs that have a value; None if none has."""
     values = [run[name] for run in runs if run.get(name) is not None]
     return median(values) if values else None
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """Median and, of more than one value, range, like `2.00 [1.00 - 3.00]`."""
+    """The median, and the range if there are several values, like `2.00 [1.00 - 3.00]`."""
     ends = f" [{min(values):{form}} - {max(values):{form}}]" if len(values) > 1 else ""
     return f"{median(values):{form}}{ends}"
 
@@ -50,7 +50,7 @@ def speedup(ours: Sequence[Line], theirs: Sequence[Line]) -> str:
 
 
 def difference(ours: Sequence[Line], theirs: Sequence[Line]) -> str:
-    """The largest one between losses of the same step, over runs of the same repeat."""
+    """The largest difference between losses of the same step, over runs of the same repeat."""
     by_repeat = {run["repeat"]: run["losses"] for run in ours}
     differences = [
         abs(one - other)
@@ -74,7 +74,7 @@ def grouped(lines: Sequence[Line], *names: str) -> dict[tuple[Any, ...], list[Li
 
 
 def good(runs: Sequence[Line]) -> list[Line]:
-    """The runs that ended well."""
+    """The runs without an error."""
     return [run for run in runs if not run.get("error")]
 
 
@@ -84,12 +84,12 @@ def where(line: Line) -> str:
 
 
 def repeats(lines: list[Line]) -> int:
-    """How often each run was made."""
+    """The number of repeats of each run."""
     return 1 + max(line["repeat"] for line in lines)
 
 
 def about(settings: Mapping[str, str], last: Line) -> str:
-    """Settings and environment, a line each."""
+    """The settings and the environment, a line each."""
     facts = dict(settings) | {name: str(last[name]) for name in ENVIRONMENT if name in last}
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 
