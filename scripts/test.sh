@@ -27,6 +27,6 @@ ruff format --check --quiet . || {
 mypy --no-error-summary
 
 # Two processes, because tests of several ranks mostly wait and would leave cores idle. Each takes
-# the next file by name. Ordered by their number of tests, as pytest-xdist does without the option,
-# the slowest files would come last and one process would wait for the other.
+# the next file, the slow tiers first (tests/conftest.py); without the last option pytest-xdist would
+# order files by their number of tests, and one process would wait for the other at the end.
 exec pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -70,13 +70,13 @@ def wmt22_rows(per_direction: int = 1, longest: int = 150) -> list[PreferenceRow
             row = json.loads(line)
             way, texts = row["language_pair"], row["candidates"]
             chosen, rejected = texts.get("gpt-4"), texts.get("alma-13b-lora")
-            some = rows.setdefault(way, [])
-            if not chosen or not rejected or chosen == rejected or len(some) == per_direction:
+            kept = rows.setdefault(way, [])
+            if not chosen or not rejected or chosen == rejected or len(kept) == per_direction:
                 continue
             if len(f"{row['source']}{chosen}{rejected}".encode()) <= longest:
                 prompt = alma_prompt(row["source"], *way.split("-"))
-                some.append(PreferenceRow(prompt, chosen, rejected, way, f"wmt22:{number}"))
-    return [row for some in rows.values() for row in some]
+                kept.append(PreferenceRow(prompt, chosen, rejected, way, f"wmt22:{number}"))
+    return [row for kept in rows.values() for row in kept]
 
 
 ROWS = {"random": random_rows, "wmt22": wmt22_rows}
@@ -226,8 +226,8 @@ def test_same_log_probs_rewards_loss_and_gradients(
     average = theirs["loss_type"] in ("simpo", "ipo")
     lengths = (logps.num_chosen_tokens, logps.num_rejected_tokens) if average else (1.0, 1.0)
     sides = (("chosen", logps.chosen), ("rejected", logps.rejected))
-    for (side, found), length in zip(sides, lengths, strict=True):
-        torch.testing.assert_close(found / length, torch.tensor(expected[side]), rtol=1e-5, atol=0)
+    for (side, logp), length in zip(sides, lengths, strict=True):
+        torch.testing.assert_close(logp / length, torch.tensor(expected[side]), rtol=1e-5, atol=0)
     terms = pair_terms(logps, config.loss)
     for rewards, value in zip(
         (terms.rewards_chosen, terms.rewards_rejected), expected["rewards"], strict=True

@@ -104,10 +104,10 @@ def test_scored_rows_read_as_triplets_give_the_same(
 ) -> None:
     pairs, summary = run(tmp_path, real_rows, "--metrics", metric)
     ours, _ = read(tmp_path / "scored.jsonl", "triplets", scorer=metric)
-    found = list(
+    picked = list(
         dict.fromkeys((row.direction, row.prompt, row.chosen, row.rejected) for row in ours)
     )
-    assert found == [(p["direction"], p["prompt"], p["chosen"], p["rejected"]) for p in pairs]
+    assert picked == [(p["direction"], p["prompt"], p["chosen"], p["rejected"]) for p in pairs]
     assert summary["references_left_out"] == (len(real_rows) if metric == "chrf" else 0)
 
 

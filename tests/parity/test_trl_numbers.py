@@ -60,7 +60,7 @@ def test_another_import_error_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "said"),
+    ("computed", "expected", "said"),
     [
         ({"a": [1.0, 2.0]}, {"a": [1.0, 2.00001]}, None),
         ({"a": [1.0, 2.0]}, {"a": [1.0, 2.1]}, "/a: relative error 4.3e-02"),
@@ -69,8 +69,8 @@ def test_another_import_error_is_an_error() -> None:
         ([1.0], [1.0, 2.0], ": [1.0] instead of [1.0, 2.0]"),
     ],
 )
-def test_the_first_difference_is_named(found: Any, expected: Any, said: str | None) -> None:
-    assert first_difference(found, expected, 1e-5) == said
+def test_the_first_difference_is_named(computed: Any, expected: Any, said: str | None) -> None:
+    assert first_difference(computed, expected, 1e-5) == said
 
 
 def test_a_sketch_tells_how_far_apart_gradients_are() -> None:

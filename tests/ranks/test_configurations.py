@@ -36,9 +36,9 @@ def cluster(hosts: int, on_host: int) -> Place:
     return Place("deepspeed", world_size=hosts * on_host, local_world_size=on_host)
 
 
-def read(file: Path, place: Place | None = None, **sections: Any) -> DeepSpeedSettings:
+def read(file: Path, planned: Place | None = None, **sections: Any) -> DeepSpeedSettings:
     values = {"data": {"format": "sample"}, "model": {"name_or_path": "m"}} | sections
-    return read_deepspeed_settings(parse_config(values | {"deepspeed": str(file)}, "test"), place)
+    return read_deepspeed_settings(parse_config(values | {"deepspeed": str(file)}, "test"), planned)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -47,10 +47,10 @@ def evaluations(values: dict[str, Any]) -> list[dict[str, Any]]:
 def test_export_gives_the_same_log_probs(export_runs: Any, name: str) -> None:
     values = export_runs[name]
     before, after = evaluations(values)
-    found = held_out_metrics(
+    metrics = held_out_metrics(
         load_export(CASES[name], values, Path(values["output_dir"]) / "export"), values
     )
-    for key, value in found.items():
+    for key, value in metrics.items():
         assert after[key] == pytest.approx(value, rel=1e-5), key
         assert before[key] != pytest.approx(value, rel=1e-3), key  # it was trained
 

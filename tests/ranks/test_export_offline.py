@@ -45,42 +45,42 @@ def logps(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", ALL_CASES)
 def test_it_equals_the_run_s_own_export(export_runs: Any, name: str, tmp_path: Path) -> None:
     values = export_runs[name]
-    found = export(run_of(values), output=tmp_path / "export")
+    exported = export(run_of(values), output=tmp_path / "export")
     online = run_of(values) / "export"
-    assert {p.name for p in found.iterdir()} == {p.name for p in online.iterdir()}
-    assert_same_bits(tensors_of(found), tensors_of(online))
+    assert {p.name for p in exported.iterdir()} == {p.name for p in online.iterdir()}
+    assert_same_bits(tensors_of(exported), tensors_of(online))
     for file in online.glob("*.json"):
         if file.name.startswith("tokenizer"):
-            assert (found / file.name).read_bytes() == file.read_bytes()
+            assert (exported / file.name).read_bytes() == file.read_bytes()
         else:
-            assert settings_of(found / file.name) == settings_of(file), file.name
-    assert (found / "README.md").read_text() == (online / "README.md").read_text()
-    (dtype,) = {tensor.dtype for tensor in tensors_of(found).values()}
+            assert settings_of(exported / file.name) == settings_of(file), file.name
+    assert (exported / "README.md").read_text() == (online / "README.md").read_text()
+    (dtype,) = {tensor.dtype for tensor in tensors_of(exported).values()}
     assert dtype == getattr(torch, ALL_CASES[name].dtype)
 
 
 @pytest.mark.parametrize("name", ["full, untied, ZeRO-3", "full, tied, ZeRO-0"])
 def test_several_shards_hold_the_same(export_runs: Any, name: str, tmp_path: Path) -> None:
     values = export_runs[name]
-    found = export(run_of(values), output=tmp_path / "export", shard_bytes=20_000)
-    index = json.loads((found / "model.safetensors.index.json").read_text())
-    files = sorted(found.glob("*.safetensors"))
+    exported = export(run_of(values), output=tmp_path / "export", shard_bytes=20_000)
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
+    files = sorted(exported.glob("*.safetensors"))
     assert len(files) > 3 and {p.name for p in files} == set(index["weight_map"].values())
-    assert not (found / "model.safetensors").exists()
+    assert not (exported / "model.safetensors").exists()
     expected = tensors_of(run_of(values) / "export")
-    assert_same_bits(tensors_of(found), expected)
+    assert_same_bits(tensors_of(exported), expected)
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in expected.values())
     whole = load_export(CASES[name], values, run_of(values) / "export")
-    assert torch.equal(logps(load_export(CASES[name], values, found)), logps(whole))
+    assert torch.equal(logps(load_export(CASES[name], values, exported)), logps(whole))
 
 
 @pytest.mark.parametrize("name", MERGEABLE)
 def test_merged_it_is_what_peft_merges(export_runs: Any, name: str, tmp_path: Path) -> None:
     values, case = export_runs[name], CASES[name]
-    found = export(run_of(values), output=tmp_path / "export", merge=True)
-    assert not list(found.glob("adapter*"))
+    exported = export(run_of(values), output=tmp_path / "export", merge=True)
+    assert not list(exported.glob("adapter*"))
     adapted = load_export(case, values, run_of(values) / "export")
-    merged = transformers.AutoModelForCausalLM.from_pretrained(found)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(exported)
     assert merged.config.tie_word_embeddings == case.tied
     torch.testing.assert_close(logps(merged), logps(adapted), rtol=1e-5, atol=1e-5)
     expected = logps(adapted.merge_and_unload())
@@ -90,11 +90,11 @@ def test_merged_it_is_what_peft_merges(export_runs: Any, name: str, tmp_path: Pa
 
 
 def test_another_precision_is_rounded_from_the_run_s(export_runs: Any, tmp_path: Path) -> None:
-    found = export(run_of(export_runs[FULL]), output=tmp_path / "export", dtype="bfloat16")
+    exported = export(run_of(export_runs[FULL]), output=tmp_path / "export", dtype="bfloat16")
     online = tensors_of(run_of(export_runs[FULL]) / "export")
-    assert_same_bits(tensors_of(found), {n: t.bfloat16() for n, t in online.items()})
-    assert json.loads((found / "config.json").read_text())["dtype"] == "bfloat16"
-    assert "torch.bfloat16" in (found / "README.md").read_text()
+    assert_same_bits(tensors_of(exported), {n: t.bfloat16() for n, t in online.items()})
+    assert json.loads((exported / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "torch.bfloat16" in (exported / "README.md").read_text()
 
 
 def test_it_goes_into_the_run_and_is_named_by_what_it_is(export_runs: Any, tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     before = (run / "export" / "README.md").read_bytes()
-    found = export(run)
-    assert found == run / "export-step-00000001"  # not in the place of the newest one's
+    exported = export(run)
+    assert exported == run / "export-step-00000001"  # not in the place of the newest one's
     assert (run / "export" / "README.md").read_bytes() == before
     said = capsys.readouterr().out
     assert victim.name in said and "step-00000001" in said

@@ -30,14 +30,14 @@ def recipe(model: Path, stage: int = 0, **sections: Any) -> dict[str, Any]:
 def test_stages_and_ranks_agree(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
     recipes = {str(stage): recipe(model, stage) for stage in REPOSITORY_DS}
-    found = set()
+    fingerprints = set()
     for ranks in (1, 2):
         for done in on_ranks(loading.print_fingerprints, [recipes], ranks=ranks):
             assert done.code == 0, done.output
             lines = [line for line in done.output.splitlines() if line.startswith("fingerprint ")]
             assert len(lines) == len(recipes)
-            found |= {line.split()[2] for line in lines}
-    (only,) = found
+            fingerprints |= {line.split()[2] for line in lines}
+    (only,) = fingerprints
     assert len(only) == 16
 
 

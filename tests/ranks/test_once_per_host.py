@@ -18,8 +18,8 @@ def test_a_model_is_downloaded_once_for_all_ranks_of_a_host(tmp_path: Path) -> N
     with model_hub(tmp_path / "model") as (address, fetched):
         command = deepspeed_command(*options, "--model.name_or_path", "someone/tiny")
         online = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
-        place = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
-        done = finish(start(command, online | place))
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = finish(start(command, online | hub))
     assert done.code == 0, done.output
     assert fetched["model.safetensors"] == fetched["tokenizer.json"] == 1, fetched
 

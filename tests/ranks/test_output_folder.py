@@ -60,6 +60,6 @@ def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
     assert f"another run is writing to {output} ({holder})" in second.output
     assert holder.startswith("process ") and " on host " in holder
     assert done.code == 0, done.output
-    found = [line["step"] for line in lines(output) if "loss" in line]
-    assert found == list(range(1, steps + 1))
+    steps_written = [line["step"] for line in lines(output) if "loss" in line]
+    assert steps_written == list(range(1, steps + 1))
     assert yaml.safe_load((output / "config.yaml").read_text())["train"]["seed"] != 9

@@ -102,11 +102,11 @@ def test_another_number_of_ranks(
     said = run(recipe(folder, kind, stage), output, after)
     assert f"was saved by {before} rank(s), here are {after}" in said
     assert "resumed from" in said and "at step 2 of 6" in said
-    expected, found = losses(whole), losses(output)
-    record_property("losses", [expected[2:], found[2:]])
-    assert len(found) == STEPS
-    assert found[:2] == expected[:2]
-    assert found[2:] == pytest.approx(expected[2:], rel=1e-4)
+    expected, resumed = losses(whole), losses(output)
+    record_property("losses", [expected[2:], resumed[2:]])
+    assert len(resumed) == STEPS
+    assert resumed[:2] == expected[:2]
+    assert resumed[2:] == pytest.approx(expected[2:], rel=1e-4)
     assert not list((output / "checkpoints").glob("universal-*"))  # gone with the next save
 
     if after != 3:
@@ -115,7 +115,7 @@ def test_another_number_of_ranks(
     cut_back(output, again, 4)
     said = run(recipe(folder, kind, stage), again, after)
     assert "at step 4 of 6" in said and "universal" not in said
-    assert losses(again) == found  # saved after a conversion, and exact again
+    assert losses(again) == resumed  # saved after a conversion, and exact again
 
 
 def test_stage_0_splits_nothing(folder: Path) -> None:

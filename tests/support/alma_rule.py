@@ -9,7 +9,7 @@ from typing import Any
 
 def alma_rule(row: dict[str, Any], pairs: set[str], scorer: str) -> list[tuple[str, str, str]]:
     """(direction, chosen, rejected), as ALMA's `cpo_prompt_function` and `get_chosen_reject`."""
-    found = []
+    pairs_taken = []
     source, target = row["language_pair"].split("-")
     for direction, into, out_of in (
         (f"{source}-{target}", target, source),
@@ -21,10 +21,10 @@ def alma_rule(row: dict[str, Any], pairs: set[str], scorer: str) -> list[tuple[s
             continue
         if row["Delta"] != 0:
             better, worse = ("gpt4", "alma") if row["Delta"] > 0 else ("alma", "gpt4")
-            found.append((direction, row[f"{better}_{into}"], row[f"{worse}_{into}"]))
+            pairs_taken.append((direction, row[f"{better}_{into}"], row[f"{worse}_{into}"]))
             continue
         sentences = [row[into], row[f"gpt4_{into}"], row[f"alma_{into}"]]
         scores = [row[f"{name}_{into}_{scorer}"] for name in ("ref", "gpt4", "alma")]
         best, worst = scores.index(max(scores)), scores.index(min(scores))
-        found.append((direction, sentences[best], sentences[worst]))
-    return found
+        pairs_taken.append((direction, sentences[best], sentences[worst]))
+    return pairs_taken

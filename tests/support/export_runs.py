@@ -87,8 +87,8 @@ def run_all(folder: Path) -> dict[str, dict[str, Any]]:
     (folder / "stage3.json").write_text(json.dumps(ALL_SHARDED))
     recipes = {name: recipe(folder, name, case) for name, case in ALL_CASES.items()}
     for ranks in (1, 2):
-        some = [recipes[name] for name, case in ALL_CASES.items() if case.ranks == ranks]
-        for done in on_ranks(training.run_each, [some], ranks=ranks):
+        chosen = [recipes[name] for name, case in ALL_CASES.items() if case.ranks == ranks]
+        for done in on_ranks(training.run_each, [chosen], ranks=ranks):
             assert done.code == 0, done.output
             assert "Writing model shards" not in done.output
     return recipes

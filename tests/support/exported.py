@@ -26,11 +26,11 @@ def tensors_of(folder: Path) -> Tensors:
     return named
 
 
-def assert_same_bits(found: Tensors, expected: Tensors) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_bits(actual: Tensors, expected: Tensors) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
+        assert actual[name].dtype == tensor.dtype, name
+        assert torch.equal(actual[name], tensor), name
 
 
 def copy_run(values: dict[str, Any], folder: Path) -> tuple[Path, Path]:

@@ -59,9 +59,9 @@ class Page(HTMLParser):
 
     def line(self, *start: str) -> list[str]:
         """The only table line that starts with these cells."""
-        found = [line for line in self.lines if line[: len(start)] == list(start)]
-        assert len(found) == 1, (start, found)
-        return found[0]
+        matching = [line for line in self.lines if line[: len(start)] == list(start)]
+        assert len(matching) == 1, (start, matching)
+        return matching[0]
 
 
 def row(direction: str, names: list[str], metrics: list[str], seed: int, **values: Any) -> Any:

@@ -58,19 +58,19 @@ class TrlNumbers:
         self._file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def first_difference(found: Any, expected: Any, tolerance: float, at: str = "") -> str | None:
+def first_difference(actual: Any, expected: Any, tolerance: float, at: str = "") -> str | None:
     """The first place at which two values differ, or None; floats of a list count as a vector."""
-    if isinstance(expected, float) and isinstance(found, float):
-        found, expected = [found], [expected]
-    if _are_floats(expected) and _are_floats(found) and len(found) == len(expected):
-        error = math.dist(found, expected) / max(math.hypot(*expected), 1e-30)
+    if isinstance(expected, float) and isinstance(actual, float):
+        actual, expected = [actual], [expected]
+    if _are_floats(expected) and _are_floats(actual) and len(actual) == len(expected):
+        error = math.dist(actual, expected) / max(math.hypot(*expected), 1e-30)
         return None if error <= tolerance else f"{at}: relative error {error:.1e}"
-    if isinstance(expected, dict) and isinstance(found, dict) and found.keys() == expected.keys():
-        items = [(key, found[key], value) for key, value in expected.items()]
-    elif isinstance(expected, list) and isinstance(found, list) and len(found) == len(expected):
-        items = [(str(i), one, value) for i, (one, value) in enumerate(zip(found, expected))]  # noqa: B905
+    if isinstance(expected, dict) and isinstance(actual, dict) and actual.keys() == expected.keys():
+        items = [(key, actual[key], value) for key, value in expected.items()]
+    elif isinstance(expected, list) and isinstance(actual, list) and len(actual) == len(expected):
+        items = [(str(i), one, value) for i, (one, value) in enumerate(zip(actual, expected))]  # noqa: B905
     else:
-        return None if found == expected else f"{at}: {found} instead of {expected}"
+        return None if actual == expected else f"{at}: {actual} instead of {expected}"
     for key, one, value in items:
         allowed = max(tolerance, SKETCH_TOLERANCE) if key == "gradients" else tolerance
         if difference := first_difference(one, value, allowed, f"{at}/{key}"):
@@ -101,13 +101,13 @@ def sketch(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, list[float]]:
 
 
 def largest_sketch_error(
-    found: dict[str, list[float]], expected: dict[str, list[float]], scale: float = 1.0
+    actual: dict[str, list[float]], expected: dict[str, list[float]], scale: float = 1.0
 ) -> float:
     """The largest relative error over all parameters; `expected` is multiplied by `scale`."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     errors = []
     for name, (norm, *projections) in expected.items():
-        difference = np.array(found[name][1:]) - scale * np.array(projections)
+        difference = np.array(actual[name][1:]) - scale * np.array(projections)
         errors.append(float(np.sqrt(np.mean(difference**2))) / (scale * norm))
     return max(errors)
 

@@ -59,8 +59,8 @@ def test_lines_that_found_no_room_till_the_end_are_said_to_be_lost(disk: Disk) -
     write(out, 1, 10)
     disk.fill()
     write(out, 11, 60)
-    there = len(steps_in(disk.folder))
-    with pytest.raises(UserError, match=rf"the last {60 - there} line\(s\) of .*metrics.jsonl"):
+    written = len(steps_in(disk.folder))
+    with pytest.raises(UserError, match=rf"the last {60 - written} line\(s\) of .*metrics.jsonl"):
         out.close()
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be cut back to step 10"):
         monitor(disk.folder, first_step=10)

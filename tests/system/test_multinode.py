@@ -85,11 +85,11 @@ def assert_ends_like(output: Path, whole: list[dict[str, Any]]) -> None:
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:
     """Numbers of a line without nesting, and without those that depend on the number of ranks."""
-    found = {}
+    numbers = {}
     for name, value in values.items():
         inner = flat(value) if isinstance(value, dict) else {"": value}
-        found |= {f"{name}/{rest}": number for rest, number in inner.items()}
-    return {name: number for name, number in found.items() if name != "padded_tokens/"}
+        numbers |= {f"{name}/{rest}": number for rest, number in inner.items()}
+    return {name: number for name, number in numbers.items() if name != "padded_tokens/"}
 
 
 @pytest.mark.timeout(600)
@@ -216,10 +216,10 @@ def test_nothing_of_the_hosts_is_left(tmp_path: Path) -> None:
 
 def processes_of(folder: Path) -> list[str]:
     """Processes whose command line or environment names a folder."""
-    found = []
+    described = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             told = [*process.cmdline(), *process.environ().values()]
             if process.pid != os.getpid() and any(str(folder) in text for text in told):
-                found.append(f"{process.pid}: {process.cmdline()}")
-    return found
+                described.append(f"{process.pid}: {process.cmdline()}")
+    return described

@@ -82,8 +82,8 @@ def test_each_host_keeps_and_resumes_its_part(hosts: SimulatedHosts, tmp_path: P
     (alone,) = main_on_ranks("--config", recipe, "--output-dir", tmp_path / "alone", option, resume)
     assert alone.code == 0, alone.output
     expected = [line["loss"] for line in lines(whole) if "loss" in line]
-    found = [line["loss"] for line in lines(tmp_path / "alone") if "loss" in line]
-    assert found == pytest.approx(expected[1:], rel=1e-4)
+    resumed = [line["loss"] for line in lines(tmp_path / "alone") if "loss" in line]
+    assert resumed == pytest.approx(expected[1:], rel=1e-4)
 
     # The newest checkpoint that all hosts have counts: host-b loses its second one.
     assert "after step 2 of 4" in train(hosts, recipe, option, STOP_AFTER_A_STEP).output

@@ -246,8 +246,8 @@ def test_addresses() -> None:
 
 def test_keys() -> None:
     assert server_key(f" {KEY}\n", "K", "https://x/v1") == KEY
-    for here in ("http://localhost:1/v1", "http://127.0.0.1/v1", "http://[::1]:8000/v1"):
-        assert server_key("", "K", here) == ""
+    for address in ("http://localhost:1/v1", "http://127.0.0.1/v1", "http://[::1]:8000/v1"):
+        assert server_key("", "K", address) == ""
     with pytest.raises(UserError, match=r"variable MY_KEY is not set; .* https://x/v1"):
         server_key(" ", "MY_KEY", "https://x/v1")
     for wrong in ("sk-se\ncret", "sk-se cret", "sk-sécret"):

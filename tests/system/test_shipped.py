@@ -133,8 +133,8 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def test_a_wheel_holds_the_package_and_what_it_ships(wheel: Path) -> None:
-    found = contents(wheel)
-    package = {name for name in found if ".dist-info/" not in name}
+    names = contents(wheel)
+    package = {name for name in names if ".dist-info/" not in name}
     expected = {
         path.relative_to(ROOT).as_posix()
         for pattern in ("*.py", "sample/*.jsonl", "*.jinja")
@@ -147,7 +147,7 @@ def test_a_wheel_holds_the_package_and_what_it_ships(wheel: Path) -> None:
         source = ROOT / name
         if name.split("/")[1] in ("ds_configs", "recipes"):
             source = ROOT / name.removeprefix("cpo_ds/")
-        assert found[name] == source.read_bytes(), name
+        assert names[name] == source.read_bytes(), name
 
 
 def test_a_wheel_finds_what_it_ships_anywhere(wheel: Path, tmp_path: Path) -> None:

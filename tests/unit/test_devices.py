@@ -18,8 +18,8 @@ from cpo_ds.errors import UserError
     ],
 )
 def test_devices_are_known_by_what_drivers_report(reported, memory, name):
-    found = find_device(reported, memory)
-    assert found is not None and found.name == name
+    device = find_device(reported, memory)
+    assert device is not None and device.name == name
 
 
 def test_unknown_devices_are_said_to_be():

@@ -23,9 +23,9 @@ ALLOWED = {
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
-LONG = {
-    "tests/unit/benchmarks/test_memory_vs_dpo.py": ["the file"],
-}  # exceptions
+# Modules and fixtures that start ranks, hosts or COMET, which the unit tier must not need.
+MODULES_BEYOND_UNIT = {"launch", "workers", "hosts", "slurm_cluster", "small_disk", "export_runs"}
+FIXTURES_BEYOND_UNIT = {"two_hosts", "disk", "export_runs"}
 
 IMPORTS = architecture.package_imports()
 SOURCES = {
@@ -53,6 +53,17 @@ def forbidden_imports(module: str, source: str) -> set[str]:
         for library, modules in ALLOWED.items()
         if library in libraries and not {module, module.partition(".")[0]} & modules
     }
+
+
+def beyond_unit(source: str) -> set[str]:
+    """Modules and fixtures of a test file that start ranks, hosts or COMET."""
+    tree = ast.parse(source)
+    modules = {name.partition(".")[0] for name in architecture.imported_names(source)}
+    fixtures = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    marks = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    comet = {"venv-comet"} if ".venv-comet" in source else set()
+    needed = modules & MODULES_BEYOND_UNIT | fixtures & FIXTURES_BEYOND_UNIT
+    return needed | marks & {"multinode"} | comet
 
 
 def too_long(source: str) -> list[str]:
@@ -83,7 +94,14 @@ def test_the_engine_keeps_deepspeed_to_itself():
 
 
 def test_files_and_functions_are_short():
-    assert {path: long for path, source in SOURCES.items() if (long := too_long(source))} == LONG
+    assert {path: long for path, source in SOURCES.items() if (long := too_long(source))} == {}
+
+
+def test_the_unit_tier_needs_no_ranks_hosts_or_comet():
+    """So nothing in it is skipped on a machine without them."""
+    for path, source in SOURCES.items():
+        if path.startswith("tests/unit/") and path != "tests/unit/test_structure.py":
+            assert not beyond_unit(source), path
 
 
 def test_the_picture_is_current():
@@ -101,6 +119,12 @@ def test_wrong_imports_are_found():
     }
     assert forbidden_imports("scoring.run", "from comet.models import x") == set()
     assert architecture.imported_names("from ..b import g", "folder.x") == {"cpo_ds.b.g"}
+    assert beyond_unit("from launch import on_ranks\ndef test(two_hosts): ...") == {
+        "launch", "two_hosts"
+    }  # fmt: skip
+    assert beyond_unit("@pytest.mark.multinode\ndef test(x=ROOT / '.venv-comet'): ...") == {
+        "multinode", "venv-comet"
+    }  # fmt: skip
     assert too_long("def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES) == ["f"]
     assert too_long("x = 1\n" * (MAX_FILE_LINES + 1)) == ["the file"]
 

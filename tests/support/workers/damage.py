@@ -22,20 +22,20 @@ def find_damaged(folder: str, newest: str, report: str) -> None:
     and if `checkpoint.resume` names this checkpoint.
     """
     ranks, checkpoints = init_ranks(), Path(folder)
-    found: dict[str, list[Any]] = {"damaged": [], "untouched": []}
+    outcomes: dict[str, list[Any]] = {"damaged": [], "untouched": []}
     for path in sorted((checkpoints / newest).iterdir()):
         content = path.read_bytes()
-        found["untouched"].append(_find_each_way(checkpoints, newest, ranks))
+        outcomes["untouched"].append(_find_each_way(checkpoints, newest, ranks))
         for way, changed in _ways_to_damage(content, bits=(0, 4 * len(content), -1)):
             path.unlink()
             if changed is not None:
                 path.write_bytes(changed)
             fall_back, said, stop, named = _find_each_way(checkpoints, newest, ranks)
             case = {"file": path.name, "way": way, "fall_back": fall_back}
-            found["damaged"].append(case | {"said": said, "stop": stop, "named": named})
+            outcomes["damaged"].append(case | {"said": said, "stop": stop, "named": named})
             path.write_bytes(content)
-    found["untouched"].append(_find_each_way(checkpoints, newest, ranks))
-    Path(report).write_text(json.dumps(found))
+    outcomes["untouched"].append(_find_each_way(checkpoints, newest, ranks))
+    Path(report).write_text(json.dumps(outcomes))
     torch.distributed.destroy_process_group()
 
 
@@ -48,9 +48,9 @@ def find_with_damaged_latest(folder: str, newest: str, report: str) -> None:
         path.unlink(missing_ok=True)
         if changed is not None:
             path.write_bytes(changed)
-        found, said, stop, _ = _find_each_way(checkpoints, newest, ranks)
-        stopped = None if stop == found else stop
-        cases.append({"way": way, "found": found, "said": said, "stop": stopped})
+        fall_back, said, stop, _ = _find_each_way(checkpoints, newest, ranks)
+        stopped = None if stop == fall_back else stop
+        cases.append({"way": way, "found": fall_back, "said": said, "stop": stopped})
     Path(report).write_text(json.dumps(cases))
     torch.distributed.destroy_process_group()
 
@@ -71,10 +71,10 @@ def _find_each_way(folder: Path, newest: str, ranks: Ranks) -> tuple[Any, list[s
 
     def find(say: Any, **settings: Any) -> str:
         try:
-            found = find_checkpoint(CheckpointConfig(**settings), folder, ranks, say)
+            checkpoint = find_checkpoint(CheckpointConfig(**settings), folder, ranks, say)
         except UserError as error:
             return str(error)
-        return found[0].name if found else "none"
+        return checkpoint[0].name if checkpoint else "none"
 
     said: list[str] = []
     named = find(lambda text: None, resume=str(folder / newest))

@@ -136,14 +136,14 @@ def split_encoder(folder: str) -> None:
                 parameter.data = weight(f"{name}.{own}")
 
         engine = shard_frozen(model, fill, ranks.world_size)
-        found = model(**inputs).last_hidden_state.clone()
+        output = model(**inputs).last_hidden_state.clone()
     held = sum(parameter.ds_tensor.numel() for parameter in model.parameters())
     whole = transformers.XLMRobertaModel(settings, add_pooling_layer=False).eval()
     whole.load_state_dict({name: weight(name) for name in layout}, strict=False)
     with torch.no_grad():
         expected = whole(**inputs).last_hidden_state
     seen = {
-        "equal": torch.equal(found, expected),
+        "equal": torch.equal(output, expected),
         "whole_bytes": 4 * sum(parameter.numel() for parameter in whole.parameters()),
         "held_bytes": 4 * held,
         "grown_bytes": memory.peak - memory.start,

@@ -183,10 +183,10 @@ def _mean_of_means(values: dict[str, Any]) -> Iterator[None]:
 
     def remember(run: trainer.Run, step: int) -> Any:
         nonlocal number
-        found, totals = plan(run, step)
-        batches[:] = found
-        number = len(found)
-        return found, totals
+        planned, totals = plan(run, step)
+        batches[:] = planned
+        number = len(planned)
+        return planned, totals
 
     def share(terms: Any, totals: Any, loss: Any) -> torch.Tensor:
         batch = batches.pop(0)

@@ -64,20 +64,20 @@ def test_every_changed_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
     write_manifest(tmp_path, written)
     path = tmp_path / MANIFEST
     good = path.read_bytes()
-    found = 0
-    for place in range(len(good)):
+    refused = 0
+    for index in range(len(good)):
         changed = bytearray(good)
-        for byte in (good[place] ^ 1, good[place] ^ 64, 0, ord(" "), ord('"'), ord("9")):
-            if byte == good[place]:
+        for byte in (good[index] ^ 1, good[index] ^ 64, 0, ord(" "), ord('"'), ord("9")):
+            if byte == good[index]:
                 continue
-            changed[place] = byte
+            changed[index] = byte
             path.write_bytes(changed)
             try:
                 assert read_manifest(tmp_path) == written  # white space, say
             except DamagedCheckpoint as error:
                 assert str(path) in str(error)
-                found += 1
-    assert found > 5 * len(good) * 0.8
+                refused += 1
+    assert refused > 5 * len(good) * 0.8
     for length in range(len(good)):
         path.write_bytes(good[:length])
         with pytest.raises(DamagedCheckpoint, match=MANIFEST):

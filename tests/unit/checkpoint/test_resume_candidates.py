@@ -54,11 +54,11 @@ def test_candidates_in_order(
     for other in ("tmp-step-00000007", "step-7", "step-00000008.bak", "universal-step-00000003"):
         (tmp_path / other).mkdir()
     assert [path.name for path in resume_candidates(tmp_path)] == list(map(checkpoint_name, order))
-    found = latest_problem(tmp_path)
-    assert (found is None) == (problem is None)
-    if found is not None and problem is not None:
-        assert problem in found[0] and str(tmp_path / "latest") in found[0]
-        assert found[1] is certain
+    named = latest_problem(tmp_path)
+    assert (named is None) == (problem is None)
+    if named is not None and problem is not None:
+        assert problem in named[0] and str(tmp_path / "latest") in named[0]
+        assert named[1] is certain
 
 
 def test_no_folder_has_no_checkpoints(tmp_path: Path) -> None:

@@ -125,19 +125,19 @@ def test_pairs_lie_end_to_end_and_are_numbered_in_the_given_order() -> None:
 
 def plain_scored(pairs: list[TokenizedPair], side: int) -> Counter:
     """(pair, tokens up to the predicting one, target) for each scored token of one side."""
-    found: Counter = Counter()
+    counts: Counter = Counter()
     for number, pair in enumerate(pairs):
         tokens = sequences(pair)[side]
         start = (pair.chosen_start, pair.rejected_start)[side]
         for index in range(start, len(tokens)):
-            found[number, tuple(tokens[:index]), tokens[index]] += 1
-    return found
+            counts[number, tuple(tokens[:index]), tokens[index]] += 1
+    return counts
 
 
 def packed_scored(batch: PackedBatch, side: int) -> Counter:
     """Scored tokens of one side, read back from the packed row by segments and position ids."""
     row, positions = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
-    found: Counter = Counter()
+    counts: Counter = Counter()
     starts = [0]
     for segment in batch.segment_lengths:
         starts.append(starts[-1] + sum(segment))
@@ -149,8 +149,8 @@ def packed_scored(batch: PackedBatch, side: int) -> Counter:
             seen = row[begin : begin + prefix] + row[branch : place + 1]
         assert len(seen) == positions[place] + 1
         if weights[side]:
-            found[number, tuple(seen), target] += 1
-    return found
+            counts[number, tuple(seen), target] += 1
+    return counts
 
 
 @settings(max_examples=60, deadline=None)

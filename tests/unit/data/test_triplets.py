@@ -107,5 +107,5 @@ def test_wmt22_candidates_read_as_triplets(tmp_path: Path) -> None:
     picked = pairs_of(write(tmp_path / "w.jsonl", rows), "triplets", scorer="short")
     lengths = [sorted(len(text) for text in row["candidates"].values()) for row in rows]
     assert [(len(c), len(r)) for _, c, r in picked] == [
-        (some[0], some[-1]) for some in lengths if some[0] != some[-1]
+        (sizes[0], sizes[-1]) for sizes in lengths if sizes[0] != sizes[-1]
     ]

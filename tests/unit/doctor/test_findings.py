@@ -99,7 +99,7 @@ def test_a_fault_is_named_with_what_to_do(change: Any, check: str, state: str, s
     rows = doctor.judge(change(healthy(3)))
     states = {row.check: row.state for row in rows}
     assert states[check] == state
-    spoiled = {name for name, some in states.items() if some == "fix"} - {check}
+    spoiled = {name for name, own_state in states.items() if own_state == "fix"} - {check}
     assert not spoiled, f"{check} also spoils {spoiled}"
     text = " ".join(report(rows, width=10_000).split())
     assert said in text
@@ -134,12 +134,12 @@ def test_without_gpus_ranks_share_cores() -> None:
 
 
 @given(st.lists(st.tuples(st.text("ab -/", min_size=1), st.booleans())), st.integers(60, 120))
-def test_findings_are_numbered_errors_first(some: list[tuple[str, bool]], width: int) -> None:
-    findings = tuple(Finding(("h",), f"x{what}x", "do it", error) for what, error in some)
+def test_findings_are_numbered_errors_first(drawn: list[tuple[str, bool]], width: int) -> None:
+    findings = tuple(Finding(("h",), f"x{text}x", "do it", error) for text, error in drawn)
     lines = report([Row("check", "seen", findings)], width).splitlines()
     numbers = [int(n[1]) for line in lines if (n := re.match(r"\s*(\d+)\. ", line))]
-    assert numbers == list(range(1, len(some) + 1))
-    errors = sum(error for _, error in some)
+    assert numbers == list(range(1, len(drawn) + 1))
+    errors = sum(error for _, error in drawn)
     assert ("To fix:" in lines) == (errors > 0)
-    assert ("Warnings:" in lines) == (errors < len(some))
-    assert lines[0].split()[0] == ("fix" if errors else "warn" if some else "ok")
+    assert ("Warnings:" in lines) == (errors < len(drawn))
+    assert lines[0].split()[0] == ("fix" if errors else "warn" if drawn else "ok")

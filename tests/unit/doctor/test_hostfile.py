@@ -49,11 +49,11 @@ def test_a_bad_hostfile_is_refused_by_line(text: str, said: str) -> None:
 def test_folded_names_unfold(names: list[str]) -> None:
     unfolded = []
     for part in filter(None, fold(names).split(", ")):
-        found = re.fullmatch(r"(.*)\[(\d+)-(\d+)\](.*)", part)
-        if found is None:
+        match = re.fullmatch(r"(.*)\[(\d+)-(\d+)\](.*)", part)
+        if match is None:
             unfolded.append(part)
             continue
-        stem, first, last, rest = found.groups()
+        stem, first, last, rest = match.groups()
         numbers = range(int(first), int(last) + 1)
         unfolded += [f"{stem}{n:0{len(first)}}{rest}" for n in numbers]
     assert unfolded == names
@@ -64,8 +64,8 @@ def test_names_in_a_row_are_folded() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.one_of(st.integers(0, 8), st.just("it is off")))))
-def test_hosts_that_are_left_keep_their_order(some: list[tuple[int, int | str]]) -> None:
-    counts = {Host(f"h{i}", slots): count for i, (slots, count) in enumerate(some)}
+def test_hosts_that_are_left_keep_their_order(drawn: list[tuple[int, int | str]]) -> None:
+    counts = {Host(f"h{i}", slots): count for i, (slots, count) in enumerate(drawn)}
     left, reasons = usable_hosts(counts)
     any_gpu = any(isinstance(count, int) and count for count in counts.values())
     expected = {

@@ -11,7 +11,7 @@ from cpo_ds.doctor.hostfile import Host
 
 
 @pytest.mark.parametrize(
-    "errors, what, fix",
+    "errors, problem, fix",
     [
         ("ssh: Could not resolve hostname h: Name or service not known", "this name", "hosts:3"),
         ("me@h: Permission denied (publickey).", "refuses the login", "ssh-copy-id h"),
@@ -26,6 +26,6 @@ from cpo_ds.doctor.hostfile import Host
         ("a motd\nsomething new", "its last line was: something new", "ssh h true"),
     ],
 )  # fmt: skip
-def test_what_ssh_says_is_explained(errors: str, what: str, fix: str) -> None:
+def test_what_ssh_says_is_explained(errors: str, problem: str, fix: str) -> None:
     said = sessions.explain(Host("h", 1, 3), errors, Path("hosts"))
-    assert what in said[0] and fix in said[1]
+    assert problem in said[0] and fix in said[1]

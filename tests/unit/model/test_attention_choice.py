@@ -23,11 +23,11 @@ AMPERE, HOPPER, VOLTA, TURING = (8, 0), (9, 0), (7, 0), (7, 5)  # compute capabi
 NO_GPU = None
 
 
-def install_flash_attn(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
+def install_flash_attn(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
     """Makes `import flash_attn` find a package with the kernel, or none at all."""
     fake = ModuleType("flash_attn")
     fake.flash_attn_varlen_func = lambda q, k, v, softcap=0.0: q  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", fake if there else None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "flash_attn", fake if installed else None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_auto_picks_the_fastest_exact_backend(
     softcap: float | None,
     expected: str,
 ) -> None:
-    install_flash_attn(monkeypatch, there=flash)
+    install_flash_attn(monkeypatch, installed=flash)
     options: dict[str, Any] = {"capability": capability, "dtype": dtype, "softcap": softcap}
     name, reason = choose_backend("auto", **options)
     assert name == expected and reason
@@ -89,7 +89,7 @@ def test_a_backend_that_cannot_serve_is_refused(
     softcap: float | None,
     message: str,
 ) -> None:
-    install_flash_attn(monkeypatch, there=flash)
+    install_flash_attn(monkeypatch, installed=flash)
     with pytest.raises(UserError, match=message):
         choose_backend(requested, capability=capability, dtype=dtype, softcap=softcap)
 

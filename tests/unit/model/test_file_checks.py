@@ -142,12 +142,12 @@ def test_plain_lora_is_merged_as_peft_does(base: Path, tmp_path: Path, case: str
     merged = transformers.AutoModelForCausalLM.from_pretrained(base)
     merged.load_state_dict(policy.language_model.state_dict())
     plain = transformers.AutoModelForCausalLM.from_pretrained(base)
-    found = torch.cat(plain_logps(merged.eval(), random_pairs(3)))
+    served = torch.cat(plain_logps(merged.eval(), random_pairs(3)))
     unadapted = torch.cat(plain_logps(plain.eval(), random_pairs(3)))
     adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     expected = torch.cat(plain_logps(adapted, random_pairs(3)))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(found, unadapted, rtol=1e-3)
+    torch.testing.assert_close(served, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(served, unadapted, rtol=1e-3)
 
 
 def same_head(folder: Path) -> None:
@@ -202,5 +202,5 @@ def test_padding_without_an_embedding_is_no_obstacle(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path)
     expected, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
     change_json(folder / "config.json", pad_token_id=99_999)
-    found, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
-    assert found.fingerprint == expected.fingerprint
+    loaded, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
+    assert loaded.fingerprint == expected.fingerprint

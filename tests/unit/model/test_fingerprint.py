@@ -62,9 +62,9 @@ def test_checksum_by_hand() -> None:
 @PROPERTY
 @given(BITS, st.sampled_from(DTYPES), st.data())
 def test_any_bit_shows(bits: list[int], dtype: torch.dtype, data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, len(bits) - 1))
+    index = data.draw(st.integers(0, len(bits) - 1))
     bit = data.draw(st.integers(0, 8 * dtype.itemsize - 1))
-    changed = [*bits[:place], bits[place] ^ (1 << bit), *bits[place + 1 :]]
+    changed = [*bits[:index], bits[index] ^ (1 << bit), *bits[index + 1 :]]
     assert not torch.equal(checksum(of_bits(bits, dtype), 0), checksum(of_bits(changed, dtype), 0))
 
 

@@ -28,16 +28,16 @@ def scored_rows(draw: st.DrawFn) -> CandidateRow:
     systems = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5, unique=True))
     texts = {name: draw(st.sampled_from([f"{name} text", "same text"])) for name in systems}
     reference = draw(st.sampled_from([None, "the reference"]))
-    there = [*systems, *(["reference"] if reference else [])]
+    translations = [*systems, *(["reference"] if reference else [])]
     scores: Any = {
-        metric: {name: draw(SCORES) for name in there if draw(st.integers(0, 9))}
+        metric: {name: draw(SCORES) for name in translations if draw(st.integers(0, 9))}
         for metric in ("kiwi", "xcomet")
     }
     values: dict[str, Any] = {"scores": scores}
     if draw(st.booleans()):
         values["scorers"] = {"kiwi": {"uses_reference": draw(st.booleans())}}
-    if len(there) > 1 and draw(st.booleans()):
-        chosen, rejected = draw(st.permutations(there))[:2]
+    if len(translations) > 1 and draw(st.booleans()):
+        chosen, rejected = draw(st.permutations(translations))[:2]
         values["preference"] = {"chosen": chosen, "rejected": rejected}
     direction = draw(st.sampled_from(["en-de", "de-en", "nl-de"]))
     return CandidateRow(direction, "the source", reference, texts, values, "x, line 1")

@@ -113,7 +113,7 @@ def test_swaps_keep_the_words_and_move_none_too_far(
     words = [str(number) for number in range(count)]
     swapped = swap_units(words, probability, reach, random.Random(seed))
     assert sorted(swapped) == sorted(words)
-    moves = [there - int(word) for there, word in enumerate(swapped)]
+    moves = [index - int(word) for index, word in enumerate(swapped)]
     assert all(abs(move) <= reach for move in moves) and sum(moves) == 0
     if reach == 1 and probability == 1:  # every pair of neighbours
         assert sum(move != 0 for move in moves) == count // 2 * 2
@@ -144,5 +144,5 @@ def test_rates_on_a_long_text_are_the_nominal_ones() -> None:
     moved = sum(a != b for a, b in zip(words, swapped, strict=True))
     assert abs(moved / 2 - count * 0.3 / 1.3) < 5 * (count * 0.3 * 0.7) ** 0.5
     far = swap_units(words, 0.3, 3, random.Random(1))
-    distances = Counter(abs(int(b) - there) for there, b in enumerate(far))
+    distances = Counter(abs(int(b) - index) for index, b in enumerate(far))
     assert set(distances) == {0, 1, 2, 3} and min(distances.values()) > 1000

@@ -45,8 +45,8 @@ def answers(model: Path, beams: int, adapter: Path | None = None) -> list[Transl
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     prompts = tokenize_prompts([alma_prompt(text, "en", "de") for text in SENTENCES], tokenizer)
     assert len({len(prompt) for prompt in prompts}) > 3
-    place = ("float32", tokenizer, torch.device("cpu"))
-    local = LocalModel(str(model), str(adapter) if adapter else None, *place)
+    loading = ("float32", tokenizer, torch.device("cpu"))
+    local = LocalModel(str(model), str(adapter) if adapter else None, *loading)
     return local.translate(prompts, 0, num_beams=beams, do_sample=False, max_new_tokens=12)
 
 

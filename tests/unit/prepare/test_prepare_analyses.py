@@ -120,9 +120,9 @@ def test_the_first_of_the_highest_and_of_the_lowest_by_scores_alone() -> None:
 
 @settings(deadline=None)
 @given(st.lists(SCORES.filter(bool), max_size=8), st.randoms(use_true_random=False))
-def test_order_of_rows_names_and_scale_change_no_choice(found: list[Any], random: Any) -> None:
-    one = provenance([scored_row({"m": scores}) for scores in found], ("m",))
-    shuffled = list(found)
+def test_order_of_rows_names_and_scale_change_no_choice(rows: list[Any], random: Any) -> None:
+    one = provenance([scored_row({"m": scores}) for scores in rows], ("m",))
+    shuffled = list(rows)
     random.shuffle(shuffled)
     new = [{name.upper(): 8 * score - 3 for name, score in s.items()} for s in shuffled]
     other = provenance([scored_row({"m": scores}) for scores in new], ("m",))

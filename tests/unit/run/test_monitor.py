@@ -121,9 +121,9 @@ def test_tensorboard_gets_train_and_eval_scalars(tmp_path: Path) -> None:
     out.write({"step": 1, "epoch": 0.1, "loss": 0.5, "mfu": None})
     out.write({"step": 1, "eval_loss": 0.75})
     out.close()
-    found = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(found.Tags()["scalars"]) == {"train/loss", "eval/eval_loss"}
-    assert [(e.step, e.value) for e in found.Scalars("eval/eval_loss")] == [(1, 0.75)]
+    logged = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(logged.Tags()["scalars"]) == {"train/loss", "eval/eval_loss"}
+    assert [(e.step, e.value) for e in logged.Scalars("eval/eval_loss")] == [(1, 0.75)]
 
 
 def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
         for step in range(first_step + 1, 5):
             out.write({"step": step, "loss": loss})
         out.close()
-    found = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [
+    logged = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in logged.Scalars("train/loss")] == [
         (1, 0.5),
         (2, 0.5),
         (3, 0.25),

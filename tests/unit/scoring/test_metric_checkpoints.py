@@ -23,11 +23,11 @@ def save_checkpoint(folder: Path, weight: float = 1.0) -> Path:
 
 def test_a_checkpoint_is_known_by_what_it_holds(tmp_path: Path) -> None:
     paths = [save_checkpoint(tmp_path / str(n), float(n == 2)) for n in range(3)]
-    found = [find_checkpoint(Metric("x", str(path))) for path in paths]
+    checkpoints = [find_checkpoint(Metric("x", str(path))) for path in paths]
     by_folder = find_checkpoint(Metric("x", str(tmp_path / "0")))
-    assert by_folder == found[0] and by_folder.kind == "unified_metric"
-    assert found[0].fingerprint == found[1].fingerprint != found[2].fingerprint
-    weights = read_weights(found[2])
+    assert by_folder == checkpoints[0] and by_folder.kind == "unified_metric"
+    assert checkpoints[0].fingerprint == checkpoints[1].fingerprint != checkpoints[2].fingerprint
+    weights = read_weights(checkpoints[2])
     assert weights["linear.weight"][0, 0] == 1
 
 

@@ -31,12 +31,12 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"] and path.read_text() == "old"
 
 
-@pytest.mark.parametrize("place", ["file/inside", "folder"])
-def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("name", ["file/inside", "folder"])
+def test_places_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     """A path below a file, and the path of a folder that is not empty."""
     (tmp_path / "file").write_text("a file")
     (tmp_path / "folder" / "full").mkdir(parents=True)
-    path = tmp_path / place
+    path = tmp_path / name
     problem = f"{path} cannot be written: .*; make room"
     with pytest.raises(UserError, match=problem), writing(path) as unfinished:
         unfinished.write_text("text")
