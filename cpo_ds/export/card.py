@@ -1,7 +1,8 @@
-"""The model card of an export: what was trained, with what, on what, and what came of it."""
+"""The model card of an export: model, settings, data and metrics of the training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,28 +16,30 @@ from cpo_ds.data.prompts import LANGUAGES, alma_prompt
 from cpo_ds.errors import UserError
 from cpo_ds.storage.metrics_file import Line, read_metrics
 
+Row = tuple[object, ...]  # the cells of a table's row
+
 _METRICS = {"loss": "loss", "reward_accuracy": "reward accuracy", "reward_margin": "reward margin"}
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card says beyond the recipe; names instead of local paths."""
+    """Facts of a model card that are not in the recipe; local paths are reduced to names."""
 
     base: str
     adapter: str | None
     data: str
     as_adapter: bool
-    dtype: str  # of the weights as they are written
+    dtype: str  # of the exported weights
     training: list[Line] = field(default_factory=list)
     held_out: list[Line] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
 
 def card_facts(config: Config, step: int, *, as_adapter: bool, dtype: str) -> CardFacts:
-    """Gathers a card's facts from the run's folder, its metrics up to `step`."""
+    """Collects the facts of a card; metrics up to `step`, if any, are the run's."""
     try:
         training, held_out = read_metrics(Path(config.output_dir), step)
-    except UserError:  # a checkpoint that was taken elsewhere
+    except UserError:  # the checkpoint was copied without its run
         training, held_out = [], []
     packages = ("cpo-ds", "torch", "transformers", "peft", "deepspeed")
     return CardFacts(
@@ -52,22 +55,22 @@ def card_facts(config: Config, step: int, *, as_adapter: bool, dtype: str) -> Ca
 
 
 def _public_name(name_or_path: str) -> str:
-    """A hub name as it is; of a local path, its last part alone."""
+    """Returns a name of the hub unchanged, and of a local path only the last part."""
     path = Path(name_or_path)
     local = path.is_absolute() or path.exists() or name_or_path.startswith((".", "~"))
     return path.resolve().name if local else name_or_path
 
 
 def model_card(config: Config, manifest: Manifest, facts: CardFacts) -> str:
-    """The text of an export's README.md: front matter that the Hugging Face hub reads, then words.
+    """Returns the text of an export's README.md, with front matter that the Hugging Face hub reads.
 
     `manifest` is that of the checkpoint: its step, ranks, ZeRO stage and counts of pairs.
     """
-    what = "LoRA adapter" if facts.as_adapter else "full model"
+    kind = "LoRA adapter" if facts.as_adapter else "full model"
     parts = [
         _front_matter(config, manifest, facts),
         f"# {facts.base}, tuned to translate by {config.loss.name.upper()}\n\n"
-        f"A {what} ({facts.dtype}), trained by cpo_ds with {_objective(config)} on preferences "
+        f"A {kind} ({facts.dtype}), trained by cpo_ds with {_objective(config)} on preferences "
         "between translations.",
         "## Training\n\n" + _table(("setting", "value"), _settings(config, manifest, facts)),
         "## Data\n\n" + _data(manifest, facts),
@@ -94,19 +97,22 @@ def _front_matter(config: Config, manifest: Manifest, facts: CardFacts) -> str:
 
 
 def _directions(manifest: Manifest) -> list[str]:
+    """Directions of the pairs between known languages, such as en-de."""
     names = [name for counts in manifest.data.values() for name in counts]
     return sorted({name for name in names if all(c in LANGUAGES for c in name.split("-"))})
 
 
 def _objective(config: Config) -> str:
+    """The loss and the settings that apply to it."""
     names = LOSS_FIELDS[config.loss.name] - {"reference_cache"}
     values = {name: getattr(config.loss, name) for name in sorted(names)}
     inside = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     return f"{config.loss.name}" + (f" ({inside})" if inside else "")
 
 
-def _settings(config: Config, manifest: Manifest, facts: CardFacts) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = [("base model", facts.base)]
+def _settings(config: Config, manifest: Manifest, facts: CardFacts) -> list[Row]:
+    # The weights that were trained.
+    rows: list[Row] = [("base model", facts.base)]
     if facts.adapter:
         how = "trained on" if config.continues_adapter else "merged into the base first"
         rows.append(("starting adapter", f"{facts.adapter}, {how}"))
@@ -120,6 +126,7 @@ def _settings(config: Config, manifest: Manifest, facts: CardFacts) -> list[tupl
         )
     elif not config.trains_adapter:
         rows.append(("trained weights", "all"))
+    # How they were trained.
     optim = config.optim
     rows += [
         ("optimizer", f"AdamW, betas {optim.betas}, weight decay {optim.weight_decay}"),
@@ -135,6 +142,7 @@ def _settings(config: Config, manifest: Manifest, facts: CardFacts) -> list[tupl
 
 
 def _data(manifest: Manifest, facts: CardFacts) -> str:
+    """A table of pairs: a row for each direction, a column for training and one for held out."""
     kinds = list(manifest.data)
     directions = sorted({name for counts in manifest.data.values() for name in counts})
     rows = [(name, *(manifest.data[kind].get(name, 0) for kind in kinds)) for name in directions]
@@ -167,11 +175,13 @@ def _number(value: float | None) -> str:
 
 
 def _use(config: Config, manifest: Manifest, facts: CardFacts) -> str:
+    """A Python program that loads the export and translates with the prompt of its training."""
     package, loader = (
         ("peft", "AutoPeftModelForCausalLM")
         if facts.as_adapter
         else ("transformers", "AutoModelForCausalLM")
     )
+    # The prompt, in the run's own style.
     source, target = ((_directions(manifest) or ["en-de"])[0]).split("-")
     text = alma_prompt("...", source, target)
     prompt = f"prompt = {text!r}"
@@ -199,6 +209,7 @@ print(tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_to
 ```"""
 
 
-def _table(header: tuple[str, ...], rows: list[Any]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[Row]) -> str:
+    """A table in Markdown."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

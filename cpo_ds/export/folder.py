@@ -1,4 +1,4 @@
-"""Weights, one at a time -> a folder that transformers, peft and vLLM load."""
+"""Writes a model or adapter as a folder that transformers, peft and vLLM load."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from cpo_ds.storage.files import sync
 
 Named = tuple[str, torch.Tensor]
 
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 5 * 10**9  # of a safetensors file, as transformers splits models
 
 
 @dataclass(frozen=True)
 class Export:
-    """What an export holds besides its weights.
+    """Everything in an export but its weights.
 
     `model` gives names, shapes and settings: a PEFT model makes an adapter, any other a full model.
-    `base` is the model that an adapter belongs to, named so that it is found from any folder.
+    `base` names the model that an adapter belongs to, in a way that works from any folder.
     """
 
     model: Any
@@ -50,38 +50,42 @@ class Export:
 
 
 def write_pretrained(
-    engine: Engine, ranks: Ranks, config: Config, tokenizer: Any, folder: Path, about: Manifest
+    engine: Engine, ranks: Ranks, config: Config, tokenizer: Any, folder: Path, manifest: Manifest
 ) -> str:
-    """Writes the adapter, or the full model, with its tokenizer; returns which for the log.
+    """Writes the adapter or the full model with its tokenizer; returns its kind for the log.
 
-    All ranks call it; rank 0 writes, a shard in memory at a time. An adapter trained on top of a
-    merged one has a base model that exists nowhere on disk, so there the full model is written,
-    both adapters merged into it, which changes the policy in memory: nothing can be trained after
-    it. `about` is the manifest of the last step. Raises `UserError` on all ranks where it cannot
-    be written.
+    All ranks call it. Rank 0 writes, with one shard in memory at a time. `manifest` is that of the
+    last step. Raises `UserError` on all ranks if the export cannot be written.
+
+    An adapter that was trained on top of a merged one has a base model that exists nowhere on disk.
+    Then the full model is written, with both adapters merged into it. That changes the policy in
+    memory, so nothing can be trained afterwards.
     """
+    # Merge, if there is no base model for the adapter alone.
     as_adapter = exports_adapter(config)
     model = engine.policy.language_model
     if config.trains_adapter and not as_adapter:
         model = engine.policy.language_model = merge_adapter(model, gather_parameters)
+    # Rank 0 writes one gathered weight after the other.
     gathered = engine.whole_parameters(trained_only=as_adapter)
     problem = None
     if ranks.rank == 0:
         on_host = ((name, whole.to("cpu", copy=True)) for name, whole in gathered)
         try:
-            write_folder(folder, make_export(model, tokenizer, config, about), on_host)
+            write_folder(folder, make_export(model, tokenizer, config, manifest), on_host)
         except OSError as error:
             problem = f"{error.filename or folder}: {error.strerror}"
-    for _ in gathered:  # all ranks gather each weight together, also those that nobody writes
+    # All ranks gather each weight together: the others do so here, and rank 0 after an error.
+    for _ in gathered:
         pass
-    ranks.on_first(lambda: _check_written(problem, folder, about.step))
+    ranks.on_first(lambda: _check_written(problem, folder, manifest.step))
     return "LoRA adapter" if as_adapter else "full model"
 
 
 def make_export(
     model: Any, tokenizer: Any, config: Config, manifest: Manifest, dtype: str | None = None
 ) -> Export:
-    """What to write for a checkpoint's manifest; the weights' precision is the run's or `dtype`."""
+    """Makes the export of a checkpoint. `dtype` is the precision of its weights, else the run's."""
     dtype = dtype or config.model.dtype
     as_adapter = isinstance(model, peft.PeftModel)
     facts = card_facts(config, manifest.step, as_adapter=as_adapter, dtype=dtype)
@@ -90,7 +94,7 @@ def make_export(
 
 
 def _named_anywhere(name_or_path: str) -> str:
-    """The whole path of a local folder; any other name, one on the hub, as it is."""
+    """Returns the absolute path of a local folder, and a name of the hub unchanged."""
     path = Path(name_or_path)
     if not path.is_dir():
         return name_or_path
@@ -104,24 +108,27 @@ def exports_adapter(config: Config) -> bool:
 
 
 def _check_written(problem: str | None, folder: Path, step: int) -> None:
+    """Raises `UserError` for a problem, with advice that depends on whether the step is saved."""
     if problem is None:
         return
     run = folder.parent
     if (run / "checkpoints" / checkpoint_name(step)).is_dir():
-        rest = f"The checkpoint of step {step} is saved: once that is put right, `cpo-ds export"
-        rest += f" {run}`, or running the same command again, writes the export."
+        advice = (
+            f"The checkpoint of step {step} is saved: after the repair, `cpo-ds export {run}`, "
+        )
+        advice += "or the same command again, writes the export."
     else:
-        rest = f"The checkpoint of step {step} is not saved either; run the same command again."
-    raise UserError(f"the export could not be written: {problem}. {rest}")
+        advice = f"The checkpoint of step {step} is not saved either; run the same command again."
+    raise UserError(f"the export could not be written: {problem}. {advice}")
 
 
 def write_folder(
     folder: Path, export: Export, weights: Iterable[Named], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes an export and gives it its name when it is on disk; one that was there is replaced.
+    """Writes an export, then gives it its name, in place of an older export if there is one.
 
-    `weights` come in the order of the model's parameters. Raises `OSError`, with nothing left
-    behind, where it cannot be written.
+    `weights` are in the order of the model's parameters. Raises `OSError` if the export cannot be
+    written, and removes its files.
     """
     unfinished = folder.with_name(unfinished_name(folder.name))
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -141,7 +148,8 @@ def write_folder(
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OSError) or "os error" not in str(error):
             raise
-        raise OSError(0, str(error), str(folder)) from None  # of a library that is written in Rust
+        # safetensors and tokenizers, written in Rust, raise errors of their own.
+        raise OSError(0, str(error), str(folder)) from None
 
 
 def _write_adapter(folder: Path, export: Export, weights: dict[str, torch.Tensor]) -> None:
@@ -166,13 +174,13 @@ def _write_model(folder: Path, export: Export, weights: Iterator[Named], shard_b
     settings.dtype = export.dtype
     settings.architectures = [type(model).__name__]
     settings.save_pretrained(folder)
-    # Not `save_pretrained`, which refuses what it finds odd in the base model's own settings.
+    # Not `save_pretrained`, which refuses some generation settings that base models come with.
     model.generation_config.to_json_file(folder / "generation_config.json", use_diff=True)
     write_shards(folder, weights, plan_shards(sizes, shard_bytes))
 
 
 def plan_shards(sizes: dict[str, int], shard_bytes: int) -> list[dict[str, int]]:
-    """Cuts named sizes, in order, into shards of at most so many bytes, or of one tensor."""
+    """Cuts named sizes, in order, into shards of at most `shard_bytes`, or of one larger tensor."""
     shards: list[dict[str, int]] = [{}]
     for name, size in sizes.items():
         if shards[-1] and sum(shards[-1].values()) + size > shard_bytes:
@@ -182,7 +190,10 @@ def plan_shards(sizes: dict[str, int], shard_bytes: int) -> list[dict[str, int]]
 
 
 def write_shards(folder: Path, weights: Iterator[Named], shards: list[dict[str, int]]) -> None:
-    """Writes safetensors files, one shard in memory at a time, and their index where several."""
+    """Writes safetensors files, one shard in memory at a time, and an index if there are several.
+
+    `shards` are the sizes in bytes of the weights, by name and in their order.
+    """
     file_of: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors"
@@ -190,8 +201,8 @@ def write_shards(folder: Path, weights: Iterator[Named], shards: list[dict[str, 
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
         for name in shard:
-            found, tensor = next(weights)
-            assert found == name, f"{found} comes where {name} should"
+            next_name, tensor = next(weights)
+            assert next_name == name, f"weights are out of order: {next_name} instead of {name}"
             tensors[name] = tensor.contiguous()
         save_file(tensors, folder / file, metadata={"format": "pt"})
         file_of |= dict.fromkeys(shard, file)

@@ -1,6 +1,6 @@
-"""A sharded checkpoint -> a model or adapter for transformers, peft and vLLM.
+"""Converts a sharded checkpoint into a model or adapter for transformers, peft and vLLM.
 
-One process on the CPU, no process group, about one shard of weights in memory.
+One process does it on the CPU, without a process group, with about one shard in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from cpo_ds.recipe import parse_config
 
 _PREFIX = "language_model."  # the policy's name of the model that is exported
 
-Weights = Mapping[str, Any]  # name -> what `.contiguous()` makes a whole tensor of
+# Name -> a tensor, or DeepSpeed's stand-in for one, which `.contiguous()` reads from the files.
+Weights = Mapping[str, Any]
 
 
 def export(
@@ -39,13 +40,15 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Writes what a checkpoint holds as the run itself would have; returns the folder.
+    """Exports a checkpoint as the run itself exports its last step; returns the new folder.
 
-    `run` is a run's output_dir or a step-... folder, `checkpoint` a step or a folder (the newest
-    intact one), `merge` adds a trained adapter to its base model, `dtype` converts the weights
-    that the run computed with. Raises `UserError` where there is no such checkpoint, it is
-    damaged, its base model is not there or another, or the export cannot be written.
+    `run` is a run's output_dir or a step-... folder. `checkpoint` is a step or a folder; without it
+    the newest intact checkpoint is exported. `merge` adds a trained adapter to its base model.
+    `dtype` is the precision to write in, else the run's. Raises `UserError` if the checkpoint is
+    missing or damaged, if its base model is missing or changed, and if the export cannot be
+    written.
     """
+    # Find the checkpoint, and the folder to write to.
     path, manifest = find_intact(run, checkpoint, say)
     config = parse_config(manifest.configuration, f"{path}/manifest.json")
     config = config.model_copy(update={"output_dir": str(path.parent.parent)})
@@ -53,9 +56,10 @@ def export(
     folder = output or _default_folder(path, named_merged=merges and exports_adapter(config))
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give --output a new folder.")
-    for name in (unfinished_name, replaced_name):  # they are written over
+    for name in (unfinished_name, replaced_name):  # writing uses these names, and would overwrite
         if output and (taken := output.with_name(name(output.name))).exists():
             raise UserError(f"{taken} is in the way of --output {output}; give another name.")
+    # Read the weights, each when it is needed, and merge them if asked to.
     tokenizer = load_tokenizer(config.model.name_or_path)
     model = outline(config)
     trained = read_weights(path, manifest, adapter_only=config.trains_adapter)
@@ -64,25 +68,27 @@ def export(
     if merges:
         merged = LazyMerge(_checked_base(config, manifest), config, dict(weights))
         model, weights = merged.model, merged.parameters()
-    what = make_export(model, tokenizer, config, manifest, dtype)
-    target = getattr(torch, what.dtype)
+    # Write them in the precision that was asked for.
+    contents = make_export(model, tokenizer, config, manifest, dtype)
+    target = getattr(torch, contents.dtype)
     try:
         converted = ((name, weight.to(target)) for name, weight in weights)
-        write_folder(folder, what, converted, shard_bytes)
+        write_folder(folder, contents, converted, shard_bytes)
     except OSError as error:
         raise UserError(
             f"the export could not be written: {error.filename or folder}: {error.strerror}. "
-            f"{path} is as it was; make room or give --output another folder, and export again."
+            f"{path} was not touched; make room or give --output another folder, and export again."
         ) from None
     kind = "LoRA adapter" if config.trains_adapter and not merges else "full model"
-    say(f"{kind} of step {manifest.step} ({what.dtype}) written to {folder}")
+    say(f"{kind} of step {manifest.step} ({contents.dtype}) written to {folder}")
     return folder
 
 
 def _default_folder(path: Path, *, named_merged: bool) -> Path:
+    """The folder for a checkpoint's export in its run, named by step unless it is the newest."""
     run = path.parent.parent
     if path.parent.name != "checkpoints":
-        raise UserError(f"{path} is in no run's checkpoints folder; say where to with --output.")
+        raise UserError(f"{path} is in no run's checkpoints folder; give --output a folder.")
     name = "export"
     if path.resolve() != (newest(run) or path).resolve():
         name += f"-{path.name}"
@@ -90,13 +96,14 @@ def _default_folder(path: Path, *, named_merged: bool) -> Path:
 
 
 def read_weights(path: Path, manifest: Manifest, *, adapter_only: bool) -> Weights:
-    """The weights in a verified checkpoint, by the language model's names, read when used.
+    """Opens the weights of a verified checkpoint, by the language model's names.
 
-    Shards of ZeRO-3 are put together tensor by tensor, from files that are mapped into memory.
+    Files are mapped into memory: a weight is read, and put together from shards, when it is used.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if manifest.zero_stage == 3:
+        # DeepSpeed prints a report.
         silent = io.StringIO()
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             named = get_fp32_state_dict_from_zero_checkpoint(
@@ -109,10 +116,10 @@ def read_weights(path: Path, manifest: Manifest, *, adapter_only: bool) -> Weigh
 
 
 def _check_names(path: Path, model: Any, trained: Weights, *, adapter_only: bool) -> list[str]:
-    """Names to export, in order. Raises `UserError` unless names and shapes are just the model's.
+    """Returns the names to export, in order. Raises `UserError` if weights do not fit the model.
 
-    A tied weight may come under both of its names; of those, and of a frozen one that DeepSpeed
-    keeps for that reason, nothing is taken.
+    `trained` may have a tied weight under both of its names; only the first is exported. DeepSpeed
+    may keep the second name of a frozen tied weight too, which is not exported.
     """
     shapes = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
     needed = [name for name, p in model.named_parameters() if p.requires_grad or not adapter_only]
@@ -135,12 +142,13 @@ def _check_names(path: Path, model: Any, trained: Weights, *, adapter_only: bool
 def _read(
     names: list[str], trained: Weights, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Whole weights, one at a time, in the precision that the engine computed with."""
+    """Yields whole weights, one at a time, in the precision that the engine computed with."""
     for name in names:
         yield name, trained[name].contiguous().to(dtype)
 
 
 def _checked_base(config: Config, manifest: Manifest) -> Any:
+    """Loads the base model. Raises `UserError` if its weights have changed since the run began."""
     base = load_base(config)
     if weights_fingerprint(base, lambda sums: None) != manifest.weights_before:
         raise UserError(
