@@ -54,8 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _memory(name: str | None, memory_gib: float | None) -> tuple[Device | None, float]:
+    """The device by name, if one is given, and the GiB of a GPU: the given ones, else its own."""
     if name is None and memory_gib is None:
-        raise UserError("how much memory has a GPU? Give --device NAME or --gpu-memory GIB.")
+        raise UserError("the memory of a GPU is not known. Give --device NAME or --gpu-memory GIB.")
     device = None if name is None else device_by_name(name)
     if memory_gib is None:
         assert device is not None
@@ -64,6 +65,7 @@ def _memory(name: str | None, memory_gib: float | None) -> tuple[Device | None, 
 
 
 def _check_positive(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for a number that is not above 0."""
     for name in ("gpus", "nodes", "gpu_memory", "pairs"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
