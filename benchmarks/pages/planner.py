@@ -50,8 +50,8 @@ def report(lines: list[dict[str, Any]]) -> str:
                 "."
                 if first["measured_on_gpu"]
                 else ". The estimate includes the memory of Python and the libraries, measured "
-                "beside tensors between two steps. This part is measured, not estimated, and makes the "
-                "error look smaller; the last column leaves it out."
+                "beside tensors between two steps. This part is measured, not estimated, and makes "
+                "the error look smaller; the last column leaves it out."
             ),
             "",
             head,
