@@ -1,8 +1,8 @@
-"""Starts the program as its users do, or rank by rank, always with an end: exit code and output.
+"""Starts the program as its users do, or rank by rank, and returns exit codes and outputs.
 
 `deepspeed` goes through the real launcher. `on_ranks` calls a function on several ranks that are
 forked from a process which has imported everything already, so that a run costs no imports.
-Tests run on the CPU, also where there is a GPU, and never reach for the network.
+Tests run on the CPU, even if the machine has a GPU, and use no network.
 """
 
 from __future__ import annotations
@@ -90,19 +90,92 @@ def start(command: list[str], environment: dict[str, str] | None = None) -> subp
     )
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9 of the process and everything that it started."""
-    os.killpg(process.pid, signal.SIGKILL)
+class ForkedRanks:
+    """Ranks of one run, forked from a process that has imported everything, without a launcher.
+
+    `finish`, `kill` and the functions of `runs` take it in the place of a launcher's process.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., int | None],
+        arguments: list[Any],
+        *,
+        ranks: int,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        place["WORLD_SIZE"] = str(ranks)
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name) / str(rank) for rank in range(ranks)]
+        self.processes = []
+        for rank, file in enumerate(self._files):
+            own = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (environment or {})
+            inputs = (function, arguments, ENVIRONMENT | own, str(file))
+            process = _fork_server().Process(target=_be_a_rank, args=inputs, daemon=True)
+            self.processes.append(process)
+        for process in self.processes:
+            process.start()
+        self._first_failure = 0
+
+    def poll(self) -> int | None:
+        """The exit code of the rank that failed first, else 0; None while a rank runs."""
+        if not self._first_failure:
+            failed = [process.exitcode for process in self.processes if process.exitcode]
+            self._first_failure = failed[0] % 256 if failed else 0
+        if any(process.is_alive() for process in self.processes):
+            return None
+        return self._first_failure
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def wait(self, timeout: float, patience: float) -> list[Finished]:
+        """Waits for all ranks; `patience` seconds after one has failed the others are killed.
+
+        After `timeout` seconds all are killed.
+        """
+        deadline, has_failed = time.monotonic() + timeout, False
+        while self.poll() is None and time.monotonic() < deadline:
+            if self._first_failure and not has_failed:
+                deadline, has_failed = min(deadline, time.monotonic() + patience), True
+            time.sleep(0.02)
+        self.kill()
+        outputs = [f.read_text(errors="replace") if f.exists() else "" for f in self._files]
+        self._folder.cleanup()
+        return [Finished(p.exitcode, o) for p, o in zip(self.processes, outputs, strict=True)]
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> Finished:
+Run = subprocess.Popen[str] | ForkedRanks
+
+
+def kill(run: Run) -> None:
+    """kill -9 of all processes of a run."""
+    if isinstance(run, ForkedRanks):
+        run.kill()
+    else:
+        os.killpg(run.pid, signal.SIGKILL)
+
+
+def finish(run: Run, timeout: float = 240) -> Finished:
+    """Waits for the end of a run. Raises `AssertionError` if it takes more than `timeout` s."""
+    if isinstance(run, ForkedRanks):
+        deadline = time.monotonic() + timeout
+        done = run.wait(timeout, patience=timeout)
+        output = "".join(rank.output for rank in done)
+        assert time.monotonic() < deadline, f"still running after {timeout} s:\n{output}"
+        code = run.poll()
+        assert code is not None
+        return Finished(code, output)
     try:
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = run.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        kill(process)
-        output, _ = process.communicate()
+        kill(run)
+        output, _ = run.communicate()
         raise AssertionError(f"still running after {timeout} s:\n{output}") from None
-    return Finished(process.returncode, output)
+    return Finished(run.returncode, output)
 
 
 def deepspeed_command(*arguments: object, ranks: int = 2, script: Path = TRAIN) -> list[str]:
@@ -121,8 +194,13 @@ def alone(*arguments: object) -> Finished:
     return finish(start([sys.executable, str(TRAIN), *map(str, arguments)]))
 
 
+def start_ranks(*arguments: object, ranks: int = 2) -> ForkedRanks:
+    """Starts training on several ranks without a launcher, which costs no imports."""
+    return ForkedRanks(_main, [str(a) for a in arguments], ranks=ranks)
+
+
 def main_on_ranks(*arguments: object, ranks: int = 1, **environment: str) -> list[Finished]:
-    """What `deepspeed cpo_ds/train.py ...` does on each rank; no launcher watches over them."""
+    """Trains on forked ranks and returns each one's end; no launcher watches over them."""
     return on_ranks(_main, [str(a) for a in arguments], ranks=ranks, environment=environment)
 
 
@@ -142,34 +220,10 @@ def on_ranks(
 ) -> list[Finished]:
     """Calls an importable function in `ranks` processes; its result is the exit code.
 
-    Once a rank has failed the others get a moment, then are killed, as a launcher does.
+    A second after a rank has failed the others are killed, as by a launcher.
     """
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / str(rank) for rank in range(ranks)]
-        processes = []
-        for rank, file in enumerate(files):
-            own = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (environment or {})
-            inputs = (function, arguments, ENVIRONMENT | own, str(file))
-            processes.append(_fork_server().Process(target=_be_a_rank, args=inputs, daemon=True))
-        for process in processes:
-            process.start()
-        _wait(processes, timeout)
-        outputs = [file.read_text(errors="replace") if file.exists() else "" for file in files]
-    return [Finished(p.exitcode, text) for p, text in zip(processes, outputs, strict=True)]
-
-
-def _wait(processes: list[Any], timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while any(process.is_alive() for process in processes):
-        if any(process.exitcode for process in processes):
-            deadline = min(deadline, time.monotonic() + 1)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.02)
-    for process in processes:
-        process.kill()
-        process.join()
+    run = ForkedRanks(function, arguments, ranks=ranks, environment=environment)
+    return run.wait(timeout, patience=1)
 
 
 def _be_a_rank(

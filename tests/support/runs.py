@@ -1,9 +1,8 @@
-"""Runs that tests interrupt: a small recipe, its ranks' processes, its metrics without timings."""
+"""Runs that tests interrupt: a small recipe, the ranks' processes, metrics without timings."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import psutil
 from helpers import save_tiny_model
-from launch import Finished, finish, main_on_ranks, write_recipe
+from launch import Finished, ForkedRanks, Run, finish, main_on_ranks, write_recipe
 
 TIMED = {"step_seconds", "pairs_per_second", "tokens_per_second", "peak_memory_gib"}
 TIMED |= {"model_tflops", "mfu"}
@@ -44,7 +43,7 @@ def small_recipe(folder: Path, *, stage: int = 3, **sections: Any) -> Path:
 
 
 def run_recipe(recipe: Path, output: Path, *arguments: object, ranks: int = 2) -> Finished:
-    """Runs a recipe and returns what rank 0 did; the others must not have been left behind."""
+    """Runs a recipe and returns rank 0's end; the other ranks must have ended too."""
     first, *others = main_on_ranks(
         "--config", recipe, "--output_dir", output, *arguments, ranks=ranks
     )
@@ -54,22 +53,22 @@ def run_recipe(recipe: Path, output: Path, *arguments: object, ranks: int = 2) -
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what differs between equal runs."""
+    """The lines of metrics.jsonl without the timings, which differ between equal runs."""
     text = (output / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in text]
 
 
 def newest(output: Path) -> str:
-    """What `latest` names."""
+    """The name of the checkpoint that `latest` names."""
     return (output / "checkpoints" / "latest").read_text()
 
 
-def wait_for_step(run: subprocess.Popen[str], output: Path, step: int) -> None:
+def wait_for_step(run: Run, output: Path, step: int) -> None:
     """Returns as soon as a step's line is written."""
     wait_until(run, lambda: f'{{"step": {step},' in _text(output / "metrics.jsonl"))
 
 
-def wait_until(run: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+def wait_until(run: Run, happened: Callable[[], bool]) -> None:
     """Waits for something to happen while a run goes on."""
     deadline = time.monotonic() + 180
     while not happened():
@@ -81,14 +80,16 @@ def _text(file: Path) -> str:
     return file.read_text(errors="replace") if file.exists() else ""
 
 
-def rank_processes(run: subprocess.Popen[str]) -> dict[int, psutil.Process]:
-    """The processes of the ranks that a launcher has started, by rank."""
-    found = {}
+def rank_processes(run: Run) -> dict[int, psutil.Process]:
+    """The processes of the ranks of a run, by rank."""
+    if isinstance(run, ForkedRanks):
+        return {rank: psutil.Process(process.pid) for rank, process in enumerate(run.processes)}
+    by_rank = {}
     for process in psutil.Process(run.pid).children(recursive=True):
         try:
             environment = process.environ()
         except psutil.Error:
             continue
         if "RANK" in environment:
-            found[int(environment["RANK"])] = process
-    return found
+            by_rank[int(environment["RANK"])] = process
+    return by_rank

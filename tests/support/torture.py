@@ -1,27 +1,27 @@
-"""Kills a run again and again, anywhere, and compares what comes out with a run left alone.
+"""Kills a run again and again at random moments, and compares it with an undisturbed run.
 
     python tests/support/torture.py --kills 30            # about ten minutes on two cores
     python tests/support/torture.py --kills 30 --lora --background --seed 1
 
-Each start of the killed run goes through the real launcher. At a random moment, from the imports
-on, a random rank or the launcher with all ranks gets kill -9; most moments are drawn while a
-checkpoint is being saved. The command is then given again, until the run ends by itself after the
-wanted number of kills.
+Each start of the killed run goes through the real launcher; the test's ranks have none, so that
+they start at once. At a random moment, from the imports on, a random rank or the launcher with all
+ranks gets kill -9; most moments are drawn while a checkpoint is being saved. The command is then
+given again, until the run ends by itself after the wanted number of kills.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from launch import deepspeed_command, finish, kill, main_on_ranks, start
+from launch import Run, deepspeed_command, finish, kill, main_on_ranks, start, start_ranks
 from runs import LORA, lines, rank_processes, small_recipe
 
 RANKS = 2
@@ -29,14 +29,23 @@ RANKS = 2
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: of whom, and what was happening."""
+    """One kill: its victim and its moment."""
 
     victim: str
     moment: str
     step: int  # the newest one logged, 0 before the first
 
 
-def torture(folder: Path, kills: int, seed: int, *, steps: int, lora: bool, background: bool):
+def torture(
+    folder: Path,
+    kills: int,
+    seed: int,
+    *,
+    steps: int,
+    lora: bool,
+    background: bool,
+    by_launcher: bool = True,
+) -> tuple[list[Kill], Path, Path]:
     """Runs until `kills` kills were made and the run ended; returns them and both folders."""
     recipe = small_recipe(
         folder,
@@ -49,9 +58,10 @@ def torture(folder: Path, kills: int, seed: int, *, steps: int, lora: bool, back
         assert done.code == 0, done.output
     draw, made = random.Random(seed), []
     while True:
-        run = start(deepspeed_command("--config", recipe, "--output_dir", killed, ranks=RANKS))
+        options = ("--config", recipe, "--output_dir", killed)
+        run = start(deepspeed_command(*options)) if by_launcher else start_ranks(*options)
         if len(made) < kills:
-            made += _kill_somewhere(run, killed, draw)
+            made += _kill_somewhere(run, killed, draw, 12 if by_launcher else 2)
         done = finish(run)
         if done.code == 0 and len(made) >= kills:
             return made, whole, killed
@@ -59,11 +69,14 @@ def torture(folder: Path, kills: int, seed: int, *, steps: int, lora: bool, back
         assert "cpo_ds: error" not in done.output, done.output
 
 
-def _kill_somewhere(run: subprocess.Popen[str], output: Path, draw: random.Random) -> list[Kill]:
+def _kill_somewhere(
+    run: Run, output: Path, draw: random.Random, start_seconds: float
+) -> list[Kill]:
+    """Kills a rank or all of a run; returns the kill, or none if the run was over before."""
     moment = draw.choice(["saving", "saving", "saving", "training", "starting"])
     progress = _logged(output)
     if moment == "starting":
-        _wait(run, lambda: False, draw.uniform(0, 12))
+        _wait(run, lambda: False, draw.uniform(0, start_seconds))
     else:
         advance = draw.randint(1, 3)
         _wait(run, lambda: _logged(output) >= progress + advance, 120)
@@ -86,7 +99,7 @@ def _kill_somewhere(run: subprocess.Popen[str], output: Path, draw: random.Rando
                  _logged(output))]  # fmt: skip
 
 
-def _wait(run: subprocess.Popen[str], happened, seconds: float) -> None:
+def _wait(run: Run, happened: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while run.poll() is None and time.monotonic() < deadline and not happened():
         time.sleep(0.0005)

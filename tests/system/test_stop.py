@@ -1,4 +1,4 @@
-"""A run that is asked to stop finishes its step on all ranks, saves, and goes on where it was."""
+"""A run that is asked to stop finishes its step on all ranks, saves, and resumes there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from launch import deepspeed_command, finish, main_on_ranks, start
+from launch import deepspeed_command, finish, main_on_ranks, start, start_ranks
 from repository import ROOT
 from runs import LORA, lines, newest, rank_processes, small_recipe, wait_for_step, wait_until
 
@@ -29,10 +29,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stopped_again_and_again(recipe: Path, whole: list[dict[str, Any]]) -> None:
-    """By SIGTERM to one rank, by a time limit, then to the end."""
+    """SIGTERM to one rank stops the run, then a time limit does; then it runs to the end."""
     output = recipe.parent / "stopped"
     arguments = ("--config", recipe, "--output_dir", output)
-    run = start(deepspeed_command(*arguments))
+    run = start_ranks(*arguments)
     wait_for_step(run, output, 1)
     rank_processes(run)[1].send_signal(signal.SIGTERM)
     done = finish(run)
@@ -63,7 +63,7 @@ def test_a_request_in_the_last_step_ends_as_usual(recipe: Path, whole: list[Any]
 
 def test_a_second_signal_ends_at_once(recipe: Path) -> None:
     output = recipe.parent / "twice"
-    run = start(deepspeed_command("--config", recipe, "--output_dir", output))
+    run = start_ranks("--config", recipe, "--output_dir", output)
     wait_for_step(run, output, 1)
     ranks = rank_processes(run)
     ranks[1].suspend()  # rank 0 waits for it inside a library
@@ -87,7 +87,7 @@ def _is_over(process: psutil.Process) -> bool:
 
 
 def test_supervised_run_is_restarted_and_stopped(recipe: Path, whole: list[Any]) -> None:
-    """A rank is killed: restarted. The script gets SIGTERM: the ranks save and end."""
+    """The run restarts after a rank is killed; it saves and ends after SIGTERM to the script."""
     output = recipe.parent / "supervised"
     options = ("--config", recipe, "--output_dir", output, "--checkpoint.every_steps=1")
     command = [*SUPERVISE, "--restarts", "1", "--pause", "0", *deepspeed_command(*options)]
@@ -111,12 +111,12 @@ def test_supervised_run_is_restarted_and_stopped(recipe: Path, whole: list[Any])
 
 def launcher_of_ranks(run: subprocess.Popen[str]) -> psutil.Process:
     """The process by which `deepspeed` starts the ranks; `deepspeed` says 0 if it is killed."""
-    found = []
+    launchers = []
     for process in psutil.Process(run.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "deepspeed.launcher.launch" in process.cmdline():
-                found.append(process)
-    (launcher,) = found
+                launchers.append(process)
+    (launcher,) = launchers
     return launcher
 
 
@@ -124,7 +124,7 @@ def launcher_of_ranks(run: subprocess.Popen[str]) -> psutil.Process:
 def test_a_run_whose_launcher_is_killed_is_not_called_done(
     victim: str, recipe: Path, whole: list[Any]
 ) -> None:
-    """Its ranks live on without a launcher: they save and end, and the run goes on to its end."""
+    """Ranks without a launcher save and end; the restarted run goes on to its end."""
     output = recipe.parent / victim.replace(" ", "-")
     options = ("--config", recipe, "--output_dir", output, "--checkpoint.every_steps=1")
     command = [*SUPERVISE, "--restarts", "1", "--pause", "0", *deepspeed_command(*options)]
@@ -141,7 +141,7 @@ def test_a_run_whose_launcher_is_killed_is_not_called_done(
     assert lines(output) == whole
 
 
-# What a run's mark says of who started it -> the exit code of a start that leaves no other mark.
+# A run's mark (its step and its start) -> the exit code of a start that leaves no other mark.
 MARKS: dict[str, tuple[dict[str, Any] | None, int]] = {
     "none": (None, 5),
     "of another start": ({"step": 8, "start": "another-1-2"}, 5),
