@@ -159,11 +159,14 @@ def kill(run: Run) -> None:
         os.killpg(run.pid, signal.SIGKILL)
 
 
-def finish(run: Run, timeout: float = 240) -> Finished:
-    """Waits for the end of a run. Raises `AssertionError` if it takes more than `timeout` s."""
+def finish(run: Run, timeout: float = 240, *, patience: float = 240) -> Finished:
+    """Waits for the end of a run. Raises `AssertionError` if it takes more than `timeout` s.
+
+    `patience` s after one of several forked ranks has failed, the others are killed.
+    """
     if isinstance(run, ForkedRanks):
         deadline = time.monotonic() + timeout
-        done = run.wait(timeout, patience=timeout)
+        done = run.wait(timeout, patience)
         output = "".join(rank.output for rank in done)
         assert time.monotonic() < deadline, f"still running after {timeout} s:\n{output}"
         code = run.poll()

@@ -62,7 +62,7 @@ def torture(
         run = start(deepspeed_command(*options)) if by_launcher else start_ranks(*options)
         if len(made) < kills:
             made += _kill_somewhere(run, killed, draw, 12 if by_launcher else 2)
-        done = finish(run)
+        done = finish(run, patience=1)  # as long as a launcher waits
         if done.code == 0 and len(made) >= kills:
             return made, whole, killed
         # A run that was not killed in time ended; one that was has a code of a fault.
