@@ -23,9 +23,9 @@ from jobs import train_ours
 from jobs.command import at_least_one, run_and_render, set_threads
 from jobs.job import TRAININGS, Job
 from jobs.processes import run_fresh
-from jobs.workload import DEFAULT_SHAPE, make_workload, prepare_model, read_rows_file, write_rows
-from measures.plain_head import plain_logps
 from measures.probe import Probe
+from models.plain_head import plain_logps
+from models.workload import DEFAULT_SHAPE, make_workload, prepare_model, read_rows_file, write_rows
 from pages.results import Results, results_file
 from torch.nn.utils.rnn import pad_sequence
 

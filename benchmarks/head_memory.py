@@ -24,8 +24,8 @@ import torch
 from jobs.command import at_least_one, run_and_render, set_threads
 from jobs.job import BETA
 from jobs.processes import run_fresh
-from measures.plain_head import plain_logps
 from measures.probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
+from models.plain_head import plain_logps
 from pages.results import Line, Results, results_file
 
 from cpo_ds.config import LossConfig

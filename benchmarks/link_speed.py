@@ -28,8 +28,8 @@ from hosts.simulated import SimulatedHosts, reason_against, simulated_hosts
 from jobs.command import at_least_one, run_and_render
 from jobs.job import Job
 from jobs.processes import judge, module_environment
-from jobs.synthetic import Lengths, rows_of_numbers, save_random_model
-from jobs.workload import write_rows
+from models.synthetic import Lengths, rows_of_numbers, save_random_model
+from models.workload import write_rows
 from pages.results import Results, results_file
 
 from cpo_ds.errors import UserError
@@ -133,7 +133,7 @@ def launch(
     command += ["--hostfile", str(hosts.write_hostfile([ranks_per_host] * HOSTS))]
     command += ["--master_addr", hosts.addresses[0], "--no_local_rank"]
     hosts.limit(None, None)
-    command += ["--module", "hosts.link_worker", str(work / "task.json")]
+    command += ["--module", "jobs.link_worker", str(work / "task.json")]
     paths = {"PYTHONPATH": module_environment()["PYTHONPATH"]}  # DeepSpeed's launcher hands it on
     process = hosts.start(0, command, **paths)
     printed: list[str] = []

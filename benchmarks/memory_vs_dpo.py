@@ -24,7 +24,7 @@ from jobs.campaign import Campaign
 from jobs.job import BENCHMARK, METHODS, OURS, TRAININGS
 from jobs.processes import OUT_OF_MEMORY
 from jobs.team import Team
-from jobs.workload import DEFAULT_SHAPE, WMT_CHOSEN, WMT_REJECTED
+from models.workload import DEFAULT_SHAPE, WMT_CHOSEN, WMT_REJECTED
 from pages.results import render_file, results_file
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError

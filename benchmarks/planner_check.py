@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jobs.planner_worker import MIB, PAIR, configuration
 from jobs.processes import run_ranks
 from measures.environment import describe_environment
-from measures.planner_worker import MIB, PAIR, configuration
 from pages.results import device_name, render_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +110,7 @@ def measure(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         task = json.dumps(asdict(case) | {"folder": name})
-        commands = [[sys.executable, "-m", "measures.planner_worker", task]] * case.ranks
+        commands = [[sys.executable, "-m", "jobs.planner_worker", task]] * case.ranks
         ended = run_ranks(commands, folder, _TIMEOUT_SECONDS, **ENVIRONMENT)
         if any(code != 0 for code, _ in ended):
             raise RuntimeError("\n".join(printed for _, printed in ended)[-3000:])

@@ -25,8 +25,8 @@ import torch
 from jobs.command import at_least_one, run_and_render, set_threads
 from jobs.job import Job
 from jobs.processes import WORKER, judge, run_ranks
-from jobs.synthetic import Lengths, rows_of_numbers, save_random_model
-from jobs.workload import write_rows
+from models.synthetic import Lengths, rows_of_numbers, save_random_model
+from models.workload import write_rows
 from pages.ranks import SCALINGS, different_losses
 from pages.results import Results, read_lines, results_file
 

@@ -19,9 +19,9 @@ from typing import Any
 from jobs.command import at_least_one, run_and_render, set_threads
 from jobs.job import OURS, TRAININGS, Job, combinations
 from jobs.processes import run_fresh
-from jobs.synthetic import SPECIAL_TOKENS, Lengths, rows_of_numbers, save_random_model
 from jobs.worker import run_job
-from jobs.workload import write_rows
+from models.synthetic import SPECIAL_TOKENS, Lengths, rows_of_numbers, save_random_model
+from models.workload import write_rows
 from pages.results import Results, results_file
 
 from cpo_ds.errors import UserError

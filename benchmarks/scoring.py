@@ -34,7 +34,7 @@ from cpo_ds.errors import UserError
 
 BENCHMARK = "scoring"
 ROOT = Path(__file__).resolve().parent.parent
-COMET_MODELS = ROOT / "benchmarks" / "measures" / "comet_models.py"
+COMET_MODELS = ROOT / "benchmarks" / "models" / "comet_models.py"
 COMET = ROOT / ".venv-comet" / "bin"
 KINDS = ("kiwi", "xcomet", "comet")
 OURS = {"1-rank": (), "2-ranks": ("--ranks", "2"), "2-ranks-split": ("--ranks", "2", "--shard")}

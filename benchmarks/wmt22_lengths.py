@@ -1,4 +1,4 @@
-"""Makes `jobs/wmt22_lengths.json`: token counts of real pairs, and nothing of their text.
+"""Makes `models/wmt22_lengths.json`: token counts of real pairs, and nothing of their text.
 
     python benchmarks/wmt22_lengths.py --model runs/models/smollm2-135m-instruct --wmt FILE
 
@@ -12,8 +12,8 @@ import json
 import random
 from pathlib import Path
 
-from jobs.synthetic import WMT22_LENGTHS
-from jobs.workload import MAX_PROMPT_TOKENS, MAX_TOKENS, WMT_CHOSEN, WMT_REJECTED, read_wmt
+from models.synthetic import WMT22_LENGTHS
+from models.workload import MAX_PROMPT_TOKENS, MAX_TOKENS, WMT_CHOSEN, WMT_REJECTED, read_wmt
 
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.model.load import load_tokenizer

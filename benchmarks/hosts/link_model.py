@@ -115,9 +115,9 @@ def link_seconds(num_bytes: float, link: Link) -> float:
 def delay_seconds(collectives: dict[str, dict[str, int]], ranks: int, link: Link) -> float:
     """The least time that the delay adds to a step: each collective waits for all of its rounds.
 
-    `collectives` come from `link_worker.CollectiveCounter`. A ring of R ranks takes R - 1 rounds
-    for a gather. An all-reduce takes twice as many, and so does Gloo's reduce-scatter. Any other
-    kind is counted as one round. Each round crosses the link.
+    `collectives` come from `CollectiveCounter` in jobs/link_worker.py. A ring of R ranks takes
+    R - 1 rounds for a gather. An all-reduce takes twice as many, and so does Gloo's reduce-scatter.
+    Any other kind is counted as one round. Each round crosses the link.
     """
     rounds = {"allgather_base": ranks - 1}
     rounds |= dict.fromkeys(("allreduce", "reduce_scatter_base"), 2 * (ranks - 1))

@@ -9,6 +9,14 @@ from typing import Any
 
 import torch
 from measures.environment import describe_environment
+from models.workload import (
+    Workload,
+    is_synthetic,
+    make_workload,
+    matrix_weights,
+    prepare_model,
+    write_rows,
+)
 from pages.results import read_lines
 
 from cpo_ds.engine.settings import read_deepspeed_settings
@@ -27,14 +35,6 @@ from jobs.job import (
 from jobs.processes import OUT_OF_MEMORY, Processes, largest_that_fits
 from jobs.team import Team
 from jobs.train_ours import config_of
-from jobs.workload import (
-    Workload,
-    is_synthetic,
-    make_workload,
-    matrix_weights,
-    prepare_model,
-    write_rows,
-)
 
 MOST_PAIRS = 4096  # the search for the largest micro-batch ends here
 _LIMIT_STEPS = (1, 1)  # the second has optimizer states from its beginning

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from measures.memory_split import HeadWatch, parts_of_peak, states_gib
 from measures.probe import Probe, return_freed_memory
+from models.workload import read_rows_file
 
 from cpo_ds.config import Config
 from cpo_ds.recipe import parse_config
 from cpo_ds.schema import TokenizedPair
 from jobs.job import BETA, MAX_GRAD_NORM, OURS, WEIGHT_DECAY, Job
-from jobs.workload import read_rows_file
 
 
 def run_ours(

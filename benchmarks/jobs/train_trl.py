@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from measures.memory_split import plain_parts, states_gib
 from measures.probe import Probe
+from models.workload import read_rows_file
 
 from jobs.job import BETA, MAX_GRAD_NORM, WEIGHT_DECAY, Job
-from jobs.workload import read_rows_file
 
 _COLUMNS = ("prompt", "chosen", "rejected")
 _DEFAULT_LENGTH = 1024  # TRL's own limit

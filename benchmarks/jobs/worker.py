@@ -35,7 +35,7 @@ def run_task(task: dict[str, Any]) -> dict[str, Any]:
     if "ceiling" in task:
         return run_ceiling(**task["ceiling"])
     if "model" in task and "method" not in task:
-        from jobs.workload import prepare_model
+        from models.workload import prepare_model
 
         return {"folder": prepare_model(argparse.Namespace(**task["model"]), Path(task["folder"]))}
     return run_job(Job(**task))

@@ -80,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = [*KINDS[:-2], "unite+", "xcomet+", "comet+", "qe"]
     code = (
         "import sys; sys.path.insert(0, 'benchmarks'); "
-        "from measures import comet_models as c; f, s, *k = sys.argv[1:]; c.make_models(f, s, *k); "
+        "from models import comet_models as c; f, s, *k = sys.argv[1:]; c.make_models(f, s, *k); "
         f"c.predict(f, f + '/rows.jsonl', f + '/predicted.json', *{kinds!r})"
     )
     command = [str(COMET), "-W", "ignore", "-c", code, str(folder), json.dumps(SIZES), *KINDS]

@@ -74,7 +74,7 @@ def test_seconds_of_a_link():
 
 
 def test_headers_are_not_counted():
-    from hosts.link_worker import HEADER_BYTES, Traffic
+    from jobs.link_worker import HEADER_BYTES, Traffic
 
     before = Traffic(1000, 2000, 10, 20)
     after = Traffic(1000 + 5000 + 3 * HEADER_BYTES, 2000 + 7 * HEADER_BYTES, 13, 27)
@@ -143,8 +143,8 @@ def test_efficiency_and_equal_losses(tmp_path):
 @pytest.mark.skipif(reason_against() is not None, reason=str(reason_against()))
 def test_bytes_between_hosts_are_those_predicted(tmp_path):
     """ZeRO-3, a rank on each of two hosts, over pdsh: what the adapters count, within 3%."""
-    from jobs.synthetic import save_random_model
     from link_speed import Case, run_case
+    from models.synthetic import save_random_model
 
     arguments = argparse.Namespace(
         shape="llama-5m", seed=1, steps=1, micro_batches=[1], ranks_per_host=1, timeout=200.0

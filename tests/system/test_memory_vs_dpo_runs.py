@@ -10,12 +10,12 @@ from unittest import mock
 import memory_vs_dpo
 import pytest
 import torch
-from jobs import synthetic, workload
 from jobs.job import Job
 from jobs.processes import OUT_OF_MEMORY, Processes
 from jobs.team import Team
 from launch import deepspeed_command, finish, start
 from measures.memory_split import PARTS
+from models import synthetic, workload
 from repository import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"

@@ -12,7 +12,7 @@ import torch
 from ablations import VARIANTS, PlainHead, as_variant, padded
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs.synthetic import draw_lengths, rows_of_numbers, save_random_model
+from models.synthetic import draw_lengths, rows_of_numbers, save_random_model
 from pages import head as head_page
 
 from cpo_ds.config import LossConfig

@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import synthetic, workload
 from jobs.job import combinations, why_not
 from jobs.processes import OUT_OF_MEMORY, judge, largest_that_fits
 from jobs.train_liger import padded_batch
 from measures.memory_split import PARTS, STATES, Levels, parts_of_peak, plain_parts, states_gib
+from models import synthetic, workload
 from wmt22_lengths import lengths_of
 
 from cpo_ds.data.plan import epoch_order

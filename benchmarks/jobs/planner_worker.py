@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from measures.probe import memory_now, memory_peak, reset_peak
 
 MIB = 2**20

@@ -1,6 +1,7 @@
-"""One rank of a training run during which the link between hosts changes; see link_speed.py.
+"""One rank of a training run during which the link between hosts changes.
 
-deepspeed --hostfile HOSTFILE --no_local_rank --module hosts.link_worker TASK.json
+`link_speed.py` launches it:
+deepspeed --hostfile HOSTFILE --no_local_rank --module jobs.link_worker TASK.json
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import psutil
 import torch
-from jobs.job import Job
 from measures.probe import Probe
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from jobs.job import Job
 
 HEADER_BYTES = 66  # of each frame: Ethernet 14, IPv4 20, TCP 20 and its timestamps 12
 COUNTED_STEPS = 3  # before all others: of the last one collectives are counted

@@ -24,7 +24,7 @@ from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.errors import UserError
 from cpo_ds.model.load import load_model_config, load_tokenizer
 from cpo_ds.schema import PreferenceRow, StepTotals, TokenizedPair
-from jobs.synthetic import (
+from models.synthetic import (
     Lengths,
     draw_lengths,
     equal_lengths,
