@@ -109,6 +109,18 @@ def test_the_picture_is_current():
     assert architecture.PICTURE.read_text(encoding="utf-8") == drawn, "scripts/architecture.py"
 
 
+def test_the_page_names_every_module_on_its_floor():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_.]+)`", text))
+    modules = {
+        name for name in IMPORTS if name and architecture.path_of(name).name != "__init__.py"
+    }
+    assert sorted(modules - named) == []
+    rows = re.findall(r"^\| \d+ \| (.+?) \|", text, re.MULTILINE)
+    floors = [re.findall(r"`(\w+)`", row) for row in rows]
+    assert floors == [list(floor) for floor in reversed(architecture.FLOORS)]
+
+
 def test_wrong_imports_are_found():
     assert misplaced_imports({"a": {"b"}, "b": {"a"}}, ["a", "b"]) == [("a", "b")]
     assert architecture.find_circle({"a": {"b"}, "b": {"a"}}) and not architecture.find_circle(
