@@ -24,7 +24,7 @@ from cpo_ds.model.load import load_policy, load_reference
 from cpo_ds.recipe import parse_config
 from cpo_ds.schema import PairLogps, PreferenceRow
 
-ROWS = [  # prompts end in a space, so that no token merges over the boundary, where TRL cuts others
+ROWS = [  # prompts end in a space: TRL cuts tokens that merge over the boundary otherwise
     PreferenceRow(f"Translate this: {source} \nGerman: ", chosen, rejected, "", f"row {number}")
     for number, (source, chosen, rejected) in enumerate(
         [

@@ -54,6 +54,7 @@ def test_trls_cpo_loss_gives_the_same(
         f"cpo_loss: {trl_name}, label_smoothing {smoothing}", compute, tolerance=1e-12
     )
     expected = {name: torch.tensor(values, dtype=torch.float64) for name, values in kept.items()}
+    # Our losses and rewards of the same log-probs.
     terms = pair_terms(logps, loss)
     torch.testing.assert_close(terms.preference, expected["losses"], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(terms.rewards_chosen, expected["rewards_chosen"])

@@ -76,6 +76,7 @@ def test_every_reader_sees_the_same_pairs_of_real_text(
     expected = {(p["direction"], p["chosen"], p["rejected"], p["prompt"]) for p in pairs}
     assert len(expected) == len(pairs)
 
+    # Our own readers, of both files.
     ours, report = read(
         tmp_path / "out" / "pairs.jsonl", "pairs", directions=list(summary["pairs"])
     )
@@ -87,6 +88,7 @@ def test_every_reader_sees_the_same_pairs_of_real_text(
     assert {(r.direction, r.chosen, r.rejected, r.prompt) for r in ours} == expected
     assert len(ours) == len(pairs) and not report.dropped
 
+    # The datasets library and ALMA's rule.
     by_alma, directions = set(), set(summary["pairs"])
     for config in ("cs-en", "de-en", "is-en", "ru-en", "zh-en"):
         loaded = load_alma(tmp_path / "out" / "alma-r", config, tmp_path / "cache")
@@ -115,6 +117,7 @@ def test_trl_reads_both_prompt_styles(
     tmp_path: Path, real_rows: list[dict[str, Any]], trl_numbers: TrlNumbers
 ) -> None:
     """TRL leaves plain rows as they are and renders chats; checksums stand for the texts."""
+    # Plain prompts and chats, which hold the same texts.
     _, summary = run(tmp_path, real_rows)
     file = str(tmp_path / "out" / "pairs.jsonl")
     rows = datasets.load_dataset(
@@ -136,6 +139,7 @@ def test_trl_reads_both_prompt_styles(
             **{name: checksum(rendered[name]) for name in ("prompt", "chosen", "rejected")},
         }
 
+    # TRL on both styles, then our reader on the chats.
     assert trl_numbers.of("selected pairs", compute) == {
         "whose prompt is left": len(rows),
         "whose texts are left": len(rows),

@@ -95,7 +95,7 @@ def test_simulated_int8_is_as_near_as_its_blocks_allow(part: int, ranks: int) ->
     found = through_int8(weight, ranks).view(ranks * blocks, -1).float()
     exact = weight.view(ranks * blocks, -1).float()
     step = exact.abs().amax(dim=1, keepdim=True) / 128
-    assert ((found - exact).abs() <= 1.1 * step).all()  # one step where 128 becomes 127
+    assert ((found - exact).abs() <= 1.1 * step).all()  # one step of int8, since 128 becomes 127
     assert not torch.equal(found, exact)
 
 
@@ -190,7 +190,7 @@ def with_zero(folder: Path, name: str) -> Path:
 
 
 def run(recipe: Path, name: str, output: Path, ranks: int, gathers: Path | None = None) -> str:
-    """Runs with a file of ds_configs, as on hosts of two ranks; returns what rank 0 printed."""
+    """Runs with a file of ds_configs, as on hosts of two ranks; returns rank 0's output."""
     arguments = ["--config", recipe, "--output_dir", output]
     arguments += ["--deepspeed", with_zero(recipe.parent, name)]
     if gathers is None:

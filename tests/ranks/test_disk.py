@@ -84,6 +84,7 @@ def test_a_disk_that_is_full_from_some_step_on(
     """Without a free byte nothing hangs, and a resume repeats the steps."""
     output = disk.folder / "run"
     arguments = ("--logging.tensorboard", "true", "--train.eval_every_steps", "1")
+    # The disk is filled after the first checkpoint.
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_recipe, recipe, output, *arguments)
         while not (output / "checkpoints" / "latest").exists():
@@ -96,6 +97,7 @@ def test_a_disk_that_is_full_from_some_step_on(
     steps = [int(name[5:]) for name in left(output) if name.startswith("step-")]
     assert steps and max(steps) < STEPS and f"step-{max(steps):08d}" == newest(output)
 
+    # A restart without room ends too; with room it repeats the undisturbed run.
     again = run_recipe(recipe, output, *arguments)
     assert again.code == 2 and "No space left on device" in again.output, again.output
     disk.make_room()

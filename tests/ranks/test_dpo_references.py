@@ -36,10 +36,12 @@ def test_one_training_whatever_the_reference_comes_from(
         | {"loss": {"name": "dpo", "reference": reference}, "output_dir": str(tmp_path / reference)}
         for reference in REFERENCES[kind]
     ]
+    # One run for each source of the reference.
     for done in on_ranks(training.run_each, [recipes], ranks=ranks):
         assert done.code == 0, done.output
     for reference in REFERENCES[kind]:
         runs[reference] = lines(tmp_path / reference)
+    # Training begins at log 2 and moves; all runs have the same metrics.
     first = runs["model"]
     assert first[0]["eval_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert first[0]["eval_reward_margin"] == pytest.approx(0.0, abs=1e-5)

@@ -193,7 +193,7 @@ def test_the_card_says_how_the_model_came_to_be(export_runs: Any) -> None:
     held_out = [line for line in lines if "eval_loss" in line]
     row = f"| loss | {held_out[0]['eval_loss']:.4f} | {held_out[-1]['eval_loss']:.4f} |"
     assert row in card
-    assert str(run.parent) not in card  # nothing of where it lay
+    assert str(run.parent) not in card  # no path of this machine
 
 
 def test_the_card_s_code_runs(export_runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def recipe(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
         "batch.tokens_per_rank": WHOLE,
         "optim.warmup_ratio": 0.0,
         "optim.learning_rate": 1e-2,
-        "optim.eps": 1e-6,  # the default lets AdamW blow up rounding where gradients vanish
+        "optim.eps": 1e-6,  # by default AdamW blows up errors of vanishing gradients
         "logging.tensorboard": False,
         "deepspeed": "ds_configs/zero0.json",
     }

@@ -40,6 +40,7 @@ def test_the_way_of_the_readme_with_chrf(tmp_path: Path) -> None:
     }.items():
         lines = [f"{line.format(number)}\n" for number in range(4)]
         (tmp_path / name).write_text("".join(lines), encoding="utf-8")
+    # The README's commands in turn; other words only for what needs weights.
     ran, said = [], ""
     for words in commands_of_the_readme():
         if words[0] != "cpo-ds" or "--model" in words:
@@ -51,6 +52,7 @@ def test_the_way_of_the_readme_with_chrf(tmp_path: Path) -> None:
         assert done.code == 0, done.output
         ran.append(words[2])
         said = done.output
+    # What they printed and wrote.
     assert ran == ["candidates", "score", "report", "select"]
     assert "read 4 rows, selected 4 pairs by chrf\n" in said
     assert "  metrics taken: chrf, as all 4 rows have scores by it\n" in said

@@ -26,6 +26,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
     config_file.write_text(json.dumps({"zero_optimization": zero}))
     adapter = {"adapter": str(folder / "adapter"), "adapter_mode": "merge"}
+    # Full training, a new adapter, and an adapter that is merged while loading.
     recipes = {
         name: {
             "model": {"name_or_path": str(folder / "model"), "dtype": "float32", **model},

@@ -78,6 +78,7 @@ def tiny_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    # Trained on prompts with their completions, so that merges cross the boundary.
     lines = [
         f"Translate this from {a} to {b}:\n{a}: the old house by the sea {n}\n{b}:das alte Haus"
         for a, b in (("English", "German"), ("Czech", "English"), ("Russian", "English"))

@@ -57,6 +57,7 @@ def test_two_hosts_are_well(hosts: SimulatedHosts, tmp_path: Path) -> None:
 @pytest.mark.multinode
 def test_faults_of_a_host_are_named(hosts: SimulatedHosts, tmp_path: Path) -> None:
     """On host-b: another torch, other code, no model, a folder of its own, too many slots."""
+    # Spoil host-b: files and folders of its own are mounted over the shared ones.
     mounted = {
         "cpo_ds/losses.py": (launch.ROOT / "cpo_ds" / "losses.py", "# changed\n"),
         "METADATA": (torch_metadata(), "Metadata-Version: 2.1\nName: torch\nVersion: 2.0.1\n"),
@@ -70,6 +71,7 @@ def test_faults_of_a_host_are_named(hosts: SimulatedHosts, tmp_path: Path) -> No
     (tmp_path / "model" / "config.json").write_text("{}")
     recipe = ["--config", "recipes/demo.yaml", "--model.name_or_path", tmp_path / "model"]
     options = ["--output-dir", simulated_hosts.NODE_LOCAL / "runs"]
+    # Hold a port on host-a.
     busy = hosts.start(0, [sys.executable, "-c", HOLD_A_PORT])
     assert busy.stdout is not None
     port = busy.stdout.readline().strip()
@@ -81,6 +83,7 @@ def test_faults_of_a_host_are_named(hosts: SimulatedHosts, tmp_path: Path) -> No
         os.killpg(busy.pid, signal.SIGKILL)
         for place in (*(place for place, _ in mounted.values()), tmp_path / "model"):
             on_second(hosts, f"umount '{place}'")
+    # Every fault is named.
     assert done.code == 2
     text = " ".join(done.output.split())
     for said in (

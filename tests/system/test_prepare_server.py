@@ -68,6 +68,7 @@ def test_faults_of_a_server_cost_time_and_nothing_else(
     faults |= {"ce 2;": ["stall"], "ce 3;": ["hang-up"], "ce 4;": ["length"]}
     faults |= {"ce 5;": ["say  "], "ce 6;": [f"say German: KEY said {KEY}"]}
     faults |= {"ce 7;": ["say half\ud800\u2028a pair"]}
+    # Sentences 0 to 7 meet one kind of fault each.
     output = tmp_path / "out.jsonl"
     with chat_server(faults) as server:
         server.seconds = 0.05
@@ -79,6 +80,7 @@ def test_faults_of_a_server_cost_time_and_nothing_else(
     assert [m for i, m in enumerate(made) if i not in (5, 6, 7)] == [
         json.loads(line)["candidates"] for i, line in enumerate(rest) if i not in (5, 6, 7)
     ]
+    # Retries as needed and no more, within the limits of the options.
     assert [server.asked[message(number)] for number in range(6)] == [3, 3, 2, 2, 1, 1]
     assert server.asked.total() == 20 + 2 + 2 + 1 + 1
     assert server.most_at_a_time == 3
@@ -102,6 +104,7 @@ def test_a_killed_run_asks_for_nothing_twice(
 ) -> None:
     output, source = tmp_path / "out.jsonl", sources(tmp_path, 12)
     with chat_server() as server:
+        # The run is killed when 7 answers are kept.
         server.answers_left = 7
         command = arguments(server, source, output, "--concurrency", "3")
         process = launch.start([sys.executable, "-m", "cpo_ds.cli", *command])
@@ -112,6 +115,7 @@ def test_a_killed_run_asks_for_nothing_twice(
             time.sleep(0.01)
         launch.kill(process)
         assert launch.finish(process).code == -9 and not output.exists()
+        # The same command asks for the other 5 only.
         server.answers_left = None
         first = server.asked.copy()
         assert cli.main(command) == 0
@@ -168,6 +172,7 @@ def test_rows_without_an_answer_are_asked_for_again(
             printed.err
         )
         assert f"{output} has the others" in printed.err
+        # The server recovers for all sentences but one, then for that one.
         for number in range(2, 26):
             server.faults[f"ce {number};"] = []
         assert cli.main(command) == 2

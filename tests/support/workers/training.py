@@ -59,6 +59,7 @@ def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     start = _whole_weights(run.engine)
     update = run.engine._deepspeed.optimizer.step
 
+    # Gradients are read in the optimizer's step, before DeepSpeed clears them.
     def record_gradients_then_update(*arguments: Any) -> Any:
         gradients.append(_whole_gradients(run.engine))
         return update(*arguments)
@@ -66,6 +67,7 @@ def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     run.engine._deepspeed.optimizer.step = record_gradients_then_update
     trainer.train(run)
     run.monitor.close()
+    # The plans of all steps, made again after the training.
     steps = range(1, run.total_steps + 1)
     plans = [trainer.plan(run, step)[0] for step in steps]
     stand_ins = torch.tensor(sum(not batch.counted for batches in plans for batch in batches))

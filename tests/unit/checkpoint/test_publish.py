@@ -109,6 +109,7 @@ def killed_after(
 
     Files keep everything that was written before the call, as after kill -9.
     """
+    # Each call of the file system is counted; the one after the last allowed one kills.
     called: list[str] = []
 
     def counted(name: str) -> Callable[..., Any]:
@@ -210,6 +211,7 @@ def test_names_come_after_their_content_is_on_disk(
 
         return call
 
+    # A save, with its syncs and renames noted.
     monkeypatch.setattr(os, "fsync", watched_sync)
     monkeypatch.setattr(os, "rename", watched("rename", rename))
     monkeypatch.setattr(os, "replace", watched("replace", replaced))

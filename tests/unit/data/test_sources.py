@@ -38,7 +38,7 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.parquet, row 2: .*alma_en_kiwi_xcomet is missing"):
         read(path, "alma-r")
     other = TRIPLET | {"candidates": {"x": "Na", "y": "Hoi"}, "scores": {"kiwi": {"x": 1, "y": 0}}}
-    path = write_parquet(tmp_path / "t.parquet", [TRIPLET, other])  # nulls where names differ
+    path = write_parquet(tmp_path / "t.parquet", [TRIPLET, other])  # nulls for names that differ
     assert [pair[1:] for pair in pairs_of(path, "triplets", scorer="kiwi")] == [
         ("Hallo", "He"),
         ("Na", "Hoi"),

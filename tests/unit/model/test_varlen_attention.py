@@ -39,6 +39,7 @@ def varlen_by_definition(
         scores = torch.einsum("qhd,khd->hqk", query[q0:q1], keys) * scale
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
+        # The last query is aligned with the last key.
         distance = torch.arange(k1 - k0) - torch.arange(q1 - q0)[:, None] - (k1 - k0 - q1 + q0)
         visible = torch.ones_like(distance, dtype=torch.bool)
         if window[0] >= 0:

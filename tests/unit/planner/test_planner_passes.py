@@ -1,5 +1,7 @@
 """Memory of forward and backward passes, measured on models without data."""
 
+import functools
+
 import pytest
 from helpers import tiny_config
 from hypothesis import given
@@ -32,6 +34,7 @@ def test_every_family_runs_without_weights(model_type, tmp_path):
 
 
 def test_checkpointing_needs_less_and_depth_is_extrapolated(tmp_path):
+    @functools.cache
     def held(layers, checkpointing):
         tiny_config("llama", num_hidden_layers=layers).save_pretrained(tmp_path)
         model = {"name_or_path": str(tmp_path), "gradient_checkpointing": checkpointing}

@@ -19,6 +19,7 @@ def test_systems_are_added_to_plain_text_and_chained(
     first = write(tmp_path / "a.txt", " Ein.", "ignored", "Drei.", "")
     second = write(tmp_path / "b.txt", "Uno.", "ignored", "Tre.", "Quattro.\u2028!")
     plain = ["--input", source, "--language-pair", "en-de", "--references", reference]
+    # One system, added to plain text.
     one = tmp_path / "one.jsonl"
     assert candidates(*plain, "--output", one, "--system", f"a={first}") == 0
     printed = capsys.readouterr().out.splitlines()
@@ -35,6 +36,7 @@ def test_systems_are_added_to_plain_text_and_chained(
         pair | {"source": "One.", "reference": "Eins.", "candidates": {"a": "Ein."}},
         pair | {"source": "Three.", "candidates": {"a": "Drei."}},
     ]
+    # A second system, added to these rows: the same as both at once.
     three = write(tmp_path / "c.txt", "Uno.", "Tre.", "Quattro.\u2028!")
     two = tmp_path / "two.jsonl"
     assert candidates("--input", one, "--output", two, "--system", f"b=x={three}") == 2
