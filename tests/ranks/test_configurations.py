@@ -50,13 +50,13 @@ def test_every_file_is_taken_on_any_cluster(file: Path) -> None:
 
 @given(hosts=COUNTS, on_host=COUNTS, size=COUNTS)
 def test_groups_fill_the_ranks(hosts: int, on_host: int, size: int) -> None:
-    here, file = cluster(hosts, on_host), Path("x.json")
-    assert group_size("auto", here, file) == (on_host if hosts > 1 else 1)
+    own_place, file = cluster(hosts, on_host), Path("x.json")
+    assert group_size("auto", own_place, file) == (on_host if hosts > 1 else 1)
     if (hosts * on_host) % size:
         with pytest.raises(UserError, match=f"x.json.* is {size}, .* {hosts * on_host} rank"):
-            group_size(size, here, file)
+            group_size(size, own_place, file)
     else:
-        assert group_size(size, here, file) == (size if size < hosts * on_host else 1)
+        assert group_size(size, own_place, file) == (size if size < hosts * on_host else 1)
 
 
 def test_hosts_of_different_sizes_are_told() -> None:
@@ -92,11 +92,11 @@ def test_simulated_int8_is_as_near_as_its_blocks_allow(part: int, ranks: int) ->
     blocks = num_blocks(8 * part)
     assert 8 * part % blocks == 0 and 8 * part / blocks < 16_000
     weight = torch.randn(8 * part * ranks, generator=torch.Generator().manual_seed(part)).half()
-    found = through_int8(weight, ranks).view(ranks * blocks, -1).float()
+    actual = through_int8(weight, ranks).view(ranks * blocks, -1).float()
     exact = weight.view(ranks * blocks, -1).float()
     step = exact.abs().amax(dim=1, keepdim=True) / 128
-    assert ((found - exact).abs() <= 1.1 * step).all()  # one step of int8, since 128 becomes 127
-    assert not torch.equal(found, exact)
+    assert ((actual - exact).abs() <= 1.1 * step).all()  # one step of int8, since 128 becomes 127
+    assert not torch.equal(actual, exact)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -241,11 +241,11 @@ def test_hierarchical_partitioning_takes_over_an_adapter_from_other_ranks(tmp_pa
     said = run(adapter, "zero3-hierarchical", tmp_path / "resumed", 4, gathers)
     assert "saved by 2 rank(s), here are 4" in said
     for key in ("loss", "eval_loss", "grad_norm"):
-        found, expected = (
+        actual, expected = (
             [line[key] for line in lines(tmp_path / name) if key in line]
             for name in ("resumed", "plain")
         )
-        assert expected and found == pytest.approx(expected, rel=1e-6)
+        assert expected and actual == pytest.approx(expected, rel=1e-6)
     # Frozen weights never change: once in a group, they stay.
     counts = json.loads(gathers.read_text())
     assert counts["4"] < counts["2"] / 10

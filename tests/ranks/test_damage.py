@@ -57,9 +57,9 @@ def test_a_manifest_lists_every_file(whole: Path) -> None:
     for name in (OLDER, NEWEST):
         folder = whole / "checkpoints" / name
         listed = json.loads((folder / "manifest.json").read_text())["files"]
-        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        assert found == set(listed) | {"manifest.json"}
-        assert len(found) == 3 * RANKS + 1  # weights, optimizer and random state of each rank
+        files_left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert files_left == set(listed) | {"manifest.json"}
+        assert len(files_left) == 3 * RANKS + 1  # weights, optimizer and random state of each rank
 
 
 def test_every_file_damaged_in_every_way(whole: Path, output: Path) -> None:

@@ -46,9 +46,9 @@ def test_one_training_whatever_the_reference_comes_from(
     assert first[0]["eval_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert first[0]["eval_reward_margin"] == pytest.approx(0.0, abs=1e-5)
     assert [line["loss"] for line in first if "loss" in line][-1] != pytest.approx(np.log(2))
-    for reference, found in runs.items():
-        assert len(found) == len(first)
-        for line, expected in zip(found, first, strict=True):
+    for reference, metrics in runs.items():
+        assert len(metrics) == len(first)
+        for line, expected in zip(metrics, first, strict=True):
             for name, value in expected.items():
                 if isinstance(value, float):
                     close = pytest.approx(value, rel=1e-4, abs=1e-5)

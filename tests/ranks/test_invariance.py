@@ -81,8 +81,8 @@ def recipe(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for dotted, value in (flat | changes).items():
         *sections, name = dotted.split(".")
-        place = values.setdefault(sections[0], {}) if sections else values
-        place[name] = str(folder / "shard_all.json") if value == "SHARD_ALL" else value
+        section = values.setdefault(sections[0], {}) if sections else values
+        section[name] = str(folder / "shard_all.json") if value == "SHARD_ALL" else value
     return values
 
 
@@ -114,7 +114,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def records(inputs: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
     """(ranks, kind, cut) -> losses, gradients and weights of that training."""
-    found = {}
+    by_case = {}
     for ranks in (1, 2):
         recipes = {
             f"{kind}-{name}": recipe(inputs, kind, **changes)
@@ -127,8 +127,8 @@ def records(inputs: Path) -> dict[tuple[int, str, str], dict[str, Any]]:
             assert done.code == 0, done.output
         for name in recipes:
             kind, cut = name.split("-", 1)
-            found[ranks, kind, cut] = torch.load(folder / f"{name}.pt")
-    return found
+            by_case[ranks, kind, cut] = torch.load(folder / f"{name}.pt")
+    return by_case
 
 
 def largest_errors(actual: dict[str, Any], expected: dict[str, Any]) -> tuple[float, float, float]:

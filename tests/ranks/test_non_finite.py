@@ -88,15 +88,15 @@ def outcomes(inputs: Path) -> dict[str, dict[str, Any]]:
     folder = inputs / "runs"
     for done in on_ranks(training.stop_each, [recipes, str(folder)], ranks=2):
         assert done.code == 0, done.output
-    found = {}
+    by_case = {}
     for name in recipes:
         report = folder / name / "non_finite.json"
         lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-        found[name] = json.loads((folder / f"{name}.json").read_text()) | {
+        by_case[name] = json.loads((folder / f"{name}.json").read_text()) | {
             "report": json.loads(report.read_text()) if report.exists() else None,
             "logged steps": [json.loads(line)["step"] for line in lines],
         }
-    return found
+    return by_case
 
 
 def origins(outcome: dict[str, Any]) -> set[str]:

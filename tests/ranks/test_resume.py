@@ -57,9 +57,9 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
     steps = [line["step"] for line in lines(whole) if "loss" in line]
     held_out = [line["step"] for line in lines(whole) if "eval_loss" in line]
     assert steps == list(range(1, STEPS + 1)) and held_out == [0, 2, 4, 6, 8]
-    expected, found = weights(whole), weights(resumed)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    expected, actual = weights(whole), weights(resumed)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_full_parameter_run_killed_after_its_checkpoint(

@@ -107,8 +107,8 @@ def arguments(folder: Path, flat: Flat) -> list[str]:
     values: dict[str, Any] = {}
     for dotted, value in flat.items():
         *sections, name = dotted.split(".")
-        place = values.setdefault(sections[0], {}) if sections else values
-        place[name] = str(value) if isinstance(value, Path) else value
+        section = values.setdefault(sections[0], {}) if sections else values
+        section[name] = str(value) if isinstance(value, Path) else value
     return ["--config", str(write_recipe(folder / "recipes", values))]
 
 

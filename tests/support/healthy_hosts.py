@@ -43,7 +43,7 @@ def healthy(count: int) -> Survey:
             "10.0.0.1",
             to_master=dict.fromkeys(names[1:], ""),
             pairs={(a, b): "" for a in names for b in names if a != b},
-            addresses={name: some[0] for name, some in addresses.items()},
+            addresses={name: own[0] for name, own in addresses.items()},
         ),
     )
 
@@ -80,5 +80,5 @@ def folder_of_gpu2(folder: Folder) -> Any:
 
 
 def lose_gpu2(survey: Survey) -> Survey:
-    rest = {name: some for name, some in survey.facts.items() if name != "gpu2"}
+    rest = {name: own for name, own in survey.facts.items() if name != "gpu2"}
     return replace(survey, lost={"gpu2": Trouble("it is off", "turn it on")}, facts=rest)

@@ -104,13 +104,13 @@ class ForkedRanks:
         ranks: int,
         environment: dict[str, str] | None = None,
     ) -> None:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        place["WORLD_SIZE"] = str(ranks)
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        master["WORLD_SIZE"] = str(ranks)
         self._folder = tempfile.TemporaryDirectory()
         self._files = [Path(self._folder.name) / str(rank) for rank in range(ranks)]
         self.processes = []
         for rank, file in enumerate(self._files):
-            own = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (environment or {})
+            own = master | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (environment or {})
             inputs = (function, arguments, ENVIRONMENT | own, str(file))
             process = _fork_server().Process(target=_be_a_rank, args=inputs, daemon=True)
             self.processes.append(process)

@@ -19,8 +19,8 @@ from hosts.simulated import SimulatedHosts
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHosts]:
     if (reason := simulated_hosts.reason_against()) is not None:
         pytest.skip(reason)
-    with simulated_hosts.simulated_hosts(tmp_path_factory.mktemp("hosts")) as some:
-        yield some
+    with simulated_hosts.simulated_hosts(tmp_path_factory.mktemp("hosts")) as started:
+        yield started
 
 
 SCRIPT = launch.ROOT / "scripts" / "check_hosts.sh"
@@ -48,9 +48,9 @@ def test_two_hosts_are_well(hosts: SimulatedHosts, tmp_path: Path) -> None:
     assert [host["answered"] for host in said["hosts"]] == [True, True]
     assert {row["check"] for row in said["checks"]} >= {"login", "model", "folder", "ports"}
     assert all(row["state"] in ("ok", "warn") for row in said["checks"]), done.output
-    measured = {(some["kind"], *some["hosts"]) for some in said["bandwidth"]}
+    measured = {(link["kind"], *link["hosts"]) for link in said["bandwidth"]}
     assert measured == {("within", "host-a"), ("link", *hosts.names), ("all", *hosts.names)}
-    assert all(some["gib_per_second"] > 0 for some in said["bandwidth"])
+    assert all(link["gib_per_second"] > 0 for link in said["bandwidth"])
     assert not (tmp_path / "runs").exists(), "what was made to try the folder has to go"
 
 
@@ -62,9 +62,9 @@ def test_faults_of_a_host_are_named(hosts: SimulatedHosts, tmp_path: Path) -> No
         "cpo_ds/losses.py": (launch.ROOT / "cpo_ds" / "losses.py", "# changed\n"),
         "METADATA": (torch_metadata(), "Metadata-Version: 2.1\nName: torch\nVersion: 2.0.1\n"),
     }
-    for name, (place, text) in mounted.items():
+    for name, (path, text) in mounted.items():
         (tmp_path / Path(name).name).write_text(text)
-        on_second(hosts, f"mount --bind '{tmp_path / Path(name).name}' '{place}'")
+        on_second(hosts, f"mount --bind '{tmp_path / Path(name).name}' '{path}'")
     (tmp_path / "model").mkdir()
     (tmp_path / "empty").mkdir()
     on_second(hosts, f"mount --bind '{tmp_path / 'empty'}' '{tmp_path / 'model'}'")
@@ -81,8 +81,8 @@ def test_faults_of_a_host_are_named(hosts: SimulatedHosts, tmp_path: Path) -> No
         done = check_hosts(hosts, hostfile, *recipe, *options)
     finally:
         os.killpg(busy.pid, signal.SIGKILL)
-        for place in (*(place for place, _ in mounted.values()), tmp_path / "model"):
-            on_second(hosts, f"umount '{place}'")
+        for path in (*(path for path, _ in mounted.values()), tmp_path / "model"):
+            on_second(hosts, f"umount '{path}'")
     # Every fault is named.
     assert done.code == 2
     text = " ".join(done.output.split())

@@ -79,7 +79,7 @@ EARLY = {
 
 @pytest.mark.parametrize("phase", EARLY)
 def test_a_rank_that_hangs_before_the_first_step_is_named(phase: str, tmp_path: Path) -> None:
-    where, rank, place = EARLY[phase]
+    where, rank, position = EARLY[phase]
     recipe, output = small_recipe(tmp_path, stage=2, train={"max_steps": 1}), tmp_path / "out"
     options = ["--config", str(recipe), "--output_dir", str(output)]
     if phase == "verifying":
@@ -92,7 +92,7 @@ def test_a_rank_that_hangs_before_the_first_step_is_named(phase: str, tmp_path: 
     said = [t for one in done for t in one.output.splitlines() if "cpo_ds: stopped" in t]
     assert len(said) == 1 and "no rank made progress for 0.1 minutes" in said[0], done
     assert f"Behind the others: rank {rank}. " in said[0]
-    assert re.search(rf"rank {rank} on host {HOST} \(process \d+\) at {place}\d+ in ", said[0])
+    assert re.search(rf"rank {rank} on host {HOST} \(process \d+\) at {position}\d+ in ", said[0])
     stacks = (output / "stacks" / f"rank_{rank}.txt").read_text()
     assert "call_or_hang" in stacks
 
@@ -169,9 +169,9 @@ def test_kills_at_random_leave_no_trace(tmp_path: Path) -> None:
     assert lines(killed) == lines(whole)
     assert [line["step"] for line in lines(killed) if "loss" in line] == list(range(1, steps + 1))
     (expected,) = (whole / "export").glob("*.safetensors")
-    found = safetensors.torch.load_file(killed / "export" / expected.name)
+    exported = safetensors.torch.load_file(killed / "export" / expected.name)
     for name, tensor in safetensors.torch.load_file(expected).items():
-        assert torch.equal(found[name], tensor)
+        assert torch.equal(exported[name], tensor)
 
 
 def test_saving_in_the_background_saves_the_same(tmp_path: Path) -> None:

@@ -157,9 +157,9 @@ def test_no_text_names_a_folder_of_one_machine():
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in names.split("\0") if name and not name.endswith(".jsonl")]
     pattern = re.compile(r"(?<![\w./])/(work|opt|root)/", re.IGNORECASE)
-    found = [
+    named = [
         f"{path.relative_to(ROOT)}: {match.group()}"
         for path in files
         if path.is_file() and (match := pattern.search(path.read_text("utf-8", errors="ignore")))
     ]
-    assert found == []
+    assert named == []

@@ -141,13 +141,13 @@ def packed_scored(batch: PackedBatch, side: int) -> Counter:
     starts = [0]
     for segment in batch.segment_lengths:
         starts.append(starts[-1] + sum(segment))
-    for place, target, number, *weights in scored(batch):
+    for index, target, number, *weights in scored(batch):
         prefix, chosen, _ = batch.segment_lengths[number]
         begin, branch = starts[number], starts[number] + prefix + chosen
-        seen = row[begin : place + 1]
-        if place >= branch:
-            seen = row[begin : begin + prefix] + row[branch : place + 1]
-        assert len(seen) == positions[place] + 1
+        seen = row[begin : index + 1]
+        if index >= branch:
+            seen = row[begin : begin + prefix] + row[branch : index + 1]
+        assert len(seen) == positions[index] + 1
         if weights[side]:
             counts[number, tuple(seen), target] += 1
     return counts

@@ -39,7 +39,7 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_it_names_just_the_settings_that_its_objective_has(name: str) -> None:
     card = model_card(make(loss={"name": name}), MANIFEST, FACTS)
     row = next(line for line in card.splitlines() if line.startswith("| objective"))
-    for setting in {s for some in LOSS_FIELDS.values() for s in some} - {
+    for setting in {s for settings in LOSS_FIELDS.values() for s in settings} - {
         "arpo_floor",
         "reference_cache",
     }:

@@ -206,11 +206,11 @@ def test_correlations_by_hand() -> None:
 @settings(deadline=None, max_examples=30)
 @given(TABLES, TABLES)
 def test_agreement_equals_scipy(first: Any, second: Any) -> None:
-    there = ~(np.isnan(first) | np.isnan(second))
-    if there.sum() > 1:
-        expected = stats.spearmanr(first[there], second[there]).statistic
+    scored = ~(np.isnan(first) | np.isnan(second))
+    if scored.sum() > 1:
+        expected = stats.spearmanr(first[scored], second[scored]).statistic
         assert spearman(first, second) == pytest.approx(expected, nan_ok=True)
-    in_row = there[0]
+    in_row = scored[0]
     if in_row.sum() > 1:
         expected = stats.kendalltau(first[0][in_row], second[0][in_row]).statistic
         tau = rank_pairs(first[:1], second[:1]).kendall
