@@ -3,9 +3,9 @@
     python benchmarks/ablations.py                      # SmolLM2-135M's shape, WMT22's lengths
     python benchmarks/ablations.py --quick              # a tiny shape, a minute, to try it out
 
-A run is this trainer's real loop in a fresh process with the policy put together otherwise: padded
-sequences, logits of all positions at once, fewer shared tokens. A step is one micro-batch. Writes a
-line per run to OUT.jsonl, then OUT.md and charts beside it.
+Each run is this trainer's real loop in a fresh process; only the policy differs. It takes padded
+sequences, computes the logits of all positions at once, or shares fewer tokens. A step is one
+micro-batch. Writes a line per run to OUT.jsonl, then OUT.md and charts beside it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Variant:
     chunked_head: bool
 
 
-# From the usual way to this trainer's, a change at a time; padded also has logits of all positions.
+# From the usual way to this trainer's, one change at a time; `padded` computes all logits, too.
 VARIANTS = {
     "padded": Variant(padded=True, sharing="none", chunked_head=False),
     "packed": Variant(padded=False, sharing="none", chunked_head=False),
@@ -82,9 +82,9 @@ class PaddedPolicy(PolicyModel):
         hidden = self.causal_lm.get_decoder()(
             input_ids=ids, attention_mask=is_token.long(), use_cache=False
         ).last_hidden_state.flatten(0, 1)
-        places = is_token.flatten().nonzero()[:, 0].index_select(0, batch.score_positions)
-        targets = ids.new_zeros(len(hidden)).index_copy(0, places, batch.score_targets)
-        logps = self.scoring_head(hidden, self.head_weight, targets).index_select(0, places)
+        scored = is_token.flatten().nonzero()[:, 0].index_select(0, batch.score_positions)
+        targets = ids.new_zeros(len(hidden)).index_copy(0, scored, batch.score_targets)
+        logps = self.scoring_head(hidden, self.head_weight, targets).index_select(0, scored)
         return (
             _sum_by_pair(logps * batch.score_in_chosen, batch),
             _sum_by_pair(logps * batch.score_in_rejected, batch),
@@ -96,7 +96,7 @@ def _sum_by_pair(logps: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
 
 
 def padded(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and whether there is a token, [2 pairs, longest] each, of pairs that share nothing.
+    """Token ids and a mask of real tokens, [2 pairs, longest] each, of pairs that share nothing.
 
     A pair's chosen sequence comes before its rejected one, so that tokens keep their order.
     """
@@ -131,8 +131,8 @@ def run_variant(name: str, job: Job) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     pairs = pairs_of(job, variant.sharing)
 
-    def load(*arguments: Any, **where: Any) -> tuple[PolicyModel, str]:
-        policy, attention = load_policy(*arguments, **where)
+    def load(*arguments: Any, **options: Any) -> tuple[PolicyModel, str]:
+        policy, attention = load_policy(*arguments, **options)
         return as_variant(policy, variant), attention
 
     probe = Probe(job.warmup_steps, job.timed_steps)
@@ -169,19 +169,19 @@ def main(argv: list[str]) -> int:
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     """Runs all variants in turn, `--repeats` times."""
     job = make_job(arguments, folder)
-    about = {
+    shared = {
         "benchmark": BENCHMARK,
         "model": Path(arguments.model).name if arguments.model else arguments.shape,
         "weights": "given" if arguments.model else "random",
         "data": Path(arguments.wmt).name if arguments.wmt else "lengths drawn from WMT22's",
     }
-    results = Results(arguments.out, about)
+    results = Results(arguments.out, shared)
     for repeat in range(arguments.repeats):
         for training in arguments.training:
             for variant in VARIANTS:
-                this = replace(job, training=training, repeat=repeat)
-                measured = run_fresh(run_variant, variant, this)
-                line = results.add({"variant": variant} | this.settings() | measured)
+                variant_job = replace(job, training=training, repeat=repeat)
+                measured = run_fresh(run_variant, variant, variant_job)
+                line = results.add({"variant": variant} | variant_job.settings() | measured)
                 print(f"{training}, {variant}: {summary(line)}", flush=True)
     return results
 
@@ -216,7 +216,7 @@ def make_job(arguments: argparse.Namespace, folder: Path) -> Job:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Raises `UserError` for values out of range or that exclude each other."""
     parser = argparse.ArgumentParser(
-        description="What padding, prefixes and the head cost.", allow_abbrev=False
+        description="The cost of padding, prefixes and the head.", allow_abbrev=False
     )
     add = parser.add_argument
     add("--model", help="a folder or a Hugging Face name")
@@ -239,6 +239,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and charts are written "
         "beside it (benchmarks/results/ablations_MODEL_DEVICE.jsonl)")  # fmt: skip
     arguments = parser.parse_args(argv)
+    # Refuse options that exclude each other, then fill in defaults.
     if arguments.quick:
         arguments.shape, arguments.repeats = arguments.shape or "tiny", 1
     if arguments.model and arguments.shape:

@@ -4,8 +4,8 @@
     deepspeed --num_accelerators 2 benchmarks/checkpointing.py --config recipes/demo.yaml \\
       --lora none --optim.learning_rate 1e-5
 
-Takes the arguments of `cpo_ds/train.py`. Both ways take turns on one engine: a save, then as many
-steps as it takes until the checkpoint is published, at least one. Medians of the repeats.
+Takes the arguments of `cpo_ds/train.py`. Both ways take turns on one engine: a save, then at least
+one step, and more until the checkpoint is published. The page shows medians of the repeats.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ ROOT = Path(__file__).resolve().parent
 def main() -> None:
     """Measures, prints a table and writes it with a JSON line per save."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "checkpointing")
+    parser.add_argument("--repeats", type=int, default=5, help="saves of each way (5)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "checkpointing",
+        help="results, OUT.md and OUT.jsonl (benchmarks/results/checkpointing)",
+    )
     arguments, recipe = parser.parse_known_args()
     environment = describe_environment()
     launcher = f"deepspeed --num_accelerators {os.environ.get('WORLD_SIZE', '1')}"
@@ -54,6 +59,7 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     from cpo_ds.run.build import RunInputs, build_run
     from cpo_ds.run.pairs import prepare_pairs
 
+    # Build the run as training does, in a temporary folder.
     silence_libraries()
     config, _ = load_config(recipe)
     settings = read_deepspeed_settings(config)
@@ -63,8 +69,10 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     config = config.model_copy(update={"output_dir": str(folder)})
     _, pairs, _ = prepare_pairs(config, prints_counts=False)
     run = build_run(RunInputs(config, settings, ranks, pairs))
+    # Steps without a save, to compare with.
     _timed_step(run)  # the first one makes buffers
     plain = [_timed_step(run) for _ in range(3)]
+    # Both ways take turns; training goes on while a save is written.
     saves: list[dict[str, Any]] = []
     for repeat in range(repeats):
         for background in (False, True):
@@ -134,8 +142,8 @@ def _report(saves: list[dict[str, Any]], environment: dict[str, str]) -> str:
         "| written | training waits, s | published after, s | a step meanwhile, s |\n"
         "|---|--:|--:|--:|"
     )
-    about = "\n".join(f"- {name}: {value}" for name, value in environment.items())
-    return "\n".join([head, *rows, "", about])
+    facts = "\n".join(f"- {name}: {value}" for name, value in environment.items())
+    return "\n".join([head, *rows, "", facts])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/head_memory.py             # vocabularies 32000 and 128256
     python benchmarks/head_memory.py --quick     # a small vocabulary, a minute, to try it out
 
-Hidden states and the head's weight are there; measured is one forward and backward pass of CPO from
-them, by the plain head (all logits at once, autograd), this project's, and Liger's fused one, each
-with a trained and with a frozen weight. Each run is a fresh process. Writes a line per run to
+Measures one forward and backward pass of CPO from given hidden states and a given weight of the
+head. Compares the plain head (all logits at once, autograd), this project's, and Liger's fused one,
+each with a trained and with a frozen weight. Each run is a fresh process. Writes a line per run to
 OUT.jsonl, then OUT.md and a chart beside it.
 """
 
@@ -43,7 +43,7 @@ class HeadJob:
     """One run: a head, its sizes and the scored tokens of both completions, all of one length."""
 
     head: str
-    trained: bool  # whether the weight is
+    trained: bool  # whether the head's weight is trained
     repeat: int
     tokens: int
     vocabulary: int
@@ -228,6 +228,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/head_HIDDEN_DEVICE.jsonl)")  # fmt: skip
     arguments = parser.parse_args(argv)
+    # Shrink it for a quick try, check the numbers, fill in defaults.
     if arguments.quick:
         arguments.vocabularies, arguments.hidden_size = [8192], 256
     names = ("hidden_size", "completion_tokens", "chunk_tokens", "passes", "repeats", "threads")

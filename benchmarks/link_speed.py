@@ -37,7 +37,7 @@ from cpo_ds.model.shapes import SHAPES, shape_config
 
 BENCHMARK = "link"
 HOSTS = 2
-PAIR = Lengths(16, 16, 16, 0)  # short: the link shall matter, not the computation
+PAIR = Lengths(16, 16, 16, 0)  # short, so that the link matters and not the computation
 COUNTED_STEPS = 3  # as in link_worker.py, which is slow to import
 
 
@@ -52,7 +52,7 @@ class Case:
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark; returns the exit code."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Gloo on CPUs is what a link of namespaces can tell of
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # links of namespaces carry Gloo's traffic, not NCCL's
     return run_and_render("link_speed", lambda folder: run_all(parse(argv), folder))
 
 
@@ -61,8 +61,8 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     if (reason := reason_against()) is not None:
         raise UserError(f"two hosts cannot be simulated here: {reason}.")
     save_random_model(arguments.shape, folder / "model", "float32", arguments.seed)
-    about = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
-    results = Results(arguments.out, about)
+    shared = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
+    results = Results(arguments.out, shared)
     with simulated_hosts(folder / "hosts", HOSTS) as hosts:
         for repeat in range(arguments.repeats):
             for case in cases(arguments):
@@ -129,6 +129,7 @@ def launch(
     timeout: float,
 ) -> dict[str, Any]:
     """Trains on all hosts and changes the link when rank 0 asks; returns the results."""
+    # DeepSpeed's launcher on the first host starts the ranks of all hosts over ssh.
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--launcher", "pdsh"]
     command += ["--hostfile", str(hosts.write_hostfile([ranks_per_host] * HOSTS))]
     command += ["--master_addr", hosts.addresses[0], "--no_local_rank"]
@@ -139,6 +140,7 @@ def launch(
     printed: list[str] = []
     reader = threading.Thread(target=lambda: printed.append(process.communicate()[0]))
     reader.start()
+    # Rank 0 asks for the link of each phase by a file; another file answers.
     deadline = time.monotonic() + timeout
     phase = 0
     while reader.is_alive() and time.monotonic() < deadline:
@@ -147,6 +149,7 @@ def launch(
             (work / f"set-{phase}").touch()
             phase += 1
         time.sleep(0.02)
+    # Read the measurements, or find the reason why there are none.
     code = process.poll()
     if code is None:
         process.kill()
@@ -218,11 +221,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--steps", type=int, default=2, help="steps on the clock for each link (2)")
     add("--repeats", type=int, default=1, help="launches of each configuration (1)")
     add("--seed", type=int, default=42, help="of weights and pairs (42)")
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a launch (600)")
+    add(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="longest time of a launch (600)",
+    )
     add("--quick", action="store_true", help="two configurations, one link, one micro-batch")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/link_SHAPE_DEVICE.jsonl)")  # fmt: skip
     arguments = parser.parse_args(argv)
+    # Fill in defaults, which --quick makes small, then check the numbers.
     quick = arguments.quick
     arguments.shape = arguments.shape or "llama-5m"
     arguments.configurations = arguments.configurations or list(CONFIGURATIONS)[: 2 if quick else 4]

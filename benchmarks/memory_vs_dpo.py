@@ -69,7 +69,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="train all parameters, a LoRA adapter, or both in turn (both)")  # fmt: skip
     add("--data-format", help="pairs of a file, as data.format of a recipe (synthetic pairs of "
         "WMT22's lengths)")  # fmt: skip
-    add("--data-path", help="and its data.path")
+    add("--data-path", help="path of that file, as data.path of a recipe")
     add("--wmt", metavar="FILE", help=f"jsonl.gz of WMT candidates: {WMT_CHOSEN} is preferred "
         f"to {WMT_REJECTED}")  # fmt: skip
     add("--sequence-lengths", nargs="+", type=int, metavar="L",
@@ -80,8 +80,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--steps", type=int, default=4, help="steps on the clock (4)")
     add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
     add("--repeats", type=int, default=1, help="processes per method and training (1)")
-    add("--append", action="store_true", help="add repeats, of some methods perhaps, to the lines "
-        "that --out has already (it is begun anew)")  # fmt: skip
+    add("--append", action="store_true", help="add repeats to the lines that --out already "
+        "holds (without it --out begins anew)")  # fmt: skip
     add("--threads", type=int, help="CPU threads of each rank (all cores, shared)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
     add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
@@ -92,14 +92,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--lora-targets", nargs="+", default=["down_proj"], metavar="LAYER",
         help="layers that LoRA adapts (down_proj)")  # fmt: skip
     add("--seed", type=int, default=42, help="of weights, pairs, their order and LoRA (42)")
-    add("--find-limit", action="store_true", help="find the largest micro-batch that fits too, a "
-        "process for each try; on a CPU within --memory-limit")  # fmt: skip
-    add("--memory-limit", type=float, metavar="GIB", help="what a process may take: of the GPU, or "
-        "of data on a CPU (all there is)")  # fmt: skip
-    add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for a process (3600)")
+    add("--find-limit", action="store_true", help="also find the largest micro-batch that fits, "
+        "in a process for each try; on a CPU it needs --memory-limit")  # fmt: skip
+    add("--memory-limit", type=float, metavar="GIB", help="most memory of a process: on a GPU, "
+        "or of its data on a CPU (no limit)")  # fmt: skip
+    add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="longest time of a "
+        "process (3600)")  # fmt: skip
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and charts are written "
         "beside it (benchmarks/results/memory_vs_dpo_MODEL_DEVICE.jsonl)")  # fmt: skip
     add("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    # Refuse impossible combinations, then fill in defaults.
     arguments = parser.parse_args(argv)
     check(arguments)
     fill_in(arguments)
@@ -108,12 +110,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for numbers out of range and for options that exclude each other."""
+    # Numbers out of range.
     least = {"pairs_per_step": 1, "warmup_steps": 1, "steps": 1, "lora_rank": 1, "threads": 1,
              "repeats": 0 if arguments.find_limit else 1, "tokens_per_rank": 1}  # fmt: skip
     for name, bound in least.items():
         value = getattr(arguments, name)
         if value is not None and value < bound:
             raise UserError(f"--{name.replace('_', '-')} must be at least {bound}; it is {value}.")
+    # Options that need others or exclude them.
     given = [f"--{name}" for name in ("wmt", "data_format") if getattr(arguments, name)]
     if arguments.data_path and not arguments.data_format:
         raise UserError("--data-path needs --data-format, as data.format of a recipe.")

@@ -4,9 +4,9 @@
 
 Each case is a fresh set of processes that trains two steps of two micro-batches on random weights.
 Model states are the storages of all tensors between steps and before an update. Total memory is
-the peak of the second step. On a GPU (one rank) torch counts what it allocated. On a CPU it is the
-resident memory, and a baseline is added to the estimate: the memory of Python and the libraries,
-measured between the first two steps.
+the peak of the second step. On a GPU (one rank) it is the memory that torch allocated. On a CPU
+it is the resident memory, and a baseline is added to the estimate: the memory of Python and the
+libraries, measured between the first two steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
-    # Freed memory goes back to the system, so that what is resident follows what is held.
+    # Freed memory goes back to the system, so that resident memory is memory in use.
     "MALLOC_MMAP_THRESHOLD_": str(2**18),
     "MALLOC_TRIM_THRESHOLD_": str(2**20),
     **({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}),
@@ -65,7 +65,7 @@ CASES = (
     Case("tiny", 3, ranks=2, dtype="bfloat16"),
     Case("smollm2-135m", 0, "lora", pairs=2),
     Case("smollm2-135m", 3, pairs=2),
-    # The estimate was mended while the cases above were looked at, and not for those below.
+    # The cases above helped to improve the estimate; those below only check it.
     Case("llama-25m", 0, dtype="bfloat16", pairs=1),
     Case("llama-25m", 1, ranks=2, dtype="bfloat16", pairs=1),
     Case("llama-25m", 2, ranks=2, dtype="bfloat16", pairs=1),
@@ -79,9 +79,12 @@ def main() -> None:
     """Runs the cases one after the other and writes a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / f"benchmarks/results/planner_small_{device_name()}.jsonl"
+        "--out",
+        type=Path,
+        default=ROOT / f"benchmarks/results/planner_small_{device_name()}.jsonl",
+        help="results; a page is written beside it (benchmarks/results/planner_small_DEVICE.jsonl)",
     )
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each case (1)")
     arguments = parser.parse_args()
     environment = describe_environment()
     on_gpu = torch.cuda.is_available()
@@ -120,7 +123,8 @@ def measure(case: Case) -> dict[str, Any]:
 
 def compare(measured: dict[str, Any], predicted: dict[str, float]) -> dict[str, Any]:
     """Puts measured and predicted values in one line, with relative errors of the estimate."""
-    # Of a buffer that was never written to the baseline lacks what it does not take.
+    # The baseline is resident memory less the size of all tensors. It is too low by the part of
+    # buffers that was never written to, as that part is not resident.
     total = predicted["total_mib"] + measured["baseline_mib"] + predicted["untouched_mib"]
     errors = [predicted[name] / measured[name] - 1 for name in ("at_rest_mib", "before_update_mib")]
     return {
@@ -155,14 +159,14 @@ def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
     ).at(case.tokens)
     passes, update = states.in_passes, states.in_update
     grows = untouched = 0.0
-    if not on_gpu:  # of a buffer a process holds what was written to
+    if not on_gpu:  # only the part of a buffer that was written to is resident
         number = ELEMENT_BYTES[case.dtype]
         used = number * min(zero.reduce_bucket, weights.num_trained)
         kept = used if states.keeps_all else 0.0
         untouched = states.buckets - kept if states.keeps_all else 0.0
         passes += kept - states.buckets
         update += kept - (states.buckets if states.keeps_buckets else 0.0)
-        # At stage 2 bucket, its copy and this rank's part fill while activations are freed.
+        # At stage 2 the bucket, its copy and this rank's gradients fill as activations are freed.
         part = number * weights.num_trained / case.ranks
         grows = 2 * used + part if case.stage == 2 else 0.0
     total = max(passes + max(memory.peak, grows), update)

@@ -28,7 +28,7 @@ from cpo_ds.run.pairs import prepare_pairs
 from cpo_ds.schema import TokenizedPair
 
 PERSISTENT = 100_000  # smaller weights are whole on every rank, and exact
-TARGET_BLOCK = 8000  # of CUDAQuantizer, as the next function
+TARGET_BLOCK = 8000  # of CUDAQuantizer, which `num_blocks` follows
 
 
 def num_blocks(size: int) -> int:
@@ -109,6 +109,7 @@ def as_page(
     beta, tokens = config.loss.beta, torch.tensor([len(pair.tokens) for pair in pairs]).double()
     chosen, rejected = results["float32"]
     margin = beta * (chosen - rejected)
+    # A row for each kind of weights, compared with float32.
     rows = [
         ["weights", "preference loss", "mean margin", "its change",
          "change of a pair's margin (s.d.)", "pairs that turn", "change of a log-prob"],
@@ -122,7 +123,8 @@ def as_page(
             f"{change.mean():+.4f}", f"{change.std():.4f}", f"{turned} of {len(pairs)}",
             f"{(own_chosen - chosen).abs().mean():.3f}",
         ])  # fmt: skip
-    about = describe_environment()
+    # The text around the table.
+    facts = describe_environment()
     explained = f"""{len(pairs)} pairs of the built-in sample, {tokens.mean():.0f} tokens each, no
         training. All weights above {PERSISTENT:,} numbers pass through blocks of int8 as with
         `zero_quantized_weights` on {ranks} ranks: a simulation on a CPU in plain torch, since
@@ -135,7 +137,7 @@ def as_page(
         "# Int8 gathers of weights, simulated: SmolLM2-135M",
         " ".join(textwrap.dedent(explained).split()),
         table(rows, text_columns=1),
-        "; ".join(f"`{about[key]}`" if key == "command" else about[key] for key in written),
+        "; ".join(f"`{facts[key]}`" if key == "command" else facts[key] for key in written),
     ]) + "\n"  # fmt: skip
 
 

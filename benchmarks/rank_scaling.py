@@ -57,9 +57,9 @@ def main(argv: list[str]) -> int:
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     """Runs everything; numbers of ranks and configurations take turns."""
     save_random_model(arguments.shape, folder / "model", arguments.dtype, arguments.seed)
-    about = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
+    shared = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
     cores = len(os.sched_getaffinity(0))
-    results = Results(arguments.out, about | {"cores": cores})
+    results = Results(arguments.out, shared | {"cores": cores})
     for repeat in range(arguments.repeats):
         done: dict[Any, dict[str, Any]] = {}  # the two scalings meet in one run
         for scaling, ranks, name in product(SCALINGS, arguments.ranks, arguments.deepspeed):
@@ -148,19 +148,26 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "(ds_configs/zero0.json ds_configs/zero3.json)")  # fmt: skip
     add("--pairs-per-rank", type=int, default=3, help="pairs of a step for each rank, weak "
         "scaling; in both, the most of a micro-batch (3)")  # fmt: skip
-    add("--pairs", type=int, help="pairs of a step, strong scaling (as many as in weak scaling on "
-        "the most ranks, or some more that all numbers of ranks share evenly)")  # fmt: skip
+    add("--pairs", type=int, help="pairs of a step, strong scaling (as many as weak scaling has on "
+        "the most ranks, rounded up so that every number of ranks divides it)")  # fmt: skip
     add("--steps", type=int, default=3, help="steps on the clock (3)")
     add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
     add("--repeats", type=int, default=1, help="sets of processes for each point (1)")
     add("--threads", type=int, default=1, help="CPU threads of each rank (1)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
     add("--seed", type=int, default=42, help="of weights and pairs (42)")
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a run (600)")
+    add(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="longest time of a run (600)",
+    )
     add("--quick", action="store_true", help="a tiny shape, 1 and 2 ranks, one step")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/ranks_SHAPE_DEVICE.jsonl)")  # fmt: skip
     arguments = parser.parse_args(argv)
+    # Fill in defaults, then check the numbers.
     if arguments.quick:
         arguments.shape = arguments.shape or "tiny"
         arguments.ranks = arguments.ranks or [1, 2]

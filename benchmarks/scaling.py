@@ -67,19 +67,20 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     base = Point(*(getattr(arguments, factor)[0] for factor in FACTORS))
     planned = points(base, {factor: getattr(arguments, factor) for factor in FACTORS})
     models = {v: make_model(arguments, v, folder) for v in {p.vocabulary for p in planned}}
-    about = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
-    results = Results(arguments.out, about)
+    shared = {"benchmark": BENCHMARK, "model": arguments.shape, "weights": "random"}
+    results = Results(arguments.out, shared)
     for repeat in range(arguments.repeats):
         for point, factors in planned.items():
             for method in arguments.methods:
                 job = make_job(arguments, point, models[point.vocabulary], folder / "rows.json")
-                this = replace(job, method=method, repeat=repeat)
-                measured = run_fresh(run_job, this)
+                method_job = replace(job, method=method, repeat=repeat)
+                measured = run_fresh(run_job, method_job)
                 if "error" not in measured:
-                    measured |= rates(point, this, measured["seconds"])
-                told = {"varies": factors} | asdict(point)
-                line = results.add(this.settings() | told | measured)
-                print(f"{method}, {tuple(told.values())[1:]}: {summary(line)}", flush=True)
+                    measured |= rates(point, method_job, measured["seconds"])
+                at_point = {"varies": factors} | asdict(point)
+                line = results.add(method_job.settings() | at_point | measured)
+                values = tuple(asdict(point).values())
+                print(f"{method}, {values}: {summary(line)}", flush=True)
     return results
 
 
@@ -131,7 +132,7 @@ def make_job(arguments: argparse.Namespace, point: Point, model: str, rows: Path
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Raises `UserError` for values out of range."""
     parser = argparse.ArgumentParser(
-        description="What a pair costs. The first value of each factor is the base point.",
+        description="The cost of a pair. The first value of each factor is the base point.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -139,7 +140,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "(llama-25m)")  # fmt: skip
     add("--methods", nargs="+", choices=OURS, default=["cpo", "dpo-reference"], metavar="METHOD",
         help=f"which to run: {', '.join(OURS)} (cpo dpo-reference)")  # fmt: skip
-    add("--training", choices=TRAININGS, default="full", help="what is trained (full)")
+    add(
+        "--training",
+        choices=TRAININGS,
+        default="full",
+        help="train all parameters or a LoRA adapter (full)",
+    )
     lists = {
         "prompt_tokens": (64, 16, 128, 256),
         "completion_tokens": (48, 16, 96, 192),
@@ -163,6 +169,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/scaling_SHAPE_DEVICE.jsonl)")  # fmt: skip
     arguments = parser.parse_args(argv)
+    # Shrink it for a quick try, check the numbers, fill in defaults.
     if arguments.quick:
         arguments.shape = arguments.shape or "tiny"
         arguments.methods = arguments.methods[:1]

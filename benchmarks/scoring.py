@@ -51,7 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--rows", type=Path, help="rows with a reference and candidates (the built-in sample)")
     add("--max-rows", type=int, default=200, help="rows to score (200)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="models (all)")
-    add("--methods", nargs="+", choices=POSSIBLE, default=list(POSSIBLE), help="what runs (all)")
+    add("--methods", nargs="+", choices=POSSIBLE, default=list(POSSIBLE), help="to run (all)")
     add("--hidden-size", type=int, default=384, help="of the encoder (384)")
     add("--layers", type=int, default=6, help="of the encoder (6)")
     add("--batch-tokens", type=int, default=4096, help="of cpo-ds (4096); COMET's batches are 16")
@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--return-memory",
         action="store_true",
-        help="have freed memory returned at once, which takes time, so that what is held is in use",
+        help="return freed memory to the system at once: slower, but memory held is memory in use",
     )
     add("--out", type=Path, help="file of results")
     arguments = parser.parse_args(argv)
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     """Runs every method on every model, taking turns."""
     if not COMET.is_dir():
-        raise UserError("there is no .venv-comet; make it by bash scripts/setup.sh --comet.")
+        raise UserError("there is no .venv-comet; make it with bash scripts/setup.sh --comet.")
     # Rows and models, the same for all methods.
     rows = write_rows(arguments.rows, arguments.max_rows, folder)
     translations = sum(1 + len(row["candidates"]) for row in rows)
@@ -91,13 +91,13 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
     timed([*make, "models", str(folder), json.dumps(sizes), *arguments.kinds])
     model = f"xlmr-{arguments.hidden_size}x{arguments.layers}"
     # The values that all lines share.
-    about: dict[str, Any] = {"benchmark": BENCHMARK, "model": model, "translations": translations}
+    shared: dict[str, Any] = {"benchmark": BENCHMARK, "model": model, "translations": translations}
     if arguments.return_memory:
         os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
-    about["memory_returned"] = arguments.return_memory
-    about["batch_tokens"] = arguments.batch_tokens
-    about["data"] = "given rows" if arguments.rows else "built-in sample"
-    results = Results(results_file(arguments.out, BENCHMARK, model), about)
+    shared["memory_returned"] = arguments.return_memory
+    shared["batch_tokens"] = arguments.batch_tokens
+    shared["data"] = "given rows" if arguments.rows else "built-in sample"
+    results = Results(results_file(arguments.out, BENCHMARK, model), shared)
     # Methods take turns.
     for repeat in range(arguments.repeats):
         for kind in arguments.kinds:
@@ -141,8 +141,8 @@ def write_rows(given: Path | None, most: int, folder: Path) -> list[dict[str, An
     for name in rows[0]["candidates"]:
         texts[f"system-{name}"] = [row["candidates"][name] for row in rows]
     for name, column in texts.items():
-        lines_of = "\n".join(" ".join(text.split()) for text in column)
-        (folder / f"{name}.txt").write_text(lines_of + "\n", encoding="utf-8")
+        text_lines = "\n".join(" ".join(text.split()) for text in column)
+        (folder / f"{name}.txt").write_text(text_lines + "\n", encoding="utf-8")
     return rows
 
 
@@ -181,6 +181,7 @@ def timed(command: list[str], threads: int = 1) -> dict[str, Any]:
 
     Raises `UserError` with its output if it fails.
     """
+    # Start the command, and look at the memory of its processes ten times a second.
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     began = time.monotonic()
     peaks: dict[str, float] = {"own_gib": 0.0, "resident_gib": 0.0}

@@ -43,13 +43,13 @@ def main() -> None:
         max_tokens=MAX_TOKENS,
     )
     lengths = [lengths_of(pair) for pair in pairs[:COUNT]]
-    about = {
+    contents = {
         "what": f"tokens of {COUNT} pairs of WMT22, {WMT_CHOSEN} over {WMT_REJECTED}, directions "
         f"mixed; tokenizer: {Path(arguments.model).name}",
         "made by": "python benchmarks/wmt22_lengths.py --model FOLDER --wmt FILE",
         "columns": ["prompt", "chosen", "rejected", "common beginning of chosen and rejected"],
     }
-    text = json.dumps(about, indent=1)[:-2] + ',\n "lengths": [\n  '
+    text = json.dumps(contents, indent=1)[:-2] + ',\n "lengths": [\n  '
     text += ",\n  ".join(map(json.dumps, lengths)) + "\n ]\n}\n"
     WMT22_LENGTHS.write_text(text, encoding="utf-8")
 

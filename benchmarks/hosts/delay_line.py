@@ -2,8 +2,8 @@
 
     python benchmarks/hosts/delay_line.py DELAY_MS PORT...
 
-Not every kernel has tc's netem, so this program does its work. One process serves all ports. The
-kernel's large segments pass whole: about 20 frames of 64 KB for each megabyte, little work.
+Not every kernel has tc's netem, so this program does its work. One process serves all ports. It
+passes the kernel's large segments whole, about 20 frames for each megabyte, so its work is light.
 """
 
 from __future__ import annotations

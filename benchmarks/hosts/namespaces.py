@@ -21,8 +21,8 @@ _CLONE_NEWPID = 0x20000000  # linux/sched.h
 class Namespaces:
     """New namespaces, and a shell script as the first process in them.
 
-    The script says `ready` and then waits for the end of its input, which comes at the latest with
-    the end of this process. All other processes in its process namespace end with it.
+    The script prints `ready` and then waits for the end of its input, which comes with the end of
+    this process at the latest. All other processes in its process namespace end with it.
     """
 
     def __init__(self, script: str, kinds: Sequence[str], environment: dict[str, str]) -> None:
@@ -37,10 +37,10 @@ class Namespaces:
             start_new_session=True,
         )
         assert self._unshare.stdout is not None
-        said = self._unshare.stdout.readline()
-        if said != "ready\n":
+        answer = self._unshare.stdout.readline()
+        if answer != "ready\n":
             self.end()
-            raise RuntimeError(f"a simulated host did not start: {said}")
+            raise RuntimeError(f"a simulated host did not start: {answer}")
         self.first = psutil.Process(self._unshare.pid).children()[0].pid  # as seen from outside
 
     def end(self) -> None:

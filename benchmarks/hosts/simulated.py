@@ -30,8 +30,15 @@ from hosts.namespaces import Namespaces
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NODE_LOCAL = Path("/node-local")  # each host has a disk of its own there
-_PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-_PLACE |= {"SSH_AUTH_SOCK"}
+_RANK_VARIABLES = {
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}
+_RANK_VARIABLES |= {"SSH_AUTH_SOCK"}
 _LARGEST_SEGMENT = 60000  # bytes: less than the burst of a limited link, which would cut it up
 
 # The first process of a host. Its end is the end of all others in its process namespace.
@@ -95,7 +102,9 @@ class SimulatedHosts:
         self.names = tuple(f"host-{letter}" for letter in string.ascii_lowercase[:count])
         self.addresses = tuple(f"10.77.0.{index + 1}" for index in range(count))
         path = os.pathsep.join([os.environ.get("PATH", ""), namespaces.SYSTEM_PATH])
-        self.environment = {k: v for k, v in os.environ.items() if k not in _PLACE} | {"PATH": path}
+        self.environment = {k: v for k, v in os.environ.items() if k not in _RANK_VARIABLES} | {
+            "PATH": path
+        }
         self._switch: Namespaces | None = None
         self._hosts: list[Namespaces] = []
         self._started: list[subprocess.Popen[str]] = []
@@ -205,8 +214,8 @@ class SimulatedHosts:
             command = [*script, str(milliseconds), *ports]
             self._delay_line = self._switch.start(command, self.environment, REPOSITORY)
             assert self._delay_line.stdout is not None
-            if (said := self._delay_line.stdout.readline()) != "ready\n":
-                raise RuntimeError(f"{said}{self._delay_line.stdout.read()}")
+            if (answer := self._delay_line.stdout.readline()) != "ready\n":
+                raise RuntimeError(f"{answer}{self._delay_line.stdout.read()}")
 
     def _write_configuration(self) -> None:
         folder = self.folder

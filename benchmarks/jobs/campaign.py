@@ -111,7 +111,7 @@ class Campaign:
     def _prepare_model(self) -> str:
         if not torch.cuda.is_available():
             return prepare_model(self._arguments, self._folder)
-        # Elsewhere, so that this process takes no room on the GPU from those that are measured.
+        # Another process makes the model: this one must take no GPU memory from those measured.
         names = ("model", "shape", "dtype", "seed", "wmt", "data_format")
         wanted = {name: getattr(self._arguments, name) for name in names}
         made = self._processes.run_single({"model": wanted, "folder": str(self._folder)})
@@ -137,6 +137,7 @@ class Campaign:
         arguments = self._arguments
         rows = self._folder / f"rows-{self._team.rank}.json"
         warmup, timed = steps or (arguments.warmup_steps, arguments.steps)
+        # A micro-batch holds a whole step, or this rank's share of it.
         budget = workload.most_tokens
         if self._team.world_size > 1:  # pairs do not split evenly
             budget = -(-budget // self._team.world_size) + workload.longest_pair
@@ -226,12 +227,13 @@ class Campaign:
             result = self._processes.run(vars(job))
             if "error" in result and result["error"] != OUT_OF_MEMORY:
                 problems.append(result["error"])
-            said = result.get("error", "trains")
-            self._say(f"[limit] {training}, {method}: {pairs} pair(s) a rank: {said}")
+            outcome = result.get("error", "trains")
+            self._say(f"[limit] {training}, {method}: {pairs} pair(s) a rank: {outcome}")
             if "error" not in result:
                 best.update(job=job, tokens=job.tokens_per_rank, peak=result["peak_memory_gib"])
             return "error" not in result
 
+        # Search, unless the method cannot run at all; then write the line.
         problem = why_not(method, self._team.world_size)
         largest = 0 if problem else largest_that_fits(fits, MOST_PAIRS)
         line = {
@@ -247,13 +249,13 @@ class Campaign:
 
     def _write(self, job: Job, measured: Line) -> Line:
         arguments = self._arguments
-        about = {
+        shared = {
             "model": arguments.model_name,
             "weights": "given" if arguments.model else "random",
             "data": self._data_name(job.sequence_length),
             "ranks": self._team.world_size,
         }
-        line = {"benchmark": BENCHMARK} | about | job.settings() | measured | self._environment
+        line = {"benchmark": BENCHMARK} | shared | job.settings() | measured | self._environment
         self._lines.append(line)
         if self._team.rank == 0:
             with arguments.out.open("a", encoding="utf-8") as file:

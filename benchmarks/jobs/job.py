@@ -9,7 +9,7 @@ from typing import Any
 
 from cpo_ds.errors import UserError
 
-BENCHMARK = "memory_vs_dpo"  # what lines of results say they are
+BENCHMARK = "memory_vs_dpo"  # the value of `benchmark` in lines of results
 
 # Methods of this trainer -> its `loss` section.
 OURS: dict[str, dict[str, str]] = {
@@ -18,13 +18,17 @@ OURS: dict[str, dict[str, str]] = {
     "dpo-adapter": {"name": "dpo", "reference": "adapter"},
     "dpo-precomputed": {"name": "dpo", "reference": "precomputed"},
 }
-# Methods of others -> the package that they need, and what installs it.
+# Methods of other projects -> the package that they need, and the command that installs it.
 OTHERS = {
     "trl-cpo": ("trl", "pip install trl"),
     "trl-dpo": ("trl", "pip install trl"),
     "liger-cpo": ("liger_kernel", "pip install --no-deps liger-kernel"),
 }
-WITH_REFERENCE_PASS = ("dpo-reference", "dpo-adapter", "trl-dpo")  # in every step
+WITH_REFERENCE_PASS = (
+    "dpo-reference",
+    "dpo-adapter",
+    "trl-dpo",
+)  # the reference's forward pass, in every step
 METHODS = (*OURS, *OTHERS)
 TRAININGS = ("full", "lora")
 

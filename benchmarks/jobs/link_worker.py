@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from jobs.job import Job
 
 HEADER_BYTES = 66  # of each frame: Ethernet 14, IPv4 20, TCP 20 and its timestamps 12
-COUNTED_STEPS = 3  # before all others: of the last one collectives are counted
+COUNTED_STEPS = 3  # run first; collectives are counted in the last of them
 _PATIENCE_SECONDS = 60.0
 
 
@@ -75,9 +75,9 @@ class CollectiveCounter(TorchDispatchMode):
     ) -> Any:
         if func.namespace == "c10d":
             hosts = {rank // self._ranks_per_host for rank in _group_of(args)}
-            where = "between hosts" if len(hosts) > 1 else "inside a host"
+            span = "between hosts" if len(hosts) > 1 else "inside a host"
             name = func._schema.name.removeprefix("c10d::").strip("_")
-            entry = self.seen.setdefault(f"{name}, {where}", {"count": 0, "bytes": 0})
+            entry = self.seen.setdefault(f"{name}, {span}", {"count": 0, "bytes": 0})
             entry["count"] += 1
             entry["bytes"] += max(map(_size, args))
         return func(*args, **(kwargs or {}))
@@ -166,7 +166,7 @@ def main(task_file: Path) -> int:
 
 
 def wait_for_link(folder: Path, phase: int) -> None:
-    """Asks for the link of a phase and waits until it is there."""
+    """Asks for the link of a phase and waits until the link is set."""
     (folder / f"wanted-{phase}").touch()
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not (folder / f"set-{phase}").exists():

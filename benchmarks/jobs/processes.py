@@ -31,7 +31,7 @@ _SIGNS_OF_NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _POLL_SECONDS = 0.1
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 WORKER = (sys.executable, "-m", "jobs.worker")  # and JOB.json RESULT.json
@@ -51,7 +51,7 @@ class Processes:
     def __init__(self, team: Team, folder: Path, threads: int, timeout: float) -> None:
         self._team, self._folder, self._timeout = team, folder, timeout
         self._started = self._runs = 0  # processes of this rank; runs of all ranks together
-        outside = {k: v for k, v in module_environment().items() if k not in _PLACE}
+        outside = {k: v for k, v in module_environment().items() if k not in _RANK_VARIABLES}
         self._environment = outside | {
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
@@ -100,7 +100,7 @@ class Processes:
         if team.world_size == 1:
             return {}
         values = (team.rank, team.world_size, team.local_rank, os.environ["MASTER_ADDR"], port)
-        return dict(zip(_PLACE, map(str, values), strict=True))
+        return dict(zip(_RANK_VARIABLES, map(str, values), strict=True))
 
     def _wait(self, process: subprocess.Popen[bytes], *, alarms: bool) -> int | None:
         deadline = time.monotonic() + self._timeout
@@ -130,7 +130,8 @@ def judge(outcomes: list[Any], timeout: float) -> Result:
     for code, output, _ in outcomes:
         if code == EXIT_USER_ERROR:
             raise UserError(output.strip().splitlines()[-1])
-    for code, output, _ in outcomes:  # the others may have lost that rank, and say so
+    # Memory comes before other errors: ranks that lost the killed one fail in their own way.
+    for code, output, _ in outcomes:
         killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
         if killed or (code and _SIGNS_OF_NO_MEMORY.search(output)):
             return {"error": OUT_OF_MEMORY}
@@ -215,7 +216,7 @@ def run_ranks(
     try:
         for rank, (command, log) in enumerate(zip(commands, logs, strict=True)):
             values = (rank, len(commands), rank, "127.0.0.1", port)
-            own = dict(zip(_PLACE, map(str, values), strict=True))
+            own = dict(zip(_RANK_VARIABLES, map(str, values), strict=True))
             own["LOCAL_WORLD_SIZE"] = str(len(commands))
             with log.open("wb") as output:
                 process = subprocess.Popen(

@@ -54,6 +54,7 @@ def run_liger(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
 
     from cpo_ds.data.plan import epoch_order
 
+    # Pairs in the order of training, the loss, the model and its optimizer.
     pairs = tokenized_pairs(job)
     order = epoch_order(len(pairs), job.seed, 0).tolist()
     loss_of = chunked_loss.LigerFusedLinearCPOLoss(beta=BETA, alpha=1.0, compiled=False)
@@ -64,13 +65,14 @@ def run_liger(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if job.training == "lora":
-        transformers.set_seed(job.seed)  # the adapter that the other methods begin with
+        transformers.set_seed(job.seed)  # the same starting adapter as in the other methods
         model = peft.get_peft_model(model, lora_config(job))
     base = model.get_base_model() if job.training == "lora" else model
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=job.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
     )
+    # The loop: a step is one padded batch.
     autocast = job.dtype == "bfloat16"
     held: dict[str, float] = {}
     for step in range(job.steps):

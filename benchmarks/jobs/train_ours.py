@@ -1,4 +1,4 @@
-"""Runs this trainer as `cpo_ds/train.py` does: `build_run` and the real loop, timed."""
+"""Times this trainer on a job's pairs: `build_run` and the real loop of `cpo_ds/train.py`."""
 
 from __future__ import annotations
 
@@ -64,9 +64,10 @@ def run_ours(
 
 
 def split(run: Any, peak: float, libraries: float) -> dict[str, float]:
-    """Splits the peak into parts by one more step, not timed: the one with the most tokens at once.
+    """Splits the peak of the timed steps into parts, in GiB.
 
-    Its levels make the parts; `other_gib` is the rest of the peak of the timed steps.
+    Trains on the step with the most tokens once more, untimed. Its memory levels make the parts;
+    `other_gib` is the rest of the peak.
     """
     from cpo_ds.losses import pair_terms, step_share
     from cpo_ds.run.trainer import plan
@@ -107,6 +108,7 @@ def tokenized_pairs(job: Job) -> list[TokenizedPair]:
 
 def config_of(job: Job, folder: str) -> Config:
     """The recipe of a job. Raises `UserError` for a value that the recipe refuses."""
+    # The same optimizer settings as in the other trainers.
     lora = {
         "rank": job.lora_rank,
         "alpha": 2 * job.lora_rank,

@@ -33,20 +33,23 @@ def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     special: dict[str, Any] = {}
     held: dict[str, float] = {}
 
+    # TRL's callback takes the time of each step, and the states' sizes before the clock starts.
     class Clock(transformers.TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            if len(probe.losses) == 1:  # before the clock starts
+            if len(probe.losses) == 1:
                 held.update(_states(trainer))
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             probe.step_is_done()
 
+    # The pairs in the order in which this trainer meets them.
     rows = read_rows_file(job.rows)
     ordered = [rows[i] for i in epoch_order(len(rows), job.seed, 0)]
     columns = {name: [getattr(row, name) for row in ordered] for name in _COLUMNS}
+    # Model, reference and trainer.
     probe.libraries_are_loaded()
     model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=start_dtype(job))
-    if job.method == "trl-dpo" and job.training == "full":  # else TRL takes that of the policy
+    if job.method == "trl-dpo" and job.training == "full":  # with LoRA TRL switches the adapter off
         special["ref_model"] = transformers.AutoModelForCausalLM.from_pretrained(
             job.model, dtype=getattr(torch, job.dtype)
         )
@@ -59,6 +62,7 @@ def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
         callbacks=[Clock()],
         **special,
     )
+    # Keep each step's loss, which TRL only logs as a mean.
     training_step = trainer.training_step
 
     def keep_loss(*args: Any, **kwargs: Any) -> Any:

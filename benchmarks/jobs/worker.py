@@ -72,7 +72,7 @@ def run_ceiling(
 
 
 def limit_memory(gib: float | None) -> None:
-    """Makes larger demands fail: in the GPU's allocator, or for this process's data on a CPU."""
+    """Limits the memory of this process: its GPU allocator, or its data (RLIMIT_DATA) on a CPU."""
     if gib is None:
         return
     if torch.cuda.is_available():

@@ -25,7 +25,7 @@ class Levels:
 
     start: float  # before its forward pass
     head_begin: float = 0.0  # when the scoring head is entered
-    gradients_then: float = 0.0  # what `start` holds of gradients
+    gradients_then: float = 0.0  # gradients of earlier micro-batches, a part of `start`
     before_head: float = 0.0  # peaks: of the forward pass up to the head,
     in_head: float = 0.0  # of the head's forward and backward passes,
     after_head: float = 0.0  # and of the body's backward pass
@@ -37,7 +37,7 @@ class Levels:
 
 
 class HeadWatch:
-    """Takes levels when the scoring head begins, with all activations held, and when it ends."""
+    """Reads memory when the scoring head begins, all activations held, and when it ends."""
 
     def __init__(self, policy: Any) -> None:
         self.seen: list[Levels] = []
@@ -149,7 +149,7 @@ def states_gib(policy: nn.Module, reference: nn.Module | None, optimizer: Any) -
 def _tensors_within(
     value: Any, visited: set[int], is_gradient: bool = False
 ) -> Iterator[tuple[torch.Tensor, bool]]:
-    """(tensor, whether a name on the way to it speaks of gradients) in an optimizer, unfolded."""
+    """Yields each tensor inside an optimizer, and whether a name that leads to it says gradient."""
     if isinstance(value, torch.Tensor):
         yield value.data, is_gradient
         if value.is_leaf and value.grad is not None:

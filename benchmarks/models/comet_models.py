@@ -82,14 +82,16 @@ def save_model(
     settings |= {"pretrained_model": str(encoder), "encoder_model": "XLM-RoBERTa"}
     if class_name in ("UnifiedMetric", "XCOMETMetric"):
         settings |= {"layer_transformation": "sparsemax"}
+    # Random weights, as large as trained ones, so that scores differ and error spans occur.
     model = model_class(load_pretrained_weights=False, **settings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "embeddings" not in name:
-                scale = 4 if "hidden2tag" in name else 1.2  # scores that differ, and error spans
+                scale = 4 if "hidden2tag" in name else 1.2
                 parameter.normal_(0, scale / parameter.shape[-1] ** 0.5)
             elif "scalar_parameters" in name:
                 parameter.normal_(0, 0.3)
+    # The files that COMET reads.
     (folder / "checkpoints").mkdir(parents=True)
     saved = {
         "state_dict": model.state_dict(),

@@ -21,7 +21,7 @@ from cpo_ds.model.shapes import shape_config
 from cpo_ds.schema import PreferenceRow
 
 WMT22_LENGTHS = Path(__file__).resolve().parent / "wmt22_lengths.json"
-_DRAWS = 100
+_DRAWS = 100  # candidates for each step, of which `draw_lengths` takes one
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>")
 
 
@@ -32,7 +32,7 @@ class Lengths:
     prompt: int
     chosen: int
     rejected: int
-    common: int  # what both completions begin with; less than either
+    common: int  # tokens that both completions begin with; fewer than either has
 
     @property
     def unique(self) -> int:
@@ -109,6 +109,7 @@ def save_random_model(
     `vocabulary` replaces the shape's. The model is made in `dtype`, on the GPU if there is one: 13B
     weights take seconds there. Raises `UserError` for an unknown shape.
     """
+    # Make the model without memory first, then give it random weights on the device.
     config = shape_config(shape)
     config.vocab_size = vocabulary or config.vocab_size
     config.bos_token_id, config.eos_token_id, config.pad_token_id = None, 2, 0
@@ -124,6 +125,7 @@ def save_random_model(
                 parameter.normal_(0, 0.02, generator=generator)
             else:
                 parameter.fill_(1.0)  # norms
+    # Save it with a tokenizer of numbers.
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     number_tokenizer(config.vocab_size).save_pretrained(folder)

@@ -44,9 +44,9 @@ class Workload:
 
     rows: list[PreferenceRow]
     totals: StepTotals  # of the timed steps
-    most_tokens: int  # unique, of a step
-    longest_pair: int  # unique tokens
-    max_tokens: int  # no sequence is longer
+    most_tokens: int  # unique tokens of the largest step
+    longest_pair: int  # its unique tokens
+    max_tokens: int  # no sequence (prompt + completion) is longer
 
 
 def is_synthetic(arguments: argparse.Namespace) -> bool:
@@ -63,7 +63,7 @@ def prepare_model(arguments: argparse.Namespace, folder: Path) -> str:
     if not arguments.model:
         save_random_model(arguments.shape, made, arguments.dtype, arguments.seed)
         return str(made)
-    config = load_model_config(arguments.model)  # an error now rather than in every run
+    config = load_model_config(arguments.model)  # fails now rather than in every run
     if not is_synthetic(arguments):
         return arguments.model
     given = Path(arguments.model)
@@ -128,7 +128,7 @@ def pairs_for(
         rows = rows_of_numbers(lengths, load_model_config(model).vocab_size, arguments.seed)
     else:
         rows = shuffled(read_data(arguments), arguments.seed)[: 2 * count]
-    # Tokens: too long pairs are dropped, so that enough must be left.
+    # Tokens: pairs that are too long are dropped, and enough must be left.
     longest = sequence_length or MAX_TOKENS
     pairs, _ = tokenize_rows(
         rows,

@@ -10,17 +10,17 @@ from pages import charts
 from pages.text import (
     TRAININGS,
     Line,
-    about,
     difference,
     good,
     grouped,
     image,
     median_of,
+    model_on_device,
     repeats,
+    settings_list,
     spread,
     table,
     typical,
-    where,
     write_page,
 )
 
@@ -37,9 +37,9 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "head", "libraries"
 def render(lines: list[Line], stem: Path) -> None:
     """Writes the page beside the results, and its charts."""
     groups = grouped(lines, "training", "variant")
-    parts = [f"# From padded pairs to shared prefixes: {where(lines[0])}"]
+    parts = [f"# From padded pairs to shared prefixes: {model_on_device(lines[0])}"]
     if any(good(runs) for runs in groups.values()):
-        parts += [image(path) for path in draw_ablations(groups, stem, where(lines[0]))]
+        parts += [image(path) for path in draw_ablations(groups, stem, model_on_device(lines[0]))]
     first = lines[0]
     settings = {
         "weights": first["weights"],
@@ -48,14 +48,14 @@ def render(lines: list[Line], stem: Path) -> None:
         f"steps of warm-up, {first['timed_steps']} timed, {repeats(lines)} repeats",
         "DeepSpeed": f"{first['deepspeed']}, {first['threads']} thread(s)",
     }
-    parts += [ablations_table(groups), NOTES, about(settings, lines[-1])]
+    parts += [ablations_table(groups), NOTES, settings_list(settings, lines[-1])]
     write_page(stem, parts)
 
 
 def ablations_table(groups: Mapping[tuple[Any, ...], list[Line]]) -> str:
     """A row per variant."""
     rows = [("", "trains", "pairs/s", "times the row above", "times padded", "tokens per pair",
-             "logits per pair", "step, s", "peak, GiB", "of it activations and head",
+             "logits per pair", "step, s", "peak, GiB", "of which activations and head",
              "loss differs by")]  # fmt: skip
     for (training, variant), all_runs in groups.items():
         runs, names = good(all_runs), list(VARIANTS)

@@ -125,6 +125,7 @@ def lines(
             xs, ys, color=shown.get(name), marker=markers[number % len(markers)],
             label=(labels or {}).get(name, name), linewidth=1.8, markersize=6,
         )  # fmt: skip
+    # Axes and legend.
     if log_x:
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in series.values() for x, _ in points})
@@ -176,6 +177,7 @@ def draw_panels(
     figure, grid = plt.subplots(
         rows, columns, figsize=(width, 1.2 + 3.1 * rows), layout="constrained", squeeze=False
     )
+    # Lines and axes of each panel; a name looks the same in all panels.
     names: list[str] = []
     for panel, axes in zip(panels, grid.flat, strict=True):
         for name, points in panel.series.items():
@@ -194,6 +196,7 @@ def draw_panels(
         axes.set(xlabel=panel.x_axis, ylabel=panel.y_axis, title=panel.title)
         axes.grid(color="#DDDDDD")
         axes.spines[["top", "right"]].set_visible(False)
+    # The legend of all panels, and the title.
     handles = [
         Line2D([], [], color=colours[name], label=name, **_look(name, names, dashed))
         for name in names

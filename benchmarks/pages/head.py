@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from pages.charts import Panel, draw_panels
-from pages.text import Line, about, good, grouped, image, median_of, repeats, table, write_page
+from pages.text import (
+    Line,
+    good,
+    grouped,
+    image,
+    median_of,
+    repeats,
+    settings_list,
+    table,
+    write_page,
+)
 
 HEADS = {
     ("plain", True): "plain, trained",
@@ -37,7 +47,7 @@ def render(lines: list[Line], stem: Path) -> None:
     notes = NOTES.format(
         chunk=first["chunk_tokens"], length=first["completion_tokens"], sizes=_sizes(first)
     )
-    parts += ["## How it was measured", notes, about(settings, lines[-1])]
+    parts += ["## How it was measured", notes, settings_list(settings, lines[-1])]
     write_page(stem, parts)
 
 

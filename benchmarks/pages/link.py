@@ -9,7 +9,7 @@ import numpy as np
 from hosts.link_model import CONFIGURATIONS, Link, delay_seconds, link_seconds
 
 from pages.charts import Panel, draw_panels
-from pages.text import Line, about, grouped, image, repeats, spread, table, write_page
+from pages.text import Line, grouped, image, repeats, settings_list, spread, table, write_page
 
 _SHORT = CONFIGURATIONS | {"zero3-kept": "ZeRO-3, weights kept", "hierarchical": "hierarchical"}
 _COLOURS = {"zero2": "#0072B2", "zero3": "#D55E00", "zero3-kept": "#E69F00",
@@ -37,7 +37,7 @@ def render(lines: list[Line], stem: Path) -> None:
         "repeats": f"{repeats(lines)} launches of each configuration, "
         f"{len(first['step_seconds'])} steps for each link, and one before them to warm up",
     }
-    parts += ["## How it was measured", NOTES, about(settings, lines[-1])]
+    parts += ["## How it was measured", NOTES, settings_list(settings, lines[-1])]
     write_page(stem, parts)
 
 
@@ -100,10 +100,10 @@ def seconds_table(lines: list[Line]) -> str:
         link, seconds = link_of(runs[0]), steps_of(runs, "seconds")
         base = without_limit(lines, name, count)
         planner, gloo = predicted_seconds(runs[0], base)
-        told = ("", "", "")
+        predictions = ("", "", "")
         if link != Link() and base:
-            told = (f"{planner:.2f}", f"{gloo:.2f}", f"{gloo / median(seconds) - 1:+.0%}")
-        rows.append((link.name, CONFIGURATIONS[name], str(count), spread(seconds), *told))
+            predictions = (f"{planner:.2f}", f"{gloo:.2f}", f"{gloo / median(seconds) - 1:+.0%}")
+        rows.append((link.name, CONFIGURATIONS[name], str(count), spread(seconds), *predictions))
     return table(rows, text_columns=2)
 
 

@@ -32,12 +32,14 @@ def render(lines: list[Line], stem: Path) -> None:
     """Writes STEM.md and STEM_*.png."""
     groups = grouped(line for line in lines if "largest_micro_batch_pairs" not in line)
     limits = [line for line in lines if "largest_micro_batch_pairs" in line]
-    drawn = draw(groups, stem, where(lines[0])) if any(map(measured, groups.values())) else []
+    drawn = (
+        draw(groups, stem, model_on_device(lines[0])) if any(map(measured, groups.values())) else []
+    )
     text = page(groups, limits, lines[-1], drawn)
     stem.with_name(stem.name + ".md").write_text(text, encoding="utf-8")
 
 
-def where(line: Line) -> str:
+def model_on_device(line: Line) -> str:
     """Model and device, for titles."""
     ranks = f", {line['ranks']} ranks" if line["ranks"] > 1 else ""
     return f"{line['model']} in {line['dtype']} on {line['device']}{ranks}"
@@ -45,7 +47,7 @@ def where(line: Line) -> str:
 
 def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) -> str:
     """The whole page as Markdown."""
-    parts = [f"# CPO beside DPO: {where(last)}", *map(image, drawn)]
+    parts = [f"# CPO beside DPO: {model_on_device(last)}", *map(image, drawn)]
     lengths = list(dict.fromkeys(length for length, _, _ in groups))
     for length in lengths:
         of_length = {key: runs for key, runs in groups.items() if key[0] == length}
@@ -62,8 +64,8 @@ def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) 
     if limits:
         parts += ["## Largest micro-batch", limit_table(limits)]
     notes = NOTES.format(memory=_memory(last)).split("\n\n")
-    parts += ["## What the columns mean", *(textwrap.fill(note, 100) for note in notes)]
-    parts += ["## How it was measured", about(groups, last)]
+    parts += ["## The columns", *(textwrap.fill(note, 100) for note in notes)]
+    parts += ["## How it was measured", settings_list(groups, last)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -202,7 +204,7 @@ of theirs. TRL's DPOTrainer with LoRA takes the reference from the model with it
 off."""
 
 
-def about(groups: Groups, last: Line) -> str:
+def settings_list(groups: Groups, last: Line) -> str:
     """Settings and environment, a line each."""
     first = next((runs[0] for runs in groups.values() if measured(runs)), last)
     tokens = "" if "unique_tokens_per_pair" not in first else (
@@ -213,6 +215,7 @@ def about(groups: Groups, last: Line) -> str:
     repeats = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     highest = ceiling(groups)
     checkpointing = "on" if last["gradient_checkpointing"] else "off"
+    # The settings of the runs.
     facts = {
         "weights": last["weights"],
         "pairs": first["data"] + tokens,
@@ -227,6 +230,7 @@ def about(groups: Groups, last: Line) -> str:
     }  # fmt: skip
     if last["memory_limit_gib"]:
         facts["memory limit"] = f"{last['memory_limit_gib']:g} GiB for each process"
+    # Their environment; a file that was added to may have several.
     lines = [run for runs in groups.values() for run in runs] or [last]
     for name in ENVIRONMENT:
         values = [str(line[name]) for line in lines if name in line]

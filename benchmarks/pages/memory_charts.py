@@ -19,6 +19,7 @@ def draw(groups: Groups, stem: Path, title: str) -> list[Path]:
         return paths[-1]
 
     good = {key: measured(runs) for key, runs in groups.items() if measured(runs)}
+    # Several lengths: lines over the length, for each training.
     if len({length for length, _, _ in good}) > 1:
         for training in dict.fromkeys(training for _, training, _ in good):
             for chart_kind, name, column, axis in (
@@ -36,6 +37,7 @@ def draw(groups: Groups, stem: Path, title: str) -> list[Path]:
                     labels=NAMES, log_x=True, log_y=chart_kind == "throughput",
                 )  # fmt: skip
         return paths
+    # One length: a bar for each method.
     legend = PARTS | {"activations and head": PARTS["activations_and_head"]}
     memory, rates = map(_memory_bar, good.items()), map(_throughput_bar, good.items())
     charts.bars(named("memory"), f"Peak memory: {title}", list(memory), "GiB", legend=legend)

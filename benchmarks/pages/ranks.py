@@ -11,15 +11,15 @@ import numpy as np
 from pages.charts import Panel, draw_panels
 from pages.text import (
     Line,
-    about,
     good,
     grouped,
     image,
     median_of,
+    model_on_device,
     repeats,
+    settings_list,
     spread,
     table,
-    where,
     write_page,
 )
 
@@ -35,10 +35,11 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # of a step's loss, relative
 def render(lines: list[Line], stem: Path) -> None:
     """Writes the page beside the results, and its chart."""
     first = lines[0]
-    parts = [f"# Scaling over 1 to {max(line['ranks'] for line in lines)} ranks: {where(first)}"]
+    most = max(line["ranks"] for line in lines)
+    parts = [f"# Scaling over 1 to {most} ranks: {model_on_device(first)}"]
     if good(lines):
         path = stem.with_name(f"{stem.name}_rates.png")
-        draw(good(lines), path, where(first))
+        draw(good(lines), path, model_on_device(first))
         parts.append(image(path))
     parts += [cores_note(lines)] if first["GPU"] == "none" else []
     for scaling, name in SCALINGS.items():
@@ -51,7 +52,7 @@ def render(lines: list[Line], stem: Path) -> None:
         f"{repeats(lines)} repeats",
         "threads": f"{first['threads']} for each rank",
     }
-    parts += ["## How it was measured", about(settings, lines[-1])]
+    parts += ["## How it was measured", settings_list(settings, lines[-1])]
     write_page(stem, parts)
 
 
@@ -75,7 +76,7 @@ def scaling_table(lines: list[Line], scaling: str) -> str:
     """A row for each configuration and number of ranks."""
     rows: list[tuple[str, ...]] = [
         ("DeepSpeed file", "ranks", "pairs a step", "pairs/s", "efficiency", "possible here",
-         "not computing", "peak of a rank, GiB", "of it states")
+         "not computing", "peak of a rank, GiB", "of which states")
     ]  # fmt: skip
     groups = grouped([run for run in lines if run["scaling"] == scaling], "deepspeed", "ranks")
     for (deepspeed, ranks), all_runs in groups.items():

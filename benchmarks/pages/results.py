@@ -34,17 +34,17 @@ Line = dict[str, Any]
 class Results:
     """A file of results, begun anew: a line per run, written as soon as there is one."""
 
-    def __init__(self, file: Path, about: Line) -> None:
-        """`about` holds the values that all lines share, `benchmark` first."""
+    def __init__(self, file: Path, shared: Line) -> None:
+        """`shared` holds the values that all lines share, `benchmark` first."""
         self.file = file
         self.lines: list[Line] = []
-        self._about, self._environment = about, describe_environment()
+        self._shared, self._environment = shared, describe_environment()
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("", encoding="utf-8")
 
     def add(self, measured: Line) -> Line:
         """Writes a line and returns it."""
-        line = self._about | measured | self._environment
+        line = self._shared | measured | self._environment
         self.lines.append(line)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -10,15 +10,15 @@ from pages.charts import Panel, draw_panels
 from pages.text import (
     TRAININGS,
     Line,
-    about,
     good,
     grouped,
     image,
     median_of,
+    model_on_device,
     repeats,
+    settings_list,
     spread,
     table,
-    where,
     write_page,
 )
 
@@ -39,10 +39,10 @@ METHODS = {
 def render(lines: list[Line], stem: Path) -> None:
     """Writes the page beside the results, and its charts."""
     first = lines[0]
-    parts = [f"# What a pair costs: {where(first)}"]
+    parts = [f"# The cost of a pair: {model_on_device(first)}"]
     if good(lines):
         path = stem.with_name(f"{stem.name}_factors.png")
-        draw_scaling(good(lines), path, where(first))
+        draw_scaling(good(lines), path, model_on_device(first))
         parts.append(image(path))
     base = next((line for line in lines if len(line["varies"]) > 1), first)
     point = ", ".join(f"{name}: {base[factor]}" for factor, name in FACTORS.items())
@@ -56,7 +56,7 @@ def render(lines: list[Line], stem: Path) -> None:
         f"{first['timed_steps']} timed, {repeats(lines)} repeats",
         "DeepSpeed": f"{first['deepspeed']}, {first['threads']} thread(s)",
     }
-    parts += ["## How it was measured", NOTES, about(settings, lines[-1])]
+    parts += ["## How it was measured", NOTES, settings_list(settings, lines[-1])]
     write_page(stem, parts)
 
 
@@ -101,7 +101,7 @@ def draw_scaling(lines: list[Line], path: Path, title: str) -> None:
                 series.setdefault(METHODS[method], []).append((value, value_of(runs)))
             panels.append(Panel(name, y_axis, series))
     colours = {name: charts.COLOURS[method] for method, name in METHODS.items()}
-    draw_panels(path, f"What a pair costs: {title}", panels, colours, columns=len(FACTORS))
+    draw_panels(path, f"The cost of a pair: {title}", panels, colours, columns=len(FACTORS))
 
 
 NOTES = """\

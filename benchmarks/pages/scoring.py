@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pages.text import Line, about, grouped, median_of, repeats, spread, table, write_page
+from pages.text import Line, grouped, median_of, repeats, settings_list, spread, table, write_page
 
 METHODS = {
     "comet-score": "comet-score (float16)",
@@ -32,7 +32,7 @@ def render(lines: list[Line], stem: Path) -> None:
         "freed memory": "returned at once" if first["memory_returned"] else "kept by the allocator",
         "threads": "one for each of two ranks, else all cores for one process",
     }
-    parts += ["## How it was measured", about(settings, lines[-1])]
+    parts += ["## How it was measured", settings_list(settings, lines[-1])]
     write_page(stem, parts)
 
 

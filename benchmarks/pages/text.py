@@ -21,7 +21,7 @@ def table(rows: Sequence[Sequence[str]], *, text_columns: int) -> str:
 
 
 def image(path: Path) -> str:
-    """A chart, as a page beside it shows it."""
+    """The Markdown that shows a chart on the page beside it."""
     return f"![{path.stem.replace('_', ' ')}]({path.name})"
 
 
@@ -78,7 +78,7 @@ def good(runs: Sequence[Line]) -> list[Line]:
     return [run for run in runs if not run.get("error")]
 
 
-def where(line: Line) -> str:
+def model_on_device(line: Line) -> str:
     """Model and device, for titles."""
     return f"{line['model']} in {line['dtype']} on {line['device']}"
 
@@ -88,7 +88,7 @@ def repeats(lines: list[Line]) -> int:
     return 1 + max(line["repeat"] for line in lines)
 
 
-def about(settings: Mapping[str, str], last: Line) -> str:
+def settings_list(settings: Mapping[str, str], last: Line) -> str:
     """The settings and the environment, a line each."""
     facts = dict(settings) | {name: str(last[name]) for name in ENVIRONMENT if name in last}
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())

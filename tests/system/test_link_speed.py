@@ -1,4 +1,4 @@
-"""The benchmarks over a slow link and over several ranks: what they predict, count and say."""
+"""The benchmarks over a slow link and over several ranks: predictions, counted bytes, pages."""
 
 import argparse
 
@@ -142,7 +142,7 @@ def test_efficiency_and_equal_losses(tmp_path):
 @pytest.mark.multinode
 @pytest.mark.skipif(reason_against() is not None, reason=str(reason_against()))
 def test_bytes_between_hosts_are_those_predicted(tmp_path):
-    """ZeRO-3, a rank on each of two hosts, over pdsh: what the adapters count, within 3%."""
+    """The adapters of two hosts count the predicted bytes, within 3%: ZeRO-3 over pdsh."""
     from link_speed import Case, run_case
     from models.synthetic import save_random_model
 

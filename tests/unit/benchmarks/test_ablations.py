@@ -1,4 +1,4 @@
-"""The ablations, the scaling of cost and the head alone: equal losses, and pages that say so."""
+"""Ablations, the scaling of cost, and the head alone: equal losses, refused arguments, pages."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def test_one_factor_is_varied_at_a_time():
     base = scaling.Point(64, 48, 8192, 8)
     values = {"prompt_tokens": [64, 16], "completion_tokens": [48], "vocabulary": [8192, 99],
               "micro_batch_pairs": [8, 1]}  # fmt: skip
-    found = scaling.points(base, values)
-    assert found.pop(base) == list(scaling.FACTORS)
-    assert sorted(found.values()) == [["micro_batch_pairs"], ["prompt_tokens"], ["vocabulary"]]
-    for point, (factor,) in found.items():
+    factors_of = scaling.points(base, values)
+    assert factors_of.pop(base) == list(scaling.FACTORS)
+    assert sorted(factors_of.values()) == [["micro_batch_pairs"], ["prompt_tokens"], ["vocabulary"]]
+    for point, (factor,) in factors_of.items():
         assert [n for n in scaling.FACTORS if vars(point)[n] != vars(base)[n]] == [factor]
     assert base.tokens_per_pair == 64 + 2 * 48
 

@@ -1,4 +1,4 @@
-"""The benchmark of CPO beside DPO: what it runs on, how it judges runs, and whole small runs."""
+"""The benchmark of CPO beside DPO: its models and pairs, its arguments, its judgement of runs."""
 
 from __future__ import annotations
 

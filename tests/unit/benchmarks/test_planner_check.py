@@ -1,4 +1,4 @@
-"""The planner's estimates against a real small run: states within 2%, total within 10%."""
+"""The page of planner_check.py: a row for each case, and the largest errors."""
 
 from pages.planner import report
 

@@ -1,4 +1,4 @@
-"""Pages and charts of results: what they say, and that the committed ones are what is rendered."""
+"""Pages and charts of results: their text, and that the committed ones are current."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_file_becomes_a_page_and_charts(tmp_path):
     assert "some CPU" in page and "| 13 | 1300 |" in page
     assert "the most resident memory of a process" in page
     charts = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert charts == [f"memory_vs_dpo_tiny_cpu_{what}.png" for what in ("memory", "throughput")]
+    assert charts == [f"memory_vs_dpo_tiny_cpu_{kind}.png" for kind in ("memory", "throughput")]
     assert all(f"({name})" in page for name in charts)
 
 
