@@ -1,7 +1,7 @@
 """A run that is killed and resumed writes the metrics and weights of an undisturbed run.
 
-Two ranks, ZeRO-3, 8 steps with a checkpoint after every third: full-parameter training under the
-real launcher, killed in step 5 or 6; LoRA with dropout, killed while it saves step 6.
+Two ranks, ZeRO-3, 8 steps with a checkpoint after every third. Full-parameter training is killed in
+step 5 or 6 and resumed under the real launcher; LoRA with dropout is killed while it saves step 6.
 """
 
 from __future__ import annotations
@@ -14,15 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import save_tiny_model
-from launch import (
-    deepspeed,
-    deepspeed_command,
-    finish,
-    kill,
-    main_on_ranks,
-    on_ranks,
-    start,
-)
+from launch import deepspeed, finish, kill, main_on_ranks, on_ranks, start_ranks
 from runs import LORA, lines, newest, small_recipe, wait_for_step
 from workers import faults, training
 
@@ -67,10 +59,10 @@ def test_full_parameter_run_killed_after_its_checkpoint(
 ) -> None:
     folder = recipes["full"].parent / "killed"
     arguments = ("--config", recipes["full"], "--output_dir", folder)
-    run = start(deepspeed_command(*arguments, ranks=RANKS))
+    run = start_ranks(*arguments, ranks=RANKS)
     wait_for_step(run, folder, 4)
     kill(run)
-    assert finish(run).code == -9
+    assert finish(run).code == 256 - 9
     assert newest(folder) == "step-00000003"
     before = lines(folder)
     assert before[-1]["step"] >= 4 and before[-1]["step"] < STEPS

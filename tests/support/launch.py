@@ -130,6 +130,7 @@ class ForkedRanks:
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
+        for process in self.processes:
             process.join()
 
     def wait(self, timeout: float, patience: float) -> list[Finished]:
