@@ -190,7 +190,7 @@ def torch_varlen(
     softcap: float | None = None,
 ) -> torch.Tensor:
     """torch's variable-length flash kernel: [T, H, D]. CUDA, bfloat16 or float16."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn  # here, since only GPUs need it
 
     assert softcap is None
     output = varlen_attn(
@@ -215,7 +215,7 @@ def flash_attn(
     softcap: float | None = None,
 ) -> torch.Tensor:
     """flash-attn 2's variable-length kernel: [T, H, D]. CUDA, bfloat16 or float16."""
-    from flash_attn import flash_attn_varlen_func
+    from flash_attn import flash_attn_varlen_func  # an optional package
 
     return flash_attn_varlen_func(
         *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
