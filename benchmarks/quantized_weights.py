@@ -128,8 +128,8 @@ def as_page(
     explained = f"""{len(pairs)} pairs of the built-in sample, {tokens.mean():.0f} tokens each, no
         training. All weights above {PERSISTENT:,} numbers pass through blocks of int8 as with
         `zero_quantized_weights` on {ranks} ranks: a simulation on a CPU in plain torch, since
-        DeepSpeed's kernel needs a GPU. `bfloat16` rounds the same weights to what training holds
-        them in. The margin is beta (log-prob of chosen - log-prob of rejected), beta {beta}; its
+        DeepSpeed's kernel needs a GPU. `bfloat16` rounds the same weights to bfloat16, as training
+        holds them. The margin is beta (log-prob of chosen - log-prob of rejected), beta {beta}; its
         standard deviation over pairs is {margin.std():.3f} in float32. This model's weights come
         out of a 4-bit file, so those of others may be rounded more, or less."""
     written = ("command", "processor", "versions", "commit", "date")
