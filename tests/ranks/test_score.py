@@ -79,12 +79,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "rows.jsonl", real_rows())
     kinds = [*KINDS[:-2], "unite+", "xcomet+", "comet+", "qe"]
     code = (
-        "import sys; sys.path.insert(0, 'benchmarks'); "
-        "from models import comet_models as c; f, s, *k = sys.argv[1:]; c.make_models(f, s, *k); "
+        "import sys; from models import comet_models as c; "
+        "f, s, *k = sys.argv[1:]; c.make_models(f, s, *k); "
         f"c.predict(f, f + '/rows.jsonl', f + '/predicted.json', *{kinds!r})"
     )
     command = [str(COMET), "-W", "ignore", "-c", code, str(folder), json.dumps(SIZES), *KINDS]
-    done = launch.finish(launch.start(command))
+    done = launch.finish(launch.start(command, {"PYTHONPATH": str(ROOT / "benchmarks")}))
     assert done.code == 0, done.output
     return folder
 
