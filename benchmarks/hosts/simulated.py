@@ -250,7 +250,7 @@ class SimulatedHosts:
 
 @contextlib.contextmanager
 def _node_local_folder() -> Iterator[None]:
-    """The folder at which hosts mount their disks; the last host removes it if it was made here."""
+    """Makes the folder at which hosts mount their disks; the last user removes it if it was made."""
     ours = NODE_LOCAL / ".simulated_hosts"
     if not NODE_LOCAL.exists():
         NODE_LOCAL.mkdir(exist_ok=True)

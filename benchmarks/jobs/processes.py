@@ -147,7 +147,7 @@ def judge(outcomes: list[Any], timeout: float) -> Result:
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     """Finds the largest number up to `most` that fits, 0 if none: by doubling, then by halving.
 
-    Assumes that nothing above a number that does not fit fits either.
+    Assumes that if a number does not fit, no larger one fits.
     """
     good, bad = 0, 1
     while bad <= most and fits(bad):

@@ -57,7 +57,7 @@ class Team:
         return next(path for name, path, _ in everyone if name == host and path)
 
     def part(self) -> None:
-        """Ends the work together: rank 0 goes last, since the others ask it."""
+        """Ends the team: rank 0 waits until all others are done, since it holds their store."""
         if self._store is None:
             return
         if self.rank:
@@ -66,10 +66,10 @@ class Team:
             self._store.get(f"gone/{rank}")
 
     def raise_alarm(self, job: int) -> None:
-        """Tells the others that this rank's worker of a job failed: theirs will wait for ever."""
+        """Tells the other ranks that this rank's worker failed in a job, so that they do not wait."""
         if self._store is not None:
             self._store.set(f"alarm/{job}", "failed")
 
     def hears_alarm(self, job: int) -> bool:
-        """Whether the worker of some rank failed in this job."""
+        """Whether any rank's worker failed in this job."""
         return self._store is not None and self._store.check([f"alarm/{job}"])

@@ -60,5 +60,5 @@ def size_of(runs: Sequence[Line], name: str) -> float:
 
 
 def has_part(run: Line, part: str) -> bool:
-    """Whether a run measured this part of memory as more than nothing."""
+    """Whether a run measured more than zero for this part of memory."""
     return bool(run.get(f"{part}_gib"))
