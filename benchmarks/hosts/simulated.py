@@ -250,7 +250,7 @@ class SimulatedHosts:
 
 @contextlib.contextmanager
 def _node_local_folder() -> Iterator[None]:
-    """Makes the folder at which hosts mount their disks; the last user removes it if it was made."""
+    """Makes the folder at which hosts mount their disks; the last user removes it if it is ours."""
     ours = NODE_LOCAL / ".simulated_hosts"
     if not NODE_LOCAL.exists():
         NODE_LOCAL.mkdir(exist_ok=True)

@@ -66,7 +66,7 @@ class Team:
             self._store.get(f"gone/{rank}")
 
     def raise_alarm(self, job: int) -> None:
-        """Tells the other ranks that this rank's worker failed in a job, so that they do not wait."""
+        """Tells the other ranks that this rank's worker failed in a job; they stop waiting."""
         if self._store is not None:
             self._store.set(f"alarm/{job}", "failed")
 
