@@ -29,7 +29,7 @@ DATA: dict[str, tuple[Flat, tuple[str, ...]]] = {
     "invalid JSON": ({"data.path": "broken.jsonl"}, ("broken.jsonl, line 4", "JSON")),
     "empty file": ({"data.path": "nothing.jsonl"}, ("nothing.jsonl", "empty")),
     "chosen is rejected": ({"data.path": "same.jsonl"}, ("same.jsonl", "chosen equals rejected")),
-    "no such file": ({"data.path": "absent.jsonl"}, ("absent.jsonl", "not there")),
+    "no such file": ({"data.path": "absent.jsonl"}, ("absent.jsonl", "does not exist")),
     "no such dataset": ({"data.path": "no-one/no-such-dataset"}, ("no-one/no-such-dataset",)),
     "wrong kind of file": ({"data.path": "a-file"}, ("a-file", ".jsonl")),
     "empty translation, alma-r": (
