@@ -74,7 +74,7 @@ def test_a_full_disk_stops_a_run_that_wants_to(
     done = run_recipe(recipe, output, *arguments, "--checkpoint.on_save_error", "stop")
     assert done.code == 2, done.output
     assert "error: the checkpoint of step 2 could not be saved" in done.output
-    assert "run the same again" in done.output
+    assert "run the same command again" in done.output
     assert left(output) == ["latest", "step-00000001"]
 
 
