@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 from hosts.simulated import SimulatedHosts, reason_against, simulated_hosts
+from hypothesis import HealthCheck, settings
 from small_disk import Disk, small_disk
 
 TESTS = Path(__file__).parent
 TIERS = ("system", "ranks", "parity", "unit")
+
+# No test fails because the machine is busy.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
