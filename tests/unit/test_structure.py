@@ -81,6 +81,13 @@ def test_imports_point_one_way_and_in_no_circle():
     assert architecture.find_circle(IMPORTS) == []
 
 
+def test_every_folder_with_code_is_a_package_that_imports_nothing():
+    folders = {path.parent for path in architecture.PACKAGE.rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+    packages = [name for name in IMPORTS if name and architecture.path_of(name).stem == "__init__"]
+    assert {name: IMPORTS[name] for name in packages if IMPORTS[name]} == {}
+
+
 def test_deepspeed_and_comet_are_imported_where_they_belong():
     for path, source in SOURCES.items():
         if path.startswith("cpo_ds/"):
