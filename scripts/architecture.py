@@ -39,6 +39,8 @@ FLOORS: list[dict[str, str]] = [
 ]
 ROOMS = [room for floor in FLOORS for room in floor]
 
+Corner = tuple[float, float]  # x and y in pixels
+
 WIDTH, BOX_WIDTH, BOX_HEIGHT, FLOOR_HEIGHT = 1080, 164, 44, 84
 STYLE = (
     "text{font-family:sans-serif;text-anchor:middle;fill:#1f2933}"
@@ -137,7 +139,7 @@ def draw(rooms: dict[str, set[str]]) -> str:
     """Returns the picture as SVG: a row of boxes for each floor, an arrow for each import."""
     # A box with two lines of text for each room; the lowest floor is at the bottom.
     height = FLOOR_HEIGHT * len(FLOORS)
-    corners: dict[str, tuple[float, float]] = {}
+    corners: dict[str, Corner] = {}
     boxes = []
     for number, floor in enumerate(FLOORS):
         top = height - FLOOR_HEIGHT * (number + 1) + (FLOOR_HEIGHT - BOX_HEIGHT) / 2
@@ -152,7 +154,10 @@ def draw(rooms: dict[str, set[str]]) -> str:
             ]
 
     # Arrows come first in the file, so that boxes hide their ends and not the other way round.
-    arrows = [arrow(corners[room], corners[target]) for room, target in direct_imports(rooms)]
+    arrows = [
+        arrow(corners[room], corners[target], list(corners.values()))
+        for room, target in direct_imports(rooms)
+    ]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">',
@@ -167,8 +172,8 @@ def draw(rooms: dict[str, set[str]]) -> str:
     )
 
 
-def arrow(importer: tuple[float, float], imported: tuple[float, float]) -> str:
-    """Returns the SVG of an arrow between two boxes, given their upper left corners in pixels.
+def arrow(importer: Corner, imported: Corner, boxes: list[Corner]) -> str:
+    """Returns the SVG of an arrow between two of the boxes, given by their upper left corners.
 
     It goes from the bottom of one to the top of the other, or from side to side on one floor.
     """
@@ -178,8 +183,8 @@ def arrow(importer: tuple[float, float], imported: tuple[float, float]) -> str:
     else:
         start, end = x1 + BOX_WIDTH / 2, x2 + BOX_WIDTH / 2
         line = f"M{start:g},{y1 + BOX_HEIGHT:g} "
-        if x1 == x2 and y2 - y1 > FLOOR_HEIGHT:  # straight down it would hide behind other boxes
-            bow = start - BOX_WIDTH * 0.7
+        if x1 == x2 and any(x == x1 and y1 < y < y2 for x, y in boxes):
+            bow = start - BOX_WIDTH  # straight down it would hide behind a box, so it goes around
             line += f"C{bow:g},{y1 + BOX_HEIGHT + 20:g} {bow:g},{y2 - 20:g} {end:g},{y2:g}"
         else:
             line += f"L{end:g},{y2:g}"
