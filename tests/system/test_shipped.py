@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -169,8 +168,7 @@ def test_a_wheel_finds_what_it_ships_anywhere(wheel: Path, tmp_path: Path) -> No
 def test_a_wheel_built_from_an_sdist_is_the_same(
     sources: Path, wheel: Path, tmp_path: Path
 ) -> None:
-    with tarfile.open(build("sdist", sources, tmp_path / "sdist")) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(build("sdist", sources, tmp_path / "sdist"), tmp_path)
     (unpacked,) = (path for path in tmp_path.iterdir() if path.name.startswith("cpo_ds-"))
     again = contents(build("wheel", unpacked, tmp_path / "again"))
     assert again == contents(wheel)
