@@ -197,8 +197,9 @@ def _with_recipe(planned: PlannedRun, argv: list[str]) -> PlannedRun:
 
 
 def _paths(*names: str | None) -> tuple[Path, ...]:
-    """Returns the names that are paths, absolute. `owner/name` is a name on the Hugging Face Hub,
-    unless it exists as a path.
+    """Returns the names that are paths, as absolute paths.
+
+    `owner/name` is a name on the Hugging Face Hub, unless it exists as a path.
     """
     paths = [Path(name) for name in names if name]
     return tuple(
