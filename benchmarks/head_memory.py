@@ -26,7 +26,8 @@ from jobs.job import BETA
 from jobs.processes import run_fresh
 from measures.probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
 from models.plain_head import plain_logps
-from pages.results import Line, Results, results_file
+from pages.results import Results, results_file
+from pages.text import Line
 
 from cpo_ds.config import LossConfig
 from cpo_ds.errors import UserError

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from pages.memory import headline
-from pages.results import RENDERERS, RESULTS, ROOT, Line, read_lines, render_file
+from pages.results import RENDERERS, RESULTS, ROOT, read_lines, render_file
+from pages.text import Line
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 

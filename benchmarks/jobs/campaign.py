@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from measures.environment import describe_environment
@@ -18,6 +17,7 @@ from models.workload import (
     write_rows,
 )
 from pages.results import read_lines
+from pages.text import Line
 
 from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
@@ -41,8 +41,6 @@ _LIMIT_STEPS = (1, 1)  # the second has optimizer states from its beginning
 _NOT_MEASURED = dict.fromkeys(("pairs_per_second", "tokens_per_second", "peak_memory_gib"))
 _SAME = ("dtype", "threads", "learning_rate", "lora_rank", "lora_targets", "deepspeed", "seed",
          "gradient_checkpointing")  # fmt: skip
-
-Line = dict[str, Any]
 
 
 class Campaign:

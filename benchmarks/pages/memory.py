@@ -9,17 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from pages.memory_charts import draw
-from pages.memory_lines import NAMES, PARTS, Groups, Line, grouped, has_part, measured
+from pages.memory_lines import NAMES, PARTS, Groups, grouped, has_part, measured
 from pages.text import (
     ENVIRONMENT,
     TRAININGS,
+    Line,
+    bullets,
     difference,
     image,
     median_of,
+    model_on_device,
     speedup,
     spread,
     table,
     typical,
+    write_page,
 )
 
 _ALIKE = {"cpo": ("trl-cpo", "liger-cpo"), "dpo-reference": ("dpo-adapter", "dpo-precomputed",
@@ -32,22 +36,18 @@ def render(lines: list[Line], stem: Path) -> None:
     """Writes STEM.md and STEM_*.png."""
     groups = grouped(line for line in lines if "largest_micro_batch_pairs" not in line)
     limits = [line for line in lines if "largest_micro_batch_pairs" in line]
-    drawn = (
-        draw(groups, stem, model_on_device(lines[0])) if any(map(measured, groups.values())) else []
-    )
-    text = page(groups, limits, lines[-1], drawn)
-    stem.with_name(stem.name + ".md").write_text(text, encoding="utf-8")
+    drawn = draw(groups, stem, title_of(lines[0])) if any(map(measured, groups.values())) else []
+    write_page(stem, page(groups, limits, lines[-1], drawn))
 
 
-def model_on_device(line: Line) -> str:
-    """Model and device, for titles."""
-    ranks = f", {line['ranks']} ranks" if line["ranks"] > 1 else ""
-    return f"{line['model']} in {line['dtype']} on {line['device']}{ranks}"
+def title_of(line: Line) -> str:
+    """Model, device and, if there are several, ranks."""
+    return model_on_device(line) + (f", {line['ranks']} ranks" if line["ranks"] > 1 else "")
 
 
-def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) -> str:
-    """The whole page as Markdown."""
-    parts = [f"# CPO beside DPO: {model_on_device(last)}", *map(image, drawn)]
+def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) -> list[str]:
+    """The parts of the whole page."""
+    parts = [f"# CPO beside DPO: {title_of(last)}", *map(image, drawn)]
     lengths = list(dict.fromkeys(length for length, _, _ in groups))
     for length in lengths:
         of_length = {key: runs for key, runs in groups.items() if key[0] == length}
@@ -65,8 +65,7 @@ def page(groups: Groups, limits: list[Line], last: Line, drawn: Sequence[Path]) 
         parts += ["## Largest micro-batch", limit_table(limits)]
     notes = NOTES.format(memory=_memory(last)).split("\n\n")
     parts += ["## The columns", *(textwrap.fill(note, 100) for note in notes)]
-    parts += ["## How it was measured", settings_list(groups, last)]
-    return "\n\n".join(parts) + "\n"
+    return [*parts, "## How it was measured", facts_of(groups, last)]
 
 
 def throughput_table(groups: Groups) -> str:
@@ -204,7 +203,7 @@ of theirs. TRL's DPOTrainer with LoRA takes the reference from the model with it
 off."""
 
 
-def settings_list(groups: Groups, last: Line) -> str:
+def facts_of(groups: Groups, last: Line) -> str:
     """Settings and environment, a line each."""
     first = next((runs[0] for runs in groups.values() if measured(runs)), last)
     tokens = "" if "unique_tokens_per_pair" not in first else (
@@ -236,4 +235,4 @@ def settings_list(groups: Groups, last: Line) -> str:
         values = [str(line[name]) for line in lines if name in line]
         kept = values[-1:] if name in ("load before", "date") else dict.fromkeys(values)
         facts[name] = "; then ".join(kept)
-    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
+    return bullets(facts)

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import median
 
 from pages import charts
-from pages.memory_lines import NAMES, PARTS, Groups, Line, has_part, measured, size_of
-from pages.text import TRAININGS, typical
+from pages.memory_lines import NAMES, PARTS, Groups, has_part, measured, size_of
+from pages.text import TRAININGS, Line, typical
 
 
 def draw(groups: Groups, stem: Path, title: str) -> list[Path]:

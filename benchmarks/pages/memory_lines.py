@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Any
 
-from pages.text import TRAININGS
+from pages.text import TRAININGS, Line
 
 NAMES = {
     "cpo": "CPO",
@@ -29,7 +28,6 @@ PARTS = {
     "other": "everything else",
 }
 
-Line = dict[str, Any]
 Groups = dict[tuple[int | None, str, str], list[Line]]  # by length, training and method
 
 

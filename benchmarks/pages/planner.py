@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pages.text import write_page
+
 _CASE = (
     "shape",
     "stage",
@@ -20,7 +22,7 @@ _CASE = (
 
 def render(lines: list[dict[str, Any]], stem: Path) -> None:
     """Writes `<stem>.md`: a row for each case, medians of its repeats."""
-    stem.with_suffix(".md").write_text(report(lines), encoding="utf-8")
+    write_page(stem, [report(lines)])
 
 
 def report(lines: list[dict[str, Any]]) -> str:
@@ -61,7 +63,6 @@ def report(lines: list[dict[str, Any]]) -> str:
             f"Largest error: states {states:.1%} (also between steps), total {total:.1%}.",
             "",
             f"`{first['command']}`, commit {first['commit']}, {first['versions']}, {first['date']}",
-            "",
         ]
     )
 

@@ -13,6 +13,7 @@ import torch
 from measures.environment import describe_environment
 
 from cpo_ds.errors import UserError
+from pages.text import Line
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,8 +28,6 @@ RENDERERS = {
     "link": "pages.link",
     "ranks": "pages.ranks",
 }
-
-Line = dict[str, Any]
 
 
 class Results:

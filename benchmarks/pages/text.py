@@ -90,7 +90,12 @@ def repeats(lines: list[Line]) -> int:
 
 def settings_list(settings: Mapping[str, str], last: Line) -> str:
     """The settings and the environment, a line each."""
-    facts = dict(settings) | {name: str(last[name]) for name in ENVIRONMENT if name in last}
+    environment = {name: str(last[name]) for name in ENVIRONMENT if name in last}
+    return bullets(dict(settings) | environment)
+
+
+def bullets(facts: Mapping[str, str]) -> str:
+    """A Markdown list of named facts."""
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 
 
