@@ -29,10 +29,10 @@ from models.plain_head import plain_logps
 from pages.results import Results, results_file
 from pages.text import Line
 
-from cpo_ds.config import LossConfig
 from cpo_ds.errors import UserError
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.logprobs import HeadTransform, token_logps
+from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
 
 BENCHMARK = "head"

@@ -7,35 +7,15 @@ docs/configuration.md.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class _Section(BaseModel):
-    """A part of the configuration: immutable, without unknown keys, nan or infinity."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _none_is_no_value(cls, values: Any) -> Any:
-        """Reads the word `none` as no value, unless it is one of the field's choices."""
-        if not isinstance(values, dict):
-            return values
-        return {
-            key: None if value == "none" and not cls._has_choice(key, "none") else value
-            for key, value in values.items()
-        }
-
-    @classmethod
-    def _has_choice(cls, key: str, word: str) -> bool:
-        return key in cls.model_fields and word in get_args(cls.model_fields[key].annotation)
+from cpo_ds.objective import LossConfig
+from cpo_ds.section import Section
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The policy: its weights, precision and attention."""
 
     name_or_path: str = Field(description="policy to train: a folder or a Hugging Face model name")
@@ -53,7 +33,7 @@ class ModelConfig(_Section):
     head_chunk_tokens: int = Field(512, gt=0, description="scored tokens per chunk of logits")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The preference pairs: their source, format and limits."""
 
     format: Literal["pairs", "alma-r", "x-alma", "triplets", "sample"] = Field(
@@ -94,79 +74,7 @@ class DataConfig(_Section):
         return self
 
 
-class LossConfig(_Section):
-    """The objective and its parameters."""
-
-    name: Literal["cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll"] = (
-        Field("cpo", description="training objective")
-    )
-    beta: float = Field(0.1, gt=0.0, description="temperature of the preference term")
-    alpha: float = Field(1.0, ge=0.0, description="weight of the NLL term (not in simpo, dpo)")
-    label_smoothing: float = Field(
-        0.0, ge=0.0, lt=0.5, description="probability that a preference label is wrong"
-    )
-    nll_reduction: Literal["token", "pair"] = Field(
-        "token", description="NLL: mean over all chosen tokens, or over pairs of each pair's mean"
-    )
-    gamma: float = Field(0.5, description="target reward margin (simpo, cpo-simpo)")
-    arpo_scale: float = Field(0.9, description="c1 of tau = min(c1 exp(c2 d) - 1, 1) (arpo)")
-    arpo_rate: float = Field(0.4, description="c2 of tau (arpo)")
-    arpo_floor: float | None = Field(None, description="lower bound of tau (arpo)")
-    arpo_detach: bool = Field(False, description="no gradient through tau (arpo)")
-    reference: Literal["model", "adapter", "precomputed"] = Field(
-        "model",
-        description="source of the reference log-probs (dpo, dpo-nll): a frozen copy of the "
-        "policy, the policy without its LoRA adapter, or a pass over the pairs before training",
-    )
-    reference_cache: str | None = Field(
-        None, description="folder for precomputed log-probs; none: output_dir/reference"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> LossConfig:
-        """Raises `ValueError` for a setting that would have no effect."""
-        used = LOSS_FIELDS[self.name] | {"name"}
-        unused = sorted(self.model_fields_set - used)
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        ineffective = [name for name in unused if getattr(self, name) != defaults[name]]
-        if ineffective:
-            with_nll = {"simpo": "cpo-simpo", "dpo": "dpo-nll"}.get(self.name)
-            hint = f" ({with_nll} is {self.name} with an NLL term)" if with_nll else ""
-            raise ValueError(
-                f"loss.{ineffective[0]} has no effect with loss.name: {self.name}; remove it{hint}"
-            )
-        if self.reference_cache and self.reference != "precomputed":
-            raise ValueError(
-                "loss.reference_cache has an effect only with loss.reference: precomputed"
-            )
-        return self
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether the objective needs a reference model, which is the policy before training."""
-        return "reference" in LOSS_FIELDS[self.name]
-
-    def reads_reference_from(self, *sources: str) -> bool:
-        """Whether the objective needs a reference model and reads its log-probs from `sources`."""
-        return self.has_reference and self.reference in sources
-
-
-_PREFERENCE = {"beta", "alpha", "nll_reduction"}
-_SMOOTH = _PREFERENCE | {"label_smoothing"}
-LOSS_FIELDS: dict[str, set[str]] = {  # objective -> the settings that it uses
-    "cpo": _SMOOTH,
-    "simpo": {"beta", "gamma", "label_smoothing"},
-    "cpo-simpo": _SMOOTH | {"gamma"},
-    "arpo": _SMOOTH | {"arpo_scale", "arpo_rate", "arpo_floor", "arpo_detach"},
-    "ipo": _PREFERENCE,
-    "hinge": _PREFERENCE,
-    "sft": {"nll_reduction"},
-    "dpo": {"beta", "label_smoothing", "reference", "reference_cache"},
-    "dpo-nll": _SMOOTH | {"reference", "reference_cache"},
-}
-
-
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """A new LoRA adapter."""
 
     rank: int = Field(16, gt=0, description="rank of the update")
@@ -177,7 +85,7 @@ class LoraConfig(_Section):
     )
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """AdamW and the learning rate."""
 
     learning_rate: float = Field(1e-4, gt=0.0, description="peak learning rate")
@@ -195,7 +103,7 @@ class OptimConfig(_Section):
     )
 
 
-class BatchConfig(_Section):
+class BatchConfig(Section):
     """The size of a step and of its micro-batches."""
 
     pairs: int = Field(128, gt=0, description="preference pairs per optimizer step, over all ranks")
@@ -208,7 +116,7 @@ class BatchConfig(_Section):
     )
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The course of a run: its length, evaluations and limits."""
 
     epochs: int = Field(1, gt=0, description="passes over the data")
@@ -228,7 +136,7 @@ class TrainConfig(_Section):
     )
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """Checkpoints, resuming and the export."""
 
     every_steps: int | None = Field(
@@ -250,14 +158,14 @@ class CheckpointConfig(_Section):
     export: bool = Field(True, description="write the adapter or model to export/ at the end")
 
 
-class LoggingConfig(_Section):
+class LoggingConfig(Section):
     """Metrics of a run."""
 
     every_steps: int = Field(1, gt=0, description="steps between two lines of metrics")
     tensorboard: bool = Field(True, description="also write the metrics as TensorBoard events")
 
 
-class Config(_Section):
+class Config(Section):
     """All settings of a run."""
 
     model: ModelConfig

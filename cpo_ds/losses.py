@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from cpo_ds.config import LossConfig
+from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
 
 

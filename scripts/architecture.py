@@ -23,6 +23,8 @@ FLOORS: list[dict[str, str]] = [
         "errors": "messages, exit codes",
         "schema": "rows, pairs, batches",
         "shipped": "files in a wheel",
+        "section": "strict sections",
+        "objective": "loss settings",
         "config": "typed settings",
         "recipe": "YAML and options",
         "devices": "CPU or GPU",

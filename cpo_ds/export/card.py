@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from cpo_ds.checkpoint.manifest import Manifest
-from cpo_ds.config import LOSS_FIELDS, Config
+from cpo_ds.config import Config
 from cpo_ds.data.prompts import LANGUAGES, alma_prompt
 from cpo_ds.errors import UserError
+from cpo_ds.objective import LOSS_FIELDS
 from cpo_ds.storage.metrics_file import Line, read_metrics
 
 Row = tuple[object, ...]  # the cells of a table's row

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from cpo_ds.config import LossConfig
 from cpo_ds.losses import PairTerms, nll_denominator, nll_weight
+from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
 
 # Columns of the sums that travel from micro-batches to the log in one tensor.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from cpo_ds.config import LossConfig
 from cpo_ds.losses import pair_terms
+from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
 
 NAMES = ("cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll")

@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 from recipes import MINIMAL, load
 
-from cpo_ds.config import LossConfig
 from cpo_ds.data.plan import epoch_order
 from cpo_ds.errors import UserError
+from cpo_ds.objective import LossConfig
 from cpo_ds.recipe import parse_config
 
 

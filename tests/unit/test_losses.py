@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_inputs import NAMES, NARROW, PAIRS, WIDE, logps_of, part, preference_of, totals_of
 
-from cpo_ds.config import LossConfig
 from cpo_ds.losses import (
     PairTerms,
     averages_over_tokens,
@@ -20,6 +19,7 @@ from cpo_ds.losses import (
     pair_terms,
     step_share,
 )
+from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from models.synthetic import draw_lengths, rows_of_numbers, save_random_model
 from pages import head as head_page
 
-from cpo_ds.config import LossConfig
 from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import step_totals
 from cpo_ds.data.tokenize import make_pair, tokenize_rows
@@ -23,6 +22,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy, load_tokenizer
 from cpo_ds.model.logprobs import HeadTransform, token_logps
+from cpo_ds.objective import LossConfig
 from cpo_ds.recipe import parse_config
 from cpo_ds.schema import PairLogps
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from cpo_ds.checkpoint.manifest import Manifest
-from cpo_ds.config import LOSS_FIELDS, Config
+from cpo_ds.config import Config
 from cpo_ds.export.card import CardFacts, card_facts, model_card
+from cpo_ds.objective import LOSS_FIELDS
 from cpo_ds.recipe import parse_config
 
 MANIFEST = Manifest(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cpo_ds.config import LossConfig
 from cpo_ds.losses import pair_terms, step_share
+from cpo_ds.objective import LossConfig
 from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
 from cpo_ds.schema import PairLogps, StepTotals
 
