@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cpo_ds.model.attention import SharedPrefixLayout
 from cpo_ds.model.logprobs import HeadTransform, token_logps
+from cpo_ds.model.shared_prefix import SharedPrefixLayout
 from cpo_ds.schema import PackedBatch
 
 

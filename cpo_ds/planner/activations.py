@@ -21,9 +21,10 @@ from transformers import AttentionInterface
 
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
-from cpo_ds.model.attention import SharedPrefixLayout, registered_name
+from cpo_ds.model.attention import registered_name
 from cpo_ds.model.load import disable_dropout, head_transform
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.model.shared_prefix import SharedPrefixLayout
 from cpo_ds.planner.memory_trace import MemoryTrace
 from cpo_ds.schema import PackedBatch, TokenizedPair
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from cpo_ds.model.attention import BACKENDS, Segments, SharedPrefixLayout
+from cpo_ds.model.attention import BACKENDS
+from cpo_ds.model.shared_prefix import Segments, SharedPrefixLayout
 
 SEGMENTS: dict[str, Segments] = {
     "one pair": ((3, 4, 5),),

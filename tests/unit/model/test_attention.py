@@ -10,7 +10,8 @@ from attention_oracle import CPU, SEGMENTS, assert_equals_oracle, draw, oracle, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpo_ds.model.attention import Segments, SharedPrefixLayout, pair_mask, registered_name
+from cpo_ds.model.attention import registered_name
+from cpo_ds.model.shared_prefix import Segments, SharedPrefixLayout, pair_mask
 
 
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)

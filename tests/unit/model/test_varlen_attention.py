@@ -12,7 +12,8 @@ import pytest
 import torch
 from attention_oracle import SEGMENTS, assert_equals_oracle, draw, relative_error, run
 
-from cpo_ds.model.attention import BACKENDS, Segments, SharedPrefixLayout
+from cpo_ds.model.attention import BACKENDS
+from cpo_ds.model.shared_prefix import Segments, SharedPrefixLayout
 
 
 def varlen_by_definition(

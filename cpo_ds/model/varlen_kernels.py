@@ -1,0 +1,70 @@
+"""Attention backends with variable-length kernels: each branch is a sequence of its own.
+
+Shape suffixes: T unique tokens, H query heads, K key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cpo_ds.model.shared_prefix import SharedPrefixLayout, States
+
+
+def _varlen_arguments(states: States, layout: SharedPrefixLayout) -> tuple[Any, ...]:
+    """First arguments of the variable-length kernels: states [T, heads, D], ends, longest lengths.
+
+    Each branch is a sequence of its own there, and keys of the prefix are copied for both.
+    """
+    query, key, value = (state.transpose(0, 1) for state in states)
+    key, value = (state.index_select(0, layout.key_index) for state in (key, value))
+    longest = max(layout.query_lengths), max(layout.key_lengths)
+    return query, key, value, layout.query_ends, layout.key_ends, *longest
+
+
+def torch_varlen(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """torch's variable-length flash kernel: [T, H, D]. CUDA, bfloat16 or float16."""
+    from torch.nn.attention.varlen import varlen_attn  # here, since only GPUs need it
+
+    assert softcap is None
+    output = varlen_attn(
+        *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
+        scale=scale,
+        # Causal, aligned to the bottom right, so that the rejected branch sees its whole prefix.
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query_HTD.shape[0] != key_KTD.shape[0],
+    )
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+def flash_attn(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """flash-attn 2's variable-length kernel: [T, H, D]. CUDA, bfloat16 or float16."""
+    from flash_attn import flash_attn_varlen_func  # an optional package
+
+    return flash_attn_varlen_func(
+        *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
+        softmax_scale=scale,
+        causal=True,  # aligned to the bottom right, so the rejected branch sees its whole prefix
+        window_size=(-1 if window is None else window - 1, 0),
+        softcap=softcap or 0.0,
+    )
