@@ -1,13 +1,18 @@
 """The layout of pairs that share prefixes in one packed row, for the attention backends.
 
-Shape suffixes: T unique tokens, L tokens of a pair.
+Shape suffixes: T unique tokens, U keys of both branches, K key-value heads, D head size,
+L tokens of a pair.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import cached_property
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from cpo_ds.schema import to_device
 
@@ -26,22 +31,45 @@ class SharedPrefixLayout:
         self.segments = segments
         self.device = device
         self.lengths = [sum(segment) for segment in segments]
-        self._masks: dict[int | None, list[torch.Tensor]] = {}
+        self._kept: dict[Hashable, Any] = {}
+
+    def keep(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns: made when a layer first asks for it, and kept for the others."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def masks(self, window: int | None) -> list[torch.Tensor]:
         """The keys that each query sees, per pair: bool [L, L]. `window` limits the distance."""
-        if window not in self._masks:
-            self._masks[window] = [
+        masks: list[torch.Tensor] = self.keep(
+            ("masks", window),
+            lambda: [
                 pair_mask(*segment, window=window, device=self.device) for segment in self.segments
-            ]
-        return self._masks[window]
+            ],
+        )
+        return masks
 
-    @cached_property
+    @property
     def key_index(self) -> torch.Tensor:
-        """Keys of `[prefix + chosen], [prefix + rejected], ...`: indices into T, int64.
+        """Keys of `[prefix + chosen], [prefix + rejected], ...`: indices into T, int64 [U].
 
         Keys of a prefix come twice, once for each branch.
         """
+        return self._gather_indices[0]
+
+    @property
+    def key_copies(self) -> torch.Tensor:
+        """Copies of each key in turn: indices into U, int64 [U]; the inverse of `key_index`."""
+        return self._gather_indices[1]
+
+    @property
+    def key_copy_begins(self) -> torch.Tensor:
+        """Begin of each key's part of `key_copies`: int64 [T]."""
+        return self._gather_indices[2]
+
+    @cached_property
+    def _gather_indices(self) -> tuple[torch.Tensor, ...]:
+        """`key_index`, `key_copies` and `key_copy_begins`, copied to the device as one tensor."""
         parts, offset = [], 0
         for (prefix, chosen, _), length in zip(self.segments, self.lengths, strict=True):
             branch = offset + prefix + chosen
@@ -51,7 +79,11 @@ class SharedPrefixLayout:
                 torch.arange(branch, offset + length),
             ]
             offset += length
-        return to_device(torch.cat(parts), self.device)
+        index = torch.cat(parts)
+        keys, copies = index.sort(stable=True)
+        indices = (index, copies, torch.searchsorted(keys, torch.arange(offset)))
+        moved = to_device(torch.cat(indices), self.device)
+        return moved.split([len(part) for part in indices])
 
     @cached_property
     def query_lengths(self) -> list[int]:
@@ -105,3 +137,42 @@ def pair_mask(
         position = torch.where(index < branch, index, index - chosen)
         visible &= position[:, None] - position[None, :] < window
     return visible
+
+
+def gather_keys(states_TKD: torch.Tensor, layout: SharedPrefixLayout) -> torch.Tensor:
+    """Keys or values in the order of `layout.key_index`: [T, K, D] -> [U, K, D].
+
+    The gradient is the same in every run, unlike that of `index_select`, which adds up in the
+    order in which a GPU's threads arrive.
+    """
+    gathered = _GatherKeys.apply(
+        states_TKD, layout.key_index, layout.key_copies, layout.key_copy_begins
+    )
+    assert isinstance(gathered, torch.Tensor)
+    return gathered
+
+
+class _GatherKeys(torch.autograd.Function):
+    """`index_select`, whose backward pass sums the copies of each key without atomics.
+
+    The sum is an embedding bag: one kernel that reads each copy's gradient once, adds up in float32
+    or better and writes each key's gradient once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_TKD: torch.Tensor,
+        index_U: torch.Tensor,
+        copies_U: torch.Tensor,
+        begins_T: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(copies_U, begins_T)
+        return states_TKD.index_select(0, index_U)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_UKD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        copies_U, begins_T = ctx.saved_tensors
+        grad_TE = F.embedding_bag(copies_U, grad_UKD.flatten(1), begins_T, mode="sum")
+        return grad_TE.unflatten(1, grad_UKD.shape[1:]), None, None, None

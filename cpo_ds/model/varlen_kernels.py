@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cpo_ds.model.shared_prefix import SharedPrefixLayout, States
+from cpo_ds.model.shared_prefix import SharedPrefixLayout, States, gather_keys
 
 
 def _varlen_arguments(states: States, layout: SharedPrefixLayout) -> tuple[Any, ...]:
@@ -18,7 +18,7 @@ def _varlen_arguments(states: States, layout: SharedPrefixLayout) -> tuple[Any, 
     Each branch is a sequence of its own there, and keys of the prefix are copied for both.
     """
     query, key, value = (state.transpose(0, 1) for state in states)
-    key, value = (state.index_select(0, layout.key_index) for state in (key, value))
+    key, value = (gather_keys(state, layout) for state in (key, value))
     longest = max(layout.query_lengths), max(layout.key_lengths)
     return query, key, value, layout.query_ends, layout.key_ends, *longest
 
