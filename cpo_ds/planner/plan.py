@@ -77,7 +77,7 @@ def make_plan(
     # The recipe as it is.
     memory = memory_of(config, zero)
     time = None
-    if device is not None and config.model.dtype != "float32":  # peaks are known for 16 bits only
+    if device is not None and device.knows_peak(config.model.dtype):
         cluster = Cluster(device, gpus, nodes)
         time = time_plan(config, weights, zero, outlines.matrices(config), cluster, pairs)
     # The alternatives: each DeepSpeed file, with all parameters trained and with an adapter.

@@ -58,7 +58,8 @@ def _verdict(plan: Plan) -> list[str]:
 
 def _time(plan: Plan) -> list[str]:
     if plan.time is None and plan.device is not None:
-        return ["Time: none, since the speeds known of GPUs are for 16 bits a number, not float32."]
+        dtype = plan.config.model.dtype
+        return [f"Time: none, since no speed of {plan.device.name} in {dtype} is known."]
     if plan.time is None:
         return ["Time: give --device NAME for an estimate."]
     step = plan.time.step
