@@ -23,8 +23,10 @@ class ModelConfig(Section):
     adapter_mode: Literal["continue", "merge"] = Field(
         "continue", description="continue to train that adapter, or merge it into the policy first"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "bfloat16", description="precision of weights and activations"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "bfloat16",
+        description="precision of weights and activations; auto: bfloat16 if the devices are "
+        "faster in it, else float32",
     )
     attention: Literal["auto", "reference", "sdpa", "torch_varlen", "flash_attn"] = Field(
         "auto", description="attention backend"

@@ -11,6 +11,7 @@ from cpo_ds.config import Config
 from cpo_ds.engine.settings import DeepSpeedSettings, read_deepspeed_settings
 from cpo_ds.errors import NonFiniteError, Stopped, UserError
 from cpo_ds.export.folder import write_pretrained
+from cpo_ds.model.precision import with_precision
 from cpo_ds.ranks.logs import RankLog
 from cpo_ds.ranks.quiet import silence_after_import
 from cpo_ds.ranks.ranks import Ranks, init_ranks
@@ -34,8 +35,9 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
 
     Raises `UserError`, `NonFiniteError`, and `Stopped` if the run was asked to stop.
     """
-    settings = read_deepspeed_settings(config)
     ranks = init_ranks(config.train.stall_minutes)
+    config, precision = with_precision(config, ranks)
+    settings = ranks.everywhere(lambda: read_deepspeed_settings(config))
     stop = StopRequest(config.train.max_hours)
     stop.listen()
     if not verbose:
@@ -49,6 +51,8 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     # From here on each rank writes its own log, and a lost or hung rank ends the run.
     log = RankLog(ranks.rank, folder)
     log.open()
+    if precision:
+        ranks.say(precision)
     with Watch(ranks, folder, config.train.stall_minutes, log.console):
         _train_and_export(config, settings, ranks, stop)
         ranks.wait_for_all()

@@ -55,6 +55,18 @@ def test_dpo_on_a_continued_adapter_is_planned_by_shape(capsys):
     assert "reference model" not in sizes[0] or sizes[0]["reference model"] == 0
 
 
+def test_auto_takes_the_precision_that_the_planned_gpu_computes(capsys):
+    options = ("--shape", "tiny", "--model.dtype", "auto")
+    for device, dtype in (("H100", "bfloat16"), ("T4", "float32"), ("V100-32GB", "float32")):
+        code, text, _ = plan(capsys, *options, "--device", device)
+        assert code == 0 and f"{dtype}, cpo" in text
+    assert "Time: none, since no speed of V100-32GB in float32 is known" in text
+    code, text, _ = plan(capsys, *options, "--gpu-memory", "40")
+    assert code == 0 and "bfloat16, cpo" in text
+    code, text, _ = plan(capsys, "--shape", "tiny", "--device", "T4")  # the recipe's bfloat16
+    assert code == 0 and "no speed of T4 in bfloat16" in text
+
+
 def test_too_little_room_is_an_answer_with_advice(capsys):
     code, text, _ = plan(capsys, "--shape", "tiny", "--gpu-memory", "0.9", "--gpus", "1")
     assert code == 0 and "GiB are missing" in text and "No batch.tokens_per_rank" in text
@@ -65,7 +77,7 @@ def test_too_little_room_is_an_answer_with_advice(capsys):
     ("words", "said"),
     [
         (("--shape", "huge", "--device", "H100"), "there is no shape huge"),
-        (("--shape", "tiny", "--device", "T4"), "there is no device T4"),
+        (("--shape", "tiny", "--device", "P100"), "there is no device P100"),
         (("--shape", "tiny"), "Give --device NAME or --gpu-memory GIB"),
         (("--shape", "tiny", "--device", "H100", "--gpus", "0"), "--gpus is 0"),
         (("--shape", "tiny", "--gpu-memory", "nan"), "--gpu-memory is nan"),
