@@ -124,6 +124,9 @@ class TrainConfig(Section):
     epochs: int = Field(1, gt=0, description="passes over the data")
     max_steps: int | None = Field(None, gt=0, description="stop after this step; none: no limit")
     seed: int = Field(42, ge=0, lt=2**32, description="seed of order, initialization and dropout")
+    deterministic: bool = Field(
+        False, description="make every run on the same GPUs give the same bits, at some cost of time"
+    )
     eval_every_steps: int | None = Field(
         None, gt=0, description="steps between evaluations; none: only before and after training"
     )

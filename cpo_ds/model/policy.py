@@ -1,4 +1,7 @@
-"""The module that DeepSpeed wraps: `PackedBatch` in, log-probs of both completions out."""
+"""The module that DeepSpeed wraps: `PackedBatch` in, log-probs of both completions out.
+
+Shape suffixes: S scored tokens, P pairs, E width of the model, V words.
+"""
 
 from __future__ import annotations
 
@@ -78,6 +81,17 @@ class PolicyModel(nn.Module):
         )
 
 
-def _sum_by_pair(logps: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Sums over the tokens of each pair: [S] -> [P]."""
-    return logps.new_zeros(batch.num_pairs).index_add(0, batch.score_pairs, logps)
+def _sum_by_pair(logps_S: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Sums over the tokens of each pair, in the same order in every run: [S] -> [P].
+
+    `index_add` would be shorter, but on a GPU it adds in any order. A matrix product would carry a
+    value that is not finite into the sums of all pairs.
+    """
+    # Each pair gets a row that is at least as long as its tokens; unused places stay zero.
+    length = max(map(sum, batch.segment_lengths))
+    pairs_S = batch.score_pairs  # sorted, so that a search finds each pair's first token
+    in_row_S = torch.arange(len(pairs_S), device=pairs_S.device)
+    in_row_S = in_row_S - torch.searchsorted(pairs_S, pairs_S)
+    places = logps_S.new_zeros(batch.num_pairs * length)
+    filled = places.index_copy(0, pairs_S * length + in_row_S, logps_S)
+    return filled.view(batch.num_pairs, length).sum(1)

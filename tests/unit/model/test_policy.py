@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import plain_logps, random_pairs, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpo_ds.data.pack import pack
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_policy
-from cpo_ds.model.policy import PolicyModel
+from cpo_ds.model.policy import PolicyModel, _sum_by_pair
 from cpo_ds.recipe import parse_config
 
 
@@ -129,3 +130,33 @@ def test_attention_is_registered_with_transformers_and_models_stay_unpatched(
     policy = load(tmp_path)
     assert policy.causal_lm.config._attn_implementation == registered_name("sdpa")
     assert type(policy.causal_lm.model.layers[0].self_attn).forward.__code__ == before.__code__
+
+
+class Operations(TorchDispatchMode):
+    """Remembers the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func._schema.name.removeprefix("aten::").rstrip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_sums_by_pair_use_no_operation_that_adds_in_any_order_on_a_gpu() -> None:
+    batch = pack(random_pairs(7, seed=4), (4, 0, 6, 1))
+    logps = torch.randn(len(batch.score_pairs), dtype=torch.float64, requires_grad=True)
+    with Operations() as operations:
+        sums = _sum_by_pair(logps, batch)
+        sums.backward(torch.arange(1.0, 5.0, dtype=torch.float64))
+    assert not operations.names & {"index_add", "scatter_add", "index_put", "cumsum"}
+    expected = logps.new_zeros(4).index_add(0, batch.score_pairs, logps.detach())
+    torch.testing.assert_close(sums.detach(), expected)
+    assert torch.equal(logps.grad, batch.score_pairs + 1.0)
+
+
+def test_a_pair_that_is_not_finite_leaves_the_sums_of_others_alone() -> None:
+    batch = pack(random_pairs(3, seed=4), (0, 1, 2))
+    logps = torch.where(batch.score_pairs == 1, torch.nan, 1.0)
+    assert _sum_by_pair(logps, batch).isfinite().tolist() == [True, False, True]
