@@ -20,6 +20,7 @@ from typing import TextIO
 import torch.distributed as dist
 
 from cpo_ds.errors import EXIT_RANK_LOST, NonFiniteError, Stopped, UserError
+from cpo_ds.ranks.connections import a_connection_broke
 from cpo_ds.ranks.liveness import Beat, ByteWatch, count_work, own_beat, ranks_behind, work_done
 from cpo_ds.ranks.logs import last_words, log_file
 from cpo_ds.ranks.processes import RankProcess, is_running, own_process
@@ -82,7 +83,7 @@ class Watch:
             faulthandler.cancel_dump_traceback_later()
             self._remove_empty_stacks()
         elif is_loss_of_others(error):
-            self._silence_limit = min(_SILENT_AFTER_BREAK_SECONDS, SILENT_SECONDS)
+            self._expect_loss()
         else:
             self._report(error)
 
@@ -116,6 +117,8 @@ class Watch:
                 if rank not in last_beats or last_beats[rank].work != beat.work:
                     progress_at = now
             last_beats = beats
+            if a_connection_broke():
+                self._expect_loss()
 
             # Propose a verdict; all ranks, this one too, read it at their next beat.
             lost = [p for p in self._processes if self._is_lost(p, now - heard_at[p.rank])]
@@ -127,6 +130,10 @@ class Watch:
             if message:
                 with contextlib.suppress(*NO_ANSWER):  # asked again after the next beat
                     self._store.decide(Verdict(message, [process.rank for process in lost]))
+
+    def _expect_loss(self) -> None:
+        """Waits less for silent ranks from now on, since a connection to one of them broke."""
+        self._silence_limit = min(_SILENT_AFTER_BREAK_SECONDS, SILENT_SECONDS)
 
     def _arm_stacks(self) -> None:
         """Puts off the dump of this process's stacks whenever its count of work has changed.

@@ -107,8 +107,13 @@ def test_a_start_and_an_export_longer_than_the_limit_are_no_hang(tmp_path: Path)
     assert (tmp_path / "out" / "export" / "model.safetensors").exists()
 
 
-def test_no_group_of_ranks_gives_up_before_the_watch_does(tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, train={"max_steps": 1, "stall_minutes": 3000})
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_no_group_of_ranks_gives_up_before_the_watch_does(tmp_path: Path, stage: int) -> None:
+    recipe = small_recipe(
+        tmp_path,
+        train={"max_steps": 1, "stall_minutes": 3000},
+        stage=stage,
+    )
     options = [str(tmp_path / "limits"), "--config", str(recipe)]
     options += ["--output_dir", str(tmp_path / "out")]
     for done in on_ranks(faults.write_limits, options, ranks=2):
@@ -134,6 +139,15 @@ def test_a_stopped_process_is_named(recipe: Path) -> None:
     _, second = on_ranks(faults.suspend, [2, *options], ranks=2, timeout=60)
     assert second.code == 5, second.output
     assert re.search(rf"rank 0 on host {HOST} \(process \d+\) ended or cannot", second.output)
+
+
+def test_a_rank_whose_connection_broke_is_named_sooner(recipe: Path) -> None:
+    output = recipe.parent / "broken"
+    options = ["--config", str(recipe), "--output_dir", str(output)]
+    worker = faults.suspend_with_a_broken_connection
+    first, _ = on_ranks(worker, [2, *options], ranks=2, timeout=60)
+    assert first.code == 5, first.output
+    assert re.search(r"rank 1 on host host-1 \(process \d+\) ended or cannot", first.output)
 
 
 def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -142,6 +143,33 @@ def suspend(step: int, *arguments: str) -> int:
     with (
         mock.patch.object(trainer, "plan", plan_or_stop),
         mock.patch.multiple(watch, SILENT_SECONDS=4.0, _GRACE_SECONDS=2.0),
+    ):
+        return main(list(arguments))
+
+
+def suspend_with_a_broken_connection(step: int, *arguments: str) -> int:
+    """Trains, but rank 1's process is suspended at a step; NCCL would tell rank 0 of it.
+
+    Each rank seems to be on a host of its own. Silence alone would take longer than the test.
+    """
+    plan, own_process = trainer.plan, watch.own_process
+    started_at: list[float] = []
+
+    def plan_or_stop(run: trainer.Run, now: int) -> Any:
+        if now == step and run.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        started_at.extend([time.monotonic()] if now == step else [])
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_or_stop),
+        mock.patch.object(watch, "a_connection_broke", lambda: bool(started_at)),
+        mock.patch.object(
+            watch, "own_process", lambda rank: replace(own_process(rank), host=f"host-{rank}")
+        ),
+        mock.patch.multiple(
+            watch, SILENT_SECONDS=300.0, _SILENT_AFTER_BREAK_SECONDS=3.0, _GRACE_SECONDS=2.0
+        ),
     ):
         return main(list(arguments))
 
