@@ -46,7 +46,7 @@ class Case:
     training: str = "full"  # or lora
     ranks: int = 1
     dtype: str = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | int = False
     pairs: int = 4  # in a micro-batch
 
     @property
@@ -141,7 +141,6 @@ def compare(measured: dict[str, Any], predicted: dict[str, float]) -> dict[str, 
 
 def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
     """The planner's estimates of a case, in MiB."""
-    from cpo_ds.planner.activations import pass_model
     from cpo_ds.planner.outlines import Outlines
     from cpo_ds.planner.plan import read_zero
     from cpo_ds.planner.states import ELEMENT_BYTES, state_memory
@@ -150,26 +149,21 @@ def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
     outlines, zero = Outlines(case.shape), read_zero(config)
     weights = outlines.weights(config)
     states = state_memory(weights, zero, case.dtype, case.ranks)
-    memory = pass_model(
-        outlines.build(config),
-        config,
-        flash=on_gpu and case.dtype != "float32",
-        saves_inputs=case.stage == 3 and case.training == "lora",
-        pair=PAIR,
-    ).at(case.tokens)
-    passes, update = states.in_passes, states.in_update
+    passes = outlines.passes(config, stage=case.stage, gpu=on_gpu, pair=PAIR)
+    memory = passes.at(case.tokens)
+    in_passes, update = states.in_passes, states.in_update
     grows = untouched = 0.0
     if not on_gpu:  # only the part of a buffer that was written to is resident
         number = ELEMENT_BYTES[case.dtype]
         used = number * min(zero.reduce_bucket, weights.num_trained)
         kept = used if states.keeps_all else 0.0
         untouched = states.buckets - kept if states.keeps_all else 0.0
-        passes += kept - states.buckets
+        in_passes += kept - states.buckets
         update += kept - (states.buckets if states.keeps_buckets else 0.0)
         # At stage 2 the bucket, its copy and this rank's gradients fill as activations are freed.
         part = number * weights.num_trained / case.ranks
         grows = 2 * used + part if case.stage == 2 else 0.0
-    total = max(passes + max(memory.peak, grows), update)
+    total = max(in_passes + max(memory.peak, grows), update)
     return {
         "at_rest_mib": states.at_rest / MIB,
         "before_update_mib": states.before_update / MIB,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cpo_ds.objective import LossConfig
 from cpo_ds.section import Section
@@ -31,8 +31,20 @@ class ModelConfig(Section):
     attention: Literal["auto", "reference", "sdpa", "torch_varlen", "flash_attn"] = Field(
         "auto", description="attention backend"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    gradient_checkpointing: bool | int | Literal["auto"] = Field(
+        False,
+        description="recompute activations to save memory: of all layers, of none, of as many from "
+        "the first on, or auto, the fewest by the planner's estimate",
+    )
     head_chunk_tokens: int = Field(512, gt=0, description="scored tokens per chunk of logits")
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _check_layers(cls, value: object) -> object:
+        is_number = isinstance(value, int) and value >= 0  # true and false are numbers too
+        if not is_number and value != "auto":
+            raise ValueError(f"must be true, false, auto or a number of layers, but is {value!r}")
+        return value
 
 
 class DataConfig(Section):
@@ -184,7 +196,11 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
-    deepspeed: str = Field("zero3", description="DeepSpeed file: a shipped one's name, or a path")
+    deepspeed: str = Field(
+        "zero3",
+        description="DeepSpeed file: a shipped one's name, a path, or auto, the first of zero0, "
+        "zero2, zero3 and zero3-offload that fits by the planner's estimate",
+    )
     output_dir: str = Field("runs/default", description="folder for everything that the run writes")
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ import argparse
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,9 @@ from pydantic.fields import FieldInfo
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
+
+# What `deepspeed: auto` chooses from, the one that sends least first.
+DEEPSPEED_CHOICES = ("zero0", "zero2", "zero3", "zero3-offload")
 
 
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
@@ -90,6 +94,12 @@ def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
     return path, settings
 
 
+def read_deepspeed_files(config: Config) -> list[tuple[Path, dict[str, Any]]]:
+    """Reads the DeepSpeed file that a recipe names, or all that `auto` chooses from."""
+    names = DEEPSPEED_CHOICES if config.deepspeed == "auto" else (config.deepspeed,)
+    return [read_deepspeed_file(config.model_copy(update={"deepspeed": name})) for name in names]
+
+
 def keeps_local_checkpoints(settings: dict[str, Any]) -> bool:
     """Whether each host keeps its part of a checkpoint on a disk of its own."""
     checkpoint = settings.get("checkpoint")
@@ -146,14 +156,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def type_name(field: FieldInfo) -> str:
     """A field's type for `--help`: `int`, `auto|never`, `str or none`..."""
-    annotation = field.annotation
+    return _type_text(field.annotation)
+
+
+def _type_text(annotation: Any) -> str:
     choices = [c for c in get_args(annotation) if isinstance(c, str)]
     if choices:
         return "|".join(choices)
     if _section_of(annotation):
         return "none, or the fields below"
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("NoneType", "none").replace("None", "none").replace(" | ", " or ")
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_type_text(part) for part in get_args(annotation))
+    text = annotation.__name__ if type(annotation) is type else str(annotation)
+    return text.replace("NoneType", "none")
 
 
 def default_text(field: FieldInfo) -> str:

@@ -32,10 +32,10 @@ FLOORS: list[dict[str, str]] = [
     {"storage": "files and folders", "ranks": "many processes"},
     {"data": "rows to batches", "model": "policy, log-probs", "losses": "formulas"},
     {"engine": "DeepSpeed"},
-    {"checkpoint": "save and resume"},
+    {"checkpoint": "save and resume", "planner": "memory, time"},
     {"export": "Hugging Face folders"},
     {"run": "training"},
-    {"planner": "memory, time", "scoring": "COMET, chrF", "doctor": "checks of hosts"},
+    {"scoring": "COMET, chrF", "doctor": "checks of hosts"},
     {"prepare": "candidates to pairs"},
     {"train": "the script", "cli": "cpo-ds"},
 ]

@@ -11,14 +11,14 @@ from __future__ import annotations
 import sys
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
-from cpo_ds.recipe import load_config, read_deepspeed_file
+from cpo_ds.recipe import load_config, read_deepspeed_files
 
 
 def main(argv: list[str]) -> int:
     """Prints the output_dir; returns 0, or 2 if an argument or a file is wrong."""
     try:
         config, _ = load_config(argv)
-        read_deepspeed_file(config)
+        read_deepspeed_files(config)
     except UserError as error:
         print(f"cpo_ds: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

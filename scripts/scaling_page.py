@@ -81,7 +81,7 @@ def compute(model: str, cluster: Cluster, tokens: int) -> float:
     total = tokens * cluster.ranks
     scored = total * SCORED_TOKENS / PAIR_TOKENS
     flops = step_flops(weights, total, scored, trains_adapter=False)
-    flops += recomputed_flops(weights, total, scored, trains_adapter=False, checkpoints_body=True)
+    flops += recomputed_flops(weights, total, scored, trains_adapter=False, recomputed_share=1.0)
     return compute_seconds(flops, cluster)
 
 

@@ -82,6 +82,26 @@ def find_checkpoint(
     )
 
 
+def stage_to_resume(checkpoint: CheckpointConfig, folder: Path) -> int | None:
+    """The ZeRO stage of the first readable checkpoint to resume from; None to start a new run.
+
+    It changes nothing in the folder, so it may be called before the folder is locked.
+    """
+    named = Path(checkpoint.resume)
+    if checkpoint.resume == "never":
+        return None
+    if checkpoint.resume == "auto":
+        candidates = resume_candidates(folder)
+    else:
+        candidates = [named] if named.name.startswith("step-") else resume_candidates(named)
+    for path in candidates:
+        try:
+            return read_manifest(path).zero_stage
+        except DamagedCheckpoint:
+            continue
+    return None
+
+
 def _candidates(
     checkpoint: CheckpointConfig, folder: Path
 ) -> tuple[list[Path], tuple[str, bool] | None]:

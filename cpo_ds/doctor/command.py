@@ -181,16 +181,16 @@ def _planned_run(arguments: argparse.Namespace, environment: dict[str, str]) -> 
 
 def _with_recipe(planned: PlannedRun, argv: list[str]) -> PlannedRun:
     """Adds the files, models, data and output folder of a recipe. Raises `UserError`."""
-    from cpo_ds.recipe import keeps_local_checkpoints, load_config, read_deepspeed_file
+    from cpo_ds.recipe import keeps_local_checkpoints, load_config, read_deepspeed_files
 
     config, options = load_config(argv)
-    deepspeed, settings = read_deepspeed_file(config)
+    deepspeed = read_deepspeed_files(config)  # several if the recipe leaves the choice to the run
     model, data = config.model, config.data
     return dataclasses.replace(
         planned,
         output=Path(config.output_dir).absolute(),
-        local_checkpoints=keeps_local_checkpoints(settings),
-        files=(Path(options.config).absolute(), deepspeed.absolute()),
+        local_checkpoints=any(keeps_local_checkpoints(settings) for _, settings in deepspeed),
+        files=(Path(options.config).absolute(), *(path.absolute() for path, _ in deepspeed)),
         models=_paths(model.name_or_path, model.adapter),
         data=_paths(data.path, data.eval_path),
     )

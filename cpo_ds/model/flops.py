@@ -75,13 +75,13 @@ def recomputed_flops(
     scored_tokens: float,
     *,
     trains_adapter: bool,
-    checkpoints_body: bool,
+    recomputed_share: float,
 ) -> float:
     """Floating-point operations that a step does a second time, to hold less in memory.
 
-    Gradient checkpointing repeats the body's forward pass. A trained head repeats its own, since
-    its logits are not kept (see `logprobs`).
+    Gradient checkpointing repeats the forward pass of a share of the body's layers. A trained head
+    repeats its own, since its logits are not kept (see `logprobs`).
     """
-    body = 2 * weights.body * tokens if checkpoints_body else 0
+    body = 2 * weights.body * tokens * recomputed_share
     head = 0 if trains_adapter else 2 * weights.head * scored_tokens
     return body + head

@@ -26,6 +26,7 @@ from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import unavailable
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.model.recomputation import recompute_layers
 
 # Models for which the packed layout is exact, each one tested. They are decoders whose tokens
 # influence each other only through attention from transformers' registry and through positions.
@@ -118,8 +119,7 @@ def load_policy(
     # The fingerprint is of the weights in the files, before any adapter changes them.
     fingerprint = weights_fingerprint(causal_lm, _sum_over_ranks)
     disable_dropout(causal_lm)
-    if model.gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(causal_lm, model.gradient_checkpointing)
     language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
     policy = PolicyModel(language_model, head_transform(model_config, model), fingerprint)
     _check_head(policy)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
 from typing import Any
 from unittest import mock
 
@@ -24,8 +23,10 @@ from cpo_ds.data.pack import pack
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.load import disable_dropout, head_transform
 from cpo_ds.model.policy import PolicyModel
-from cpo_ds.model.shared_prefix import SharedPrefixLayout
+from cpo_ds.model.recomputation import recompute_layers
+from cpo_ds.model.shared_prefix import SharedPrefixLayout, gather_keys
 from cpo_ds.planner.memory_trace import MemoryTrace
+from cpo_ds.planner.passes import DepthModel, PassMemory, depth_model
 from cpo_ds.schema import PackedBatch, TokenizedPair
 
 # Tokens of a pair's shared prefix, chosen and rejected translation: means of 4,000 WMT22 pairs.
@@ -34,95 +35,37 @@ TYPICAL_PAIR = (55, 45, 45)
 _FLASH = "cpo_ds_planned"
 
 
-@dataclass(frozen=True)
-class PassMemory:
-    """Bytes of one micro-batch, without weights and their gradients."""
-
-    held: float  # kept from the body's forward pass to its backward pass
-    head: float  # peak while the head runs forward and backward, `held` included
-    body: float  # peak while the body runs
-
-    @property
-    def peak(self) -> float:
-        """Largest of all peaks."""
-        return max(self.head, self.body)
-
-
-@dataclass(frozen=True)
-class PassModel:
-    """`PassMemory` as a linear function of the tokens in a micro-batch.
-
-    It is linear since flash kernels keep no matrix of tokens by tokens.
-    """
-
-    per_token: PassMemory
-    fixed: PassMemory
-
-    def at(self, tokens: float) -> PassMemory:
-        """Bytes of a micro-batch of `tokens` tokens; a shared prefix counts once."""
-        held, head, body = (
-            getattr(self.per_token, name) * tokens + getattr(self.fixed, name)
-            for name in ("held", "head", "body")
-        )
-        return PassMemory(held, head, body)
-
-    def most_tokens(self, room: float) -> int:
-        """Tokens of the largest micro-batch whose peak fits into `room` bytes; 0 if none does."""
-        limits = (
-            (room - getattr(self.fixed, name)) / max(getattr(self.per_token, name), 1e-9)
-            for name in ("head", "body")
-        )
-        return max(0, int(min(limits)))
-
-
-def pass_model(
+def measure_passes(
     language_model: Any,
     config: Config,
     *,
+    recomputes: bool,
     flash: bool,
     saves_inputs: bool,
     pair: tuple[int, int, int] = TYPICAL_PAIR,
-) -> PassModel:
-    """Measures two sizes of micro-batch and draws a line through them.
+) -> DepthModel:
+    """Measures two depths and two sizes of micro-batch, and draws lines through them.
 
-    `language_model` is an outline on the meta device; it is used up. `flash` is whether attention
-    runs in a flash kernel (16 bits on a GPU) rather than in torch's fused attention under a mask.
-    `saves_inputs` is whether every linear layer keeps its input: under ZeRO-3 DeepSpeed replaces
-    torch's function by one that does. `pair` gives the tokens of (prefix, chosen, rejected).
+    `language_model` is an outline on the meta device; it is used up. `recomputes` is whether all of
+    its layers recompute their activations, or none. `flash` is whether attention runs in a flash
+    kernel (16 bits on a GPU) rather than in torch's fused attention under a mask. `saves_inputs` is
+    whether every linear layer keeps its input: under ZeRO-3 DeepSpeed replaces torch's function by
+    one that does. `pair` gives the tokens of (prefix, chosen, rejected).
     """
     # As many pairs as fill a chunk of the head, rounded up.
     fewest = -(-config.model.head_chunk_tokens // sum(pair[1:]))
-    batches = fewest, 2 * fewest
     # Run models of two small depths: layers are alike, and a deep model takes long.
     with FakeTensorMode(allow_non_fake_inputs=True), _linear(saves_inputs):
-        policy = _policy(language_model, config, flash)
+        policy = _policy(language_model, config, recomputes=recomputes, flash=flash)
         decoder = policy.causal_lm.get_decoder()
-        depth = len(decoder.layers)
-        runs = {}
-        for layers in sorted({min(depth, 4), min(depth, 2)}, reverse=True):
+        deep = min(len(decoder.layers), 4)
+        runs: dict[int, tuple[PassMemory, PassMemory]] = {}
+        for layers in sorted({deep, 2 if deep > 2 else 1}, reverse=True):
             decoder.layers = decoder.layers[:layers]
-            runs[layers] = [_run(policy, _batch(pairs, pair)) for pairs in batches]
-    # Extrapolate to the real depth, then to any number of tokens.
-    small, large = (
-        _at_depth({layers: run[size] for layers, run in runs.items()}, depth) for size in (0, 1)
-    )
+            small, large = (_run(policy, _batch(pairs, pair)) for pairs in (fewest, 2 * fewest))
+            runs[layers] = small, large
     tokens = fewest * sum(pair)
-    slope = _combine(large, small, 1 / tokens, -1 / tokens)
-    return PassModel(slope, _combine(small, slope, 1.0, -tokens))
-
-
-def _at_depth(runs: dict[int, PassMemory], depth: int) -> PassMemory:
-    """Memory of a model of `depth` layers, extrapolated from runs of shallower ones."""
-    deep, shallow = max(runs), min(runs)
-    if deep == shallow:
-        return runs[deep]
-    share = (depth - deep) / (deep - shallow)
-    return _combine(runs[deep], runs[shallow], 1 + share, -share)
-
-
-def _combine(one: PassMemory, other: PassMemory, a: float, b: float) -> PassMemory:
-    """Returns a * one + b * other, field by field."""
-    return PassMemory(*(a * x + b * y for x, y in zip(astuple(one), astuple(other), strict=True)))
+    return depth_model((tokens, 2 * tokens), runs)
 
 
 def _run(policy: PolicyModel, batch: PackedBatch) -> PassMemory:
@@ -151,13 +94,12 @@ def _drop_gradient(parameter: nn.Parameter) -> None:
     parameter.grad = None
 
 
-def _policy(language_model: Any, config: Config, flash: bool) -> PolicyModel:
+def _policy(language_model: Any, config: Config, *, recomputes: bool, flash: bool) -> PolicyModel:
     """Builds the policy like `model.load.load_policy`, but on fake CPU tensors."""
     base = getattr(language_model, "get_base_model", lambda: language_model)()
     disable_dropout(base)
     base.set_attn_implementation(_FLASH if flash else registered_name("sdpa"))
-    if config.model.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(base, recomputes)
     policy = PolicyModel(language_model, head_transform(base.config, config.model))
     _allocate(policy)
     return policy.train()
@@ -223,8 +165,7 @@ def _stand_in_flash(
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
     query_THD, key_TKD, value_TKD = (state[0].transpose(0, 1) for state in (query, key, value))
-    key_UKD = key_TKD.index_select(0, shared_prefix.key_index)
-    value_UKD = value_TKD.index_select(0, shared_prefix.key_index)
+    key_UKD, value_UKD = (gather_keys(state, shared_prefix) for state in (key_TKD, value_TKD))
     return _StandInFlash.apply(query_THD, key_UKD, value_UKD)[None], None
 
 

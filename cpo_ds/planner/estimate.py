@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from cpo_ds.config import Config
 from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.model.flops import MatrixWeights, recomputed_flops, step_flops
-from cpo_ds.planner.activations import TYPICAL_PAIR, PassModel
+from cpo_ds.planner.activations import TYPICAL_PAIR
 from cpo_ds.planner.communication import Cluster, zero_volume
+from cpo_ds.planner.passes import PassModel
 from cpo_ds.planner.states import ELEMENT_BYTES, StateMemory, Weights, state_memory
 from cpo_ds.planner.step_time import (
     HOST_BANDWIDTH,
@@ -109,8 +110,12 @@ def time_plan(
     matrices: MatrixWeights,
     cluster: Cluster,
     pairs: int | None,
+    recomputed_share: float,
 ) -> TimePlan:
-    """Expected times of a recipe. `pairs` is the size of the data set, None if unknown."""
+    """Expected times of a recipe. `pairs` is the size of the data set, None if unknown.
+
+    `recomputed_share` is that of the layers whose activations are recomputed.
+    """
     ranks, number = cluster.ranks, ELEMENT_BYTES[config.model.dtype]
     batch = config.batch
     count = micro_batches_per_step(batch.pairs, PAIR_TOKENS, ranks, batch.tokens_per_rank)
@@ -136,7 +141,7 @@ def time_plan(
         host += 2 * count * number * passed / ranks / HOST_BANDWIDTH
     on_gpu = 0.0 if zero.offload_optimizer else UPDATE_BYTES * part
     step = StepTime(
-        compute=compute_seconds(_flops(config, matrices), cluster),
+        compute=compute_seconds(_flops(config, matrices, recomputed_share), cluster),
         communication=communication_seconds(volume, cluster),
         update=on_gpu / (cluster.device.memory_bandwidth * 1e9),
         host=host,
@@ -150,7 +155,7 @@ def time_plan(
     return TimePlan(step, count, steps)
 
 
-def _flops(config: Config, matrices: MatrixWeights) -> float:
+def _flops(config: Config, matrices: MatrixWeights, recomputed_share: float) -> float:
     """Floating-point operations of a step over all ranks, recomputation included."""
     tokens, scored_tokens = config.batch.pairs * PAIR_TOKENS, config.batch.pairs * SCORED_TOKENS
     needed = step_flops(
@@ -165,5 +170,5 @@ def _flops(config: Config, matrices: MatrixWeights) -> float:
         tokens,
         scored_tokens,
         trains_adapter=config.trains_adapter,
-        checkpoints_body=config.model.gradient_checkpointing,
+        recomputed_share=recomputed_share,
     )

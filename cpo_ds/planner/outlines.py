@@ -9,8 +9,10 @@ from cpo_ds.config import Config, LoraConfig
 from cpo_ds.errors import UserError
 from cpo_ds.model.flops import MatrixWeights, matrix_weights
 from cpo_ds.model.offline import outline
+from cpo_ds.model.recomputation import recomputed_layers
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.planner.activations import PassModel, pass_model
+from cpo_ds.planner.activations import TYPICAL_PAIR, measure_passes
+from cpo_ds.planner.passes import DepthModel, PassModel
 from cpo_ds.planner.states import Weights
 
 
@@ -18,11 +20,16 @@ class Outlines:
     """Builds a recipe's model without weights and measures it.
 
     `shape` names a model of `SHAPES` that stands in for the recipe's own; None takes the recipe's.
+    `suggests_shape` is whether a message about a missing model names them.
     """
 
-    def __init__(self, shape: str | None) -> None:
+    def __init__(self, shape: str | None, *, suggests_shape: bool = True) -> None:
         self._shape = shape
-        self._passes: dict[tuple[Any, ...], PassModel] = {}  # by the settings that decide them
+        self._suggests_shape = suggests_shape
+        # By the settings that decide them.
+        self._measured: dict[tuple[Any, ...], DepthModel] = {}
+        self._weights: dict[str, Weights] = {}
+        self._depth: int | None = None
 
     def build(self, config: Config) -> Any:
         """Returns the language model on the meta device. Raises `UserError` if it is missing."""
@@ -33,7 +40,7 @@ class Outlines:
                 shape_config(self._shape).save_pretrained(folder)
                 return outline(_with_model_folder(config, folder))
         except UserError as error:
-            if self._shape is not None:
+            if self._shape is not None or not self._suggests_shape:
                 raise
             names = ", ".join(SHAPES)
             raise UserError(
@@ -42,6 +49,13 @@ class Outlines:
 
     def weights(self, config: Config) -> Weights:
         """Numbers of weights by parameter, DPO's second model included."""
+        model = config.model.model_copy(update={"gradient_checkpointing": False})
+        key = repr((model, config.lora, config.loss))
+        if key not in self._weights:
+            self._weights[key] = self._count(config)
+        return self._weights[key]
+
+    def _count(self, config: Config) -> Weights:
         model = self.build(config)
         sizes: dict[bool, list[int]] = {True: [], False: []}  # by whether they are trained
         for parameter in model.parameters():
@@ -59,19 +73,53 @@ class Outlines:
         model = self.build(config)
         return matrix_weights(getattr(model, "get_base_model", lambda: model)())
 
-    def passes(self, config: Config, *, stage: int, gpu: bool = True) -> PassModel:
+    def depth(self, config: Config) -> int:
+        """The number of decoder layers, which no other setting changes."""
+        if self._depth is None:
+            model = self.build(config)
+            base = getattr(model, "get_base_model", lambda: model)()
+            self._depth = len(base.get_decoder().layers)
+        return self._depth
+
+    def passes(
+        self,
+        config: Config,
+        *,
+        stage: int,
+        gpu: bool = True,
+        pair: tuple[int, int, int] = TYPICAL_PAIR,
+    ) -> PassModel:
         """Memory of a forward and backward pass at a ZeRO stage."""
+        layers = self.depth(config)
+        count = recomputed_layers(config.model.gradient_checkpointing, layers)
+
+        def measured(recomputes: bool) -> DepthModel:
+            return self._depth_model(config, recomputes, stage, gpu, pair)
+
+        # Models with both kinds of layers are planned from those with one kind.
+        if count in (0, layers):
+            return measured(count > 0).at(layers)
+        return measured(False).with_recomputed(measured(True), layers, count)
+
+    def _depth_model(
+        self, config: Config, recomputes: bool, stage: int, gpu: bool, pair: tuple[int, int, int]
+    ) -> DepthModel:
+        """Measures passes, or looks them up if models with the same settings were measured."""
         saves_inputs = stage == 3 and config.trains_adapter
         key = (
-            config.model.dtype, config.model.gradient_checkpointing,
-            config.model.head_chunk_tokens, repr(config.lora), config.trains_adapter, saves_inputs,
+            config.model.dtype, config.model.head_chunk_tokens, repr(config.lora),
+            config.trains_adapter, saves_inputs, recomputes, gpu, pair,
         )  # fmt: skip
-        if key not in self._passes:
-            flash = gpu and config.model.dtype != "float32"
-            self._passes[key] = pass_model(
-                self.build(config), config, flash=flash, saves_inputs=saves_inputs
+        if key not in self._measured:
+            self._measured[key] = measure_passes(
+                self.build(config),
+                config,
+                recomputes=recomputes,
+                flash=gpu and config.model.dtype != "float32",
+                saves_inputs=saves_inputs,
+                pair=pair,
             )
-        return self._passes[key]
+        return self._measured[key]
 
 
 def _with_model_folder(config: Config, folder: str) -> Config:

@@ -11,6 +11,8 @@ from cpo_ds.devices import Device
 from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.errors import UserError
+from cpo_ds.model.recomputation import recomputed_layers
+from cpo_ds.planner.choice import settle
 from cpo_ds.planner.communication import Cluster
 from cpo_ds.planner.estimate import PAIR_TOKENS, MemoryPlan, TimePlan, memory_plan, time_plan
 from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
@@ -43,6 +45,8 @@ class Plan:
     device: Device | None
     table: list[Cell]
     advice: list[str]
+    choices: list[str]  # what `auto` stands for, and why
+    recomputed: tuple[int, int]  # layers whose activations are recomputed, of how many
 
 
 def make_plan(
@@ -61,6 +65,14 @@ def make_plan(
     Raises `UserError` if the recipe cannot be planned.
     """
     outlines, ranks = Outlines(shape), gpus * nodes
+    # Settle what the recipe leaves to the planner, as training would on these GPUs.
+    config, choices = settle(
+        config,
+        outlines,
+        lambda named: read_zero(named, gpus, nodes),
+        ranks=ranks,
+        memory_gib=memory_gib,
+    )
     zero = read_zero(config, gpus, nodes)
     weights = outlines.weights(config)
 
@@ -74,27 +86,38 @@ def make_plan(
             memory_gib=memory_gib,
         )
 
-    # The recipe as it is.
+    # The recipe.
+    depth = outlines.depth(config)
+    recomputed = recomputed_layers(config.model.gradient_checkpointing, depth)
     memory = memory_of(config, zero)
     time = None
     if device is not None and device.knows_peak(config.model.dtype):
         cluster = Cluster(device, gpus, nodes)
-        time = time_plan(config, weights, zero, outlines.matrices(config), cluster, pairs)
-    # The alternatives: each DeepSpeed file, with all parameters trained and with an adapter.
+        matrices = outlines.matrices(config)
+        time = time_plan(config, weights, zero, matrices, cluster, pairs, recomputed / depth)
+    # The alternatives.
+    table = _table(config, memory_of, gpus, nodes)
+    plan = Plan(
+        config, shape or config.model.name_or_path, zero, weights, ranks, memory, time, device,
+        table, [], choices, (recomputed, depth),
+    )  # fmt: skip
+    return replace(plan, advice=_advice(plan, memory_of))
+
+
+def _table(
+    config: Config, memory_of: Callable[..., MemoryPlan], gpus: int, nodes: int
+) -> list[Cell]:
+    """Each DeepSpeed file, with all parameters trained and with an adapter."""
     table = []
     for training, variant in (("full", full_variant(config)), ("LoRA", lora_variant(config))):
         for name in TABLE_FILES:
-            file = config.model_copy(update={"deepspeed": name})
+            file = variant.model_copy(update={"deepspeed": name})
             try:
                 settings = read_zero(file, gpus, nodes)
             except UserError:  # training refuses it too, as float16 at stage 0
                 continue
             table.append(Cell(name, training, memory_of(variant, settings)))
-    plan = Plan(
-        config, shape or config.model.name_or_path, zero, weights, ranks, memory, time, device,
-        table, [],
-    )  # fmt: skip
-    return replace(plan, advice=_advice(plan, memory_of))
+    return table
 
 
 def read_zero(config: Config, gpus: int = 1, nodes: int = 1) -> ZeroSettings:
@@ -121,10 +144,9 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
     # The recipe does not fit: name single changes that help, the cheapest first.
     if memory.most_tokens >= least:
         lines.append(f"batch.tokens_per_rank {memory.most_tokens} fits")
-    if not config.model.gradient_checkpointing:
-        model = config.model.model_copy(update={"gradient_checkpointing": True})
-        if memory_of(config.model_copy(update={"model": model}), plan.zero).fits:
-            lines.append("model.gradient_checkpointing true fits")
+    layers = _fewest_layers(plan, memory_of)
+    if layers is not None:
+        lines.append(f"model.gradient_checkpointing {layers} fits")
     training = _training(config)
     fitting = [c for c in plan.table if c.memory.fits]
     same = [c.zero for c in fitting if c.training == training]
@@ -137,6 +159,16 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
     if training == "full" and not same and any(c.training == "LoRA" for c in fitting):
         lines.append("a LoRA adapter fits (see the table)")
     return lines or ["nothing here fits: take a smaller model or GPUs with more memory"]
+
+
+def _fewest_layers(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> int | None:
+    """As few layers as make a recipe fit by recomputation; None if even all do not suffice."""
+    recomputed, depth = plan.recomputed
+    for layers in range(recomputed + 1, depth + 1):
+        model = plan.config.model.model_copy(update={"gradient_checkpointing": layers})
+        if memory_of(plan.config.model_copy(update={"model": model}), plan.zero).fits:
+            return layers
+    return None
 
 
 def _larger_micro_batch(plan: Plan) -> str:

@@ -25,8 +25,16 @@ def _head(plan: Plan) -> list[str]:
         f"{plan.model}: {weights.num_policy / 1e9:.2f} billion weights, {trained} trained "
         f"({weights.num_trained / 1e6:,.1f} million), {config.model.dtype}, {config.loss.name}",
         f"on {plan.ranks} {gpu} with {plan.memory.available / GIB:.1f} GiB each, "
-        f"{config.deepspeed}, batch.tokens_per_rank {config.batch.tokens_per_rank}",
+        f"{config.deepspeed}, batch.tokens_per_rank {config.batch.tokens_per_rank}, activations "
+        + _recomputation(*plan.recomputed),
+        *plan.choices,
     ]
+
+
+def _recomputation(count: int, depth: int) -> str:
+    """How many layers recompute their activations, in words."""
+    kept = {0: "kept", depth: "of all layers recomputed"}
+    return kept.get(count, f"of {count} of {depth} layers recomputed")
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -123,6 +131,9 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "fits": memory.fits,
         "largest_tokens_per_rank": memory.most_tokens,
         "advice": plan.advice,
+        "deepspeed": plan.config.deepspeed,
+        "recomputed_layers": plan.recomputed[0],
+        "choices": plan.choices,
         "time": time
         and {
             "step_seconds": time.step.total,

@@ -27,6 +27,7 @@ from cpo_ds.run.folder import (
     write_finished,
 )
 from cpo_ds.run.pairs import prepare_pairs
+from cpo_ds.run.planned import with_plan
 from cpo_ds.run.trainer import planned_steps, train
 from cpo_ds.storage.lock import hold_folder
 
@@ -39,6 +40,7 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     set_arithmetic(deterministic=config.train.deterministic)
     ranks = init_ranks(config.train.stall_minutes)
     config, precision = with_precision(config, ranks)
+    config, planned = with_plan(config, ranks)
     settings = ranks.everywhere(lambda: read_deepspeed_settings(config))
     stop = StopRequest(config.train.max_hours)
     stop.listen()
@@ -55,6 +57,8 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     log.open()
     if precision:
         ranks.say(precision)
+    for line in planned:
+        ranks.say(line)
     with Watch(ranks, folder, config.train.stall_minutes, log.console):
         _train_and_export(config, settings, ranks, stop)
         ranks.wait_for_all()

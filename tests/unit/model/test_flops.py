@@ -23,12 +23,14 @@ def test_step_flops_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trains_adapter", "checkpoints_body", "flops"),
+    ("trains_adapter", "recomputed_share", "flops"),
     [(True, False, 0), (True, True, 140_000), (False, False, 2000), (False, True, 142_000)],
 )
-def test_recomputed_flops_by_hand(trains_adapter: bool, checkpoints_body: bool, flops: int) -> None:
+def test_recomputed_flops_by_hand(
+    trains_adapter: bool, recomputed_share: float, flops: int
+) -> None:
     """A second forward pass: 2 * 70 * 1,000 for the body, 2 * 25 * 40 for a trained head."""
-    options = {"trains_adapter": trains_adapter, "checkpoints_body": checkpoints_body}
+    options = {"trains_adapter": trains_adapter, "recomputed_share": recomputed_share}
     assert recomputed_flops(WEIGHTS, 70, 25, **options) == flops
 
 

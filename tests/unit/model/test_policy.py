@@ -11,16 +11,18 @@ from helpers import plain_logps, random_pairs, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpo_ds.data.pack import pack
+from cpo_ds.errors import UserError
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_policy
 from cpo_ds.model.policy import PolicyModel, _sum_by_pair
 from cpo_ds.recipe import parse_config
 
 
-def load(folder: Path, **model: object) -> PolicyModel:
+def load(folder: Path, lora: dict | None = None, **model: object) -> PolicyModel:
     values = {
         "model": {"name_or_path": str(folder), "dtype": "float32", **model},
         "data": {"format": "sample"},
+        "lora": lora,
     }
     policy, _ = load_policy(parse_config(values, "test"), device=torch.device("cpu"))
     return policy
@@ -100,9 +102,9 @@ def test_frozen_head_gets_no_gradient_and_the_body_the_same_one(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("sharing", ["prompt", "none"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, 1])
 def test_sharing_and_gradient_checkpointing_change_nothing(
-    tmp_path: Path, sharing: str, checkpointing: bool
+    tmp_path: Path, sharing: str, checkpointing: bool | int
 ) -> None:
     model = tiny_model("qwen3").double()
     model.save_pretrained(tmp_path)
@@ -119,6 +121,38 @@ def test_sharing_and_gradient_checkpointing_change_nothing(
     torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
     # transformers' norms work in float32 whatever the model's dtype, which bounds the gradient.
     assert relative_error(second_gradient, first_gradient) < 1e-6
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_any_number_of_recomputed_layers_gives_the_same_bits(
+    tmp_path: Path, dropout: float
+) -> None:
+    tiny_model("llama", num_hidden_layers=4).save_pretrained(tmp_path)
+    lora = {"rank": 4, "alpha": 8, "dropout": dropout, "target_modules": ["down_proj"]}
+    results = []
+    for layers in (0, 1, 3, 4, True):
+        policy = load(tmp_path, lora=lora, gradient_checkpointing=layers).train()
+        decoder = policy.causal_lm.get_decoder().layers
+        recompute = [layer.gradient_checkpointing for layer in decoder]
+        count = 4 if layers is True else layers
+        assert recompute == [True] * count + [False] * (4 - count)
+        torch.manual_seed(5)
+        with torch.no_grad():  # a new adapter changes nothing
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        chosen, rejected = policy(pack(random_pairs(6), tuple(range(6))))
+        (chosen.square().sum() - rejected.sum()).backward()
+        gradients = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
+        results.append((chosen, rejected, torch.cat(gradients)))
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+def test_more_recomputed_layers_than_there_are_is_refused(tmp_path: Path) -> None:
+    tiny_model("llama", num_hidden_layers=2).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is 3, but the model has 2 layers"):
+        load(tmp_path, gradient_checkpointing=3)
 
 
 def test_attention_is_registered_with_transformers_and_models_stay_unpatched(

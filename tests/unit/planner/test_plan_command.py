@@ -16,14 +16,15 @@ def passes_measured_once():
     """Measures the passes of equal models once, since a measurement takes a second."""
     known = {}
 
-    def pass_model(model, config, **options):
+    def measure_passes(model, config, **options):
         weights = [(p.dtype, p.requires_grad) for p in model.parameters()]
-        key = str((model, weights, config.model.model_dump(exclude={"name_or_path"}), options))
+        same = {"name_or_path", "gradient_checkpointing"}
+        key = str((model, weights, config.model.model_dump(exclude=same), options))
         if key not in known:
-            known[key] = activations.pass_model(model, config, **options)
+            known[key] = activations.measure_passes(model, config, **options)
         return known[key]
 
-    with mock.patch.object(outlines, "pass_model", pass_model):
+    with mock.patch.object(outlines, "measure_passes", measure_passes):
         yield
 
 
@@ -93,6 +94,35 @@ def test_too_little_room_is_an_answer_with_advice(capsys):
 def test_what_cannot_be_planned_is_said(capsys, words, said):
     code, _, error = plan(capsys, *words)
     assert code == 2 and said in error and "Traceback" not in error
+
+
+def test_what_is_left_to_the_planner_is_settled_and_said(capsys):
+    left = ("--deepspeed", "auto", "--model.gradient_checkpointing", "auto", "--shape", "tiny")
+    code, text, _ = plan(capsys, *left, "--device", "H100", "--gpus", "1")
+    assert code == 0 and "deepspeed: auto takes zero0 (" in text
+    assert "auto recomputes 0 of 2 layers" in text and "activations kept" in text
+    code, text, _ = plan(capsys, *left, "--device", "H100", "--json")
+    values = json.loads(text)
+    assert values["deepspeed"] == "zero0" and values["recomputed_layers"] == 0
+
+
+def test_as_few_layers_as_make_a_recipe_fit_are_advised(capsys):
+    needs = ("--shape", "llama-25m", "--gpus", "1", "--deepspeed", "zero0")
+    sizes = {}
+    for layers in (6, 7):
+        options = ("--model.gradient_checkpointing", str(layers), "--gpu-memory", "9", "--json")
+        sizes[layers] = json.loads(plan(capsys, *needs, *options)[1])["total_gib"]
+    memory = f"{(sizes[6] + sizes[7]) / 2:.6f}"
+    options = ("--gpu-memory", memory, "--model.gradient_checkpointing", "2")
+    text = plan(capsys, *needs, *options)[1]
+    assert "- model.gradient_checkpointing 7 fits" in text
+    assert "activations of 2 of 10 layers recomputed" in text
+
+
+def test_more_layers_than_the_model_has_are_refused(capsys):
+    words = ("--shape", "tiny", "--device", "H100", "--model.gradient_checkpointing", "3")
+    code, _, error = plan(capsys, *words)
+    assert code == 2 and "gradient_checkpointing is 3, but the model has 2 layers" in error
 
 
 def test_other_commands_take_no_recipe_options(capsys):

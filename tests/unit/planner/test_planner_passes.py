@@ -1,15 +1,19 @@
 """Memory of forward and backward passes, measured on models without data."""
 
 import functools
+from itertools import pairwise
 
 import pytest
 from helpers import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cpo_ds.model.load import SUPPORTED_MODEL_TYPES
-from cpo_ds.planner.activations import PassMemory, PassModel
+from cpo_ds.model.recomputation import recompute_layers
+from cpo_ds.planner import activations
 from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.passes import PassMemory, PassModel
 from cpo_ds.recipe import parse_config
 
 
@@ -45,3 +49,35 @@ def test_checkpointing_needs_less_and_depth_is_extrapolated(tmp_path):
     assert held(4, True) < held(4, False) / 4
     three, four, nine = (held(layers, False) for layers in (3, 4, 9))
     assert nine == pytest.approx(four + 5 * (four - three), rel=1e-6)
+
+
+def recipe(folder, layers, **values):
+    model = {"name_or_path": str(folder), "gradient_checkpointing": layers, "head_chunk_tokens": 32}
+    return parse_config({"model": model, "data": {"format": "sample"}} | values, "test")
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "target_modules": ["down_proj"]}])
+def test_any_number_of_recomputed_layers_is_planned_exactly(lora, tmp_path):
+    """Planned from models of two depths, and measured in the whole model."""
+    tiny_config("llama", num_hidden_layers=6).save_pretrained(tmp_path)
+    outlines = Outlines(None)
+    pairs, tokens = 4, 4 * sum(activations.TYPICAL_PAIR)
+    for layers in (0, 1, 4, 5, 6):
+        config = recipe(tmp_path, layers, lora=lora)
+        planned = outlines.passes(config, stage=0).at(tokens)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            outline = outlines.build(config)
+            policy = activations._policy(outline, config, recomputes=False, flash=True)
+            recompute_layers(policy.causal_lm, layers)
+            batch = activations._batch(pairs, activations.TYPICAL_PAIR)
+            measured = activations._run(policy, batch)
+        assert (planned.held, planned.head) == pytest.approx((measured.held, measured.head))
+        assert max(planned.body, planned.recomputed) == pytest.approx(measured.body)
+
+
+def test_each_further_recomputed_layer_saves_as_much(tmp_path):
+    tiny_config("llama", num_hidden_layers=6).save_pretrained(tmp_path)
+    outlines = Outlines(None)
+    held = [outlines.passes(recipe(tmp_path, layers), stage=0).at(1000).held for layers in range(7)]
+    saved = [more - less for more, less in pairwise(held)]
+    assert saved == pytest.approx([saved[0]] * 6) and saved[0] > 0
