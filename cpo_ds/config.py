@@ -28,6 +28,11 @@ class ModelConfig(Section):
         description="precision of weights and activations; auto: bfloat16 if the devices are "
         "faster in it, else float32",
     )
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description="keep the frozen base of a LoRA adapter in 4 bits, by bitsandbytes (nf4); "
+        "none: in model.dtype",
+    )
     attention: Literal["auto", "reference", "sdpa", "torch_varlen", "flash_attn"] = Field(
         "auto", description="attention backend"
     )
@@ -207,6 +212,8 @@ class Config(Section):
     def _check(self) -> Config:
         if self.model.adapter_mode == "merge" and not self.model.adapter:
             raise ValueError("model.adapter_mode is merge, but model.adapter names no adapter")
+        if self.model.quantization:
+            self._check_quantization(self.model.quantization)
         makes_adapter = self.lora is not None and not self.continues_adapter
         if self.loss.reads_reference_from("adapter") and not makes_adapter:
             raise ValueError(
@@ -215,6 +222,25 @@ class Config(Section):
                 "loss.reference to model or precomputed"
             )
         return self
+
+    def _check_quantization(self, kind: str) -> None:
+        """Raises `ValueError` for anything that needs the base's weights as they were."""
+        if not self.trains_adapter:
+            raise ValueError(
+                f"model.quantization: {kind} freezes the weights, and the recipe trains all of "
+                "them; add a lora section, or leave model.quantization out"
+            )
+        if self.model.adapter_mode == "merge":
+            raise ValueError(
+                f"model.quantization: {kind} with model.adapter_mode: merge would merge into "
+                "rounded weights; merge the adapter into its base first (peft's merge_and_unload, "
+                "or cpo-ds export --merge) and give that model as model.name_or_path"
+            )
+        if self.loss.reads_reference_from("model"):
+            raise ValueError(
+                f"model.quantization: {kind} with loss.reference: model would hold a second model; "
+                "set loss.reference to adapter or precomputed"
+            )
 
     @property
     def trains_adapter(self) -> bool:

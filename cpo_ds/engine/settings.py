@@ -108,6 +108,12 @@ def read_deepspeed_settings(config: Config, planned: Place | None = None) -> Dee
     if HPZ in section:
         section = section | {HPZ: group_size(section[HPZ], ranks, path)}
     zero = zero_settings(section)
+    if config.model.quantization and zero.stage == 3:
+        raise UserError(
+            f"model.quantization is {config.model.quantization} and {path} sets ZeRO stage 3, "
+            "which cannot split weights of 4 bits over ranks; use a file of stage 0, 1 or 2, in "
+            "which each rank holds the small base whole."
+        )
     if planned is None:
         _check_devices(config, zero, path)
     if zero.secondary_partition > 1 and config.loss.reads_reference_from("model"):

@@ -135,11 +135,16 @@ def _settings(config: Config, manifest: Manifest, facts: CardFacts) -> list[Row]
         ("largest gradient norm", optim.max_grad_norm or "none"),
         ("pairs per step", config.batch.pairs),
         ("steps", manifest.step),
-        ("precision", config.model.dtype),
+        ("precision", config.model.dtype + _quantization(config)),
         ("seed", config.train.seed),
         ("ranks", f"{manifest.ranks}, ZeRO stage {manifest.zero_stage}"),
     ]
     return rows
+
+
+def _quantization(config: Config) -> str:
+    kind = config.model.quantization
+    return f", over a frozen base in 4 bits ({kind}, double quantization)" if kind else ""
 
 
 def _data(manifest: Manifest, facts: CardFacts) -> str:

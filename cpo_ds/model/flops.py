@@ -48,7 +48,10 @@ def matrix_weights(causal_lm: Any) -> MatrixWeights:
 
 
 def _whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape of a parameter before ZeRO-3 split it over ranks."""
+    """The shape of a parameter before it was quantized, or before ZeRO-3 split it over ranks."""
+    quantized = getattr(parameter, "quant_state", None)  # bitsandbytes keeps two weights a byte
+    if quantized is not None:
+        return tuple(quantized.shape)
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 

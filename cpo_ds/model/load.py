@@ -26,6 +26,7 @@ from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import unavailable
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.model.quantization import cast_adapter, prepare_quantized, quantizer
 from cpo_ds.model.recomputation import recompute_layers
 
 # Models for which the packed layout is exact, each one tested. They are decoders whose tokens
@@ -113,14 +114,19 @@ def load_policy(
         dtype=getattr(torch, model.dtype),
         softcap=getattr(model_config, "attn_logit_softcapping", None),
     )
+    # The fingerprint is of the weights in the files, before rounding or any adapter changes them.
+    quantization = quantizer(model)
+    fingerprint = _fingerprint_of_files(model, model_config) if quantization else ""
     causal_lm = load_causal_lm(
-        model, model_config, registered_name(backend), device, place_on_device
+        model, model_config, registered_name(backend), device, place_on_device, quantization
     )
-    # The fingerprint is of the weights in the files, before any adapter changes them.
-    fingerprint = weights_fingerprint(causal_lm, _sum_over_ranks)
+    fingerprint = fingerprint or weights_fingerprint(causal_lm, _sum_over_ranks)
+    prepare_quantized(causal_lm)
     disable_dropout(causal_lm)
     recompute_layers(causal_lm, model.gradient_checkpointing)
     language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
+    if quantization:
+        cast_adapter(language_model, getattr(torch, model.dtype))
     policy = PolicyModel(language_model, head_transform(model_config, model), fingerprint)
     _check_head(policy)
     return policy, f"attention: {backend} ({reason})"
@@ -150,14 +156,33 @@ def _sum_over_ranks(values: torch.Tensor) -> None:
     values.copy_(reachable)
 
 
+def _fingerprint_of_files(model: ModelConfig, model_config: Any) -> str:
+    """The fingerprint of a model's weights in `model.dtype`, the same on all ranks.
+
+    Rank 0 reads them into host memory, which frees them before the call ends.
+    """
+    fingerprint = [""]
+    is_alone = not torch.distributed.is_initialized()
+    if is_alone or torch.distributed.get_rank() == 0:
+        whole = load_causal_lm(model, model_config, "eager", torch.device("cpu"), False)
+        fingerprint = [weights_fingerprint(whole, _sum_over_ranks)]
+    if not is_alone:
+        torch.distributed.broadcast_object_list(fingerprint)
+    return fingerprint[0]
+
+
 def load_causal_lm(
     model: ModelConfig,
     model_config: Any,
     attention: str,
     device: torch.device,
     place_on_device: bool,
+    quantization: Any = None,
 ) -> Any:
-    """The transformers model with all its weights. Raises `UserError` if any of them is missing."""
+    """The transformers model with all its weights. Raises `UserError` if any of them is missing.
+
+    `quantization` is transformers' settings of it; None keeps weights in `model.dtype`.
+    """
     try:
         causal_lm, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
@@ -165,6 +190,7 @@ def load_causal_lm(
             dtype=getattr(torch, model.dtype),
             attn_implementation=attention,
             device_map={"": device} if place_on_device else None,
+            quantization_config=quantization,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )

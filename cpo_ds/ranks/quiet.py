@@ -14,7 +14,8 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("DeepSpeed", "torch.distributed", "transformers", "datasets", "absl"):
+    loud = ("DeepSpeed", "torch.distributed", "transformers", "datasets", "absl", "bitsandbytes")
+    for name in loud:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

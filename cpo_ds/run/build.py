@@ -230,6 +230,7 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
         else None,
         "adapter mode": config.model.adapter_mode if config.model.adapter else None,
         "precision": config.model.dtype,
+        "quantization": config.model.quantization,
         "LoRA": config.lora.model_dump() if config.lora else None,
         "loss": config.loss.model_dump(exclude={"reference", "reference_cache"}),
         "training pairs (fingerprint)": pairs_fingerprint(pairs),

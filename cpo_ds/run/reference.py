@@ -51,7 +51,8 @@ def _fingerprint(engine: Engine, config: Config, pairs: list[TokenizedPair]) -> 
     """16 hexadecimal digits that change with anything that the log-probs depend on."""
     adapter = config.model.adapter and adapter_fingerprint(config.model.adapter)
     model = (model_shape(config), engine.policy.fingerprint)
-    parts = (pairs_fingerprint(pairs), *model, adapter, config.model.dtype)
+    precision = [config.model.dtype, config.model.quantization]
+    parts = (pairs_fingerprint(pairs), *model, adapter, *filter(None, precision))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
