@@ -9,6 +9,7 @@ from cpo_ds.config import Config, LoraConfig
 from cpo_ds.errors import UserError
 from cpo_ds.model.flops import MatrixWeights, matrix_weights
 from cpo_ds.model.offline import outline
+from cpo_ds.model.quantization import quantized_names
 from cpo_ds.model.recomputation import recomputed_layers
 from cpo_ds.model.shapes import SHAPES, shape_config
 from cpo_ds.planner.activations import TYPICAL_PAIR, measure_passes
@@ -57,16 +58,20 @@ class Outlines:
 
     def _count(self, config: Config) -> Weights:
         model = self.build(config)
+        base = getattr(model, "get_base_model", lambda: model)()
+        in_4_bits = quantized_names(base) if config.model.quantization else frozenset()
         sizes: dict[bool, list[int]] = {True: [], False: []}  # by whether they are trained
-        for parameter in model.parameters():
-            sizes[parameter.requires_grad].append(parameter.numel())
+        quantized: list[int] = []
+        for name, parameter in base.named_parameters():
+            kind = quantized if name in in_4_bits else sizes[parameter.requires_grad]
+            kind.append(parameter.numel())
         reference: list[int] = []
         if config.loss.reads_reference_from("model"):
             # The second model has no new adapter. One that training continues is part of it.
             new_adapter = config.lora is not None and not config.continues_adapter
             plain = self.build(config.model_copy(update={"lora": None}) if new_adapter else config)
             reference = [parameter.numel() for parameter in plain.parameters()]
-        return Weights(tuple(sizes[True]), tuple(sizes[False]), tuple(reference))
+        return Weights(tuple(sizes[True]), tuple(sizes[False]), tuple(reference), tuple(quantized))
 
     def matrices(self, config: Config) -> MatrixWeights:
         """Weights in matrix products of the body and of the head."""
@@ -137,9 +142,10 @@ def _with_model_folder(config: Config, folder: str) -> Config:
 
 def full_variant(config: Config) -> Config:
     """A recipe changed to train all parameters."""
-    update: dict[str, Any] = {"lora": None}
+    of_model: dict[str, Any] = {"quantization": None}
     if config.continues_adapter:
-        update["model"] = config.model.model_copy(update={"adapter_mode": "merge"})
+        of_model["adapter_mode"] = "merge"
+    update: dict[str, Any] = {"lora": None, "model": config.model.model_copy(update=of_model)}
     if config.loss.reads_reference_from("adapter"):
         update["loss"] = config.loss.model_copy(update={"reference": "model"})
     return config.model_copy(update=update)

@@ -11,6 +11,9 @@ e bytes for a number of `model.dtype`:
 | AdamW's moments | 8 T | 8 T / W | 8 T / W | 8 T / W |
 | gradients | e T | e T | e T / W | e T / W |
 
+A base in 4 bits (`model.quantization`) takes 0.516 bytes for each of its weights in place of e, and
+one matrix at a time is restored for its product.
+
 `benchmarks/planner_check.py` compares the counts with the memory of real runs.
 """
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cpo_ds.engine.zero import ZeroSettings
+from cpo_ds.model.quantization import NF4_BYTES
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGE_0_BUCKET = 500_000_000  # elements; gradients are reduced in pieces of this size
@@ -31,6 +35,7 @@ class Weights:
     trained: tuple[int, ...]
     frozen: tuple[int, ...] = ()
     reference: tuple[int, ...] = ()  # of DPO's frozen second model
+    quantized: tuple[int, ...] = ()  # frozen, in 4 bits
 
     @property
     def num_trained(self) -> int:
@@ -40,7 +45,11 @@ class Weights:
     @property
     def num_policy(self) -> int:
         """Weights of the policy in all."""
-        return sum(self.trained) + sum(self.frozen)
+        return sum(self.trained) + sum(self.frozen) + sum(self.quantized)
+
+    def policy_bytes(self, number: int) -> float:
+        """Bytes of the policy's weights, with `number` bytes for those that are not quantized."""
+        return number * (sum(self.trained) + sum(self.frozen)) + NF4_BYTES * sum(self.quantized)
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class StateMemory:
     optimizer: float  # master copy and moments
     gradients: float  # held from a step's first backward pass to its update; in ZeRO-3 always
     buckets: float  # gradients on their way to other ranks; in ZeRO-3 held always
-    gathered: float  # weights made whole for the pass (ZeRO-3)
+    gathered: float  # weights made whole for the pass (ZeRO-3), or restored from 4 bits
     update: float  # additional during the update
     host: float  # in the host's memory, if something is offloaded
     keeps_all: bool  # gradients and buckets stay between steps (ZeRO-3)
@@ -99,12 +108,12 @@ def _replicated(weights: Weights, number: int, ranks: int) -> StateMemory:
     reduces = ranks > 1 or number < 4  # `Engine` switches that off for one float32 rank
     flat = reduces * number * min(trained, _STAGE_0_BUCKET)
     return StateMemory(
-        parameters=number * weights.num_policy,
+        parameters=weights.policy_bytes(number),
         reference=number * sum(weights.reference),
         optimizer=(8 if number == 4 else 12) * trained,
         gradients=number * trained,
         buckets=0.0,
-        gathered=0.0,
+        gathered=number * max(weights.quantized, default=0),  # restored for its product
         update=flat if number == 4 else max(flat, (4 - number) * trained),
         host=0.0,
         keeps_all=False,
@@ -130,12 +139,12 @@ def _split_optimizer(weights: Weights, zero: ZeroSettings, number: int, ranks: i
     elif number == 4:
         update = number * part
     return StateMemory(
-        parameters=number * weights.num_policy,
+        parameters=weights.policy_bytes(number),
         reference=number * sum(weights.reference),
         optimizer=optimizer,
         gradients=gradients,
         buckets=number * (buffers * zero.reduce_bucket + in_pass),
-        gathered=0.0,
+        gathered=number * max(weights.quantized, default=0),  # restored for its product
         update=update,
         host=host,
         keeps_all=False,

@@ -52,6 +52,25 @@ def test_dpo_counts_a_second_model():
     assert plain.reference == () and sum(dpo.reference) == plain.num_policy
 
 
+def test_a_base_in_4_bits_counts_its_own_bytes_and_one_restored_matrix():
+    values = {
+        "model": {"name_or_path": "x", "quantization": "nf4"},
+        "data": {"format": "sample"},
+        "lora": {"rank": 16},
+    }
+    weights = Outlines("llama-2-7b").weights(parse_config(values, "test"))
+    layers, width, inner, words = 32, 4096, 11008, 32000
+    assert sum(weights.quantized) == layers * (4 * width**2 + 3 * width * inner)
+    assert weights.num_trained == layers * 16 * (width + inner)
+    states = state_memory(weights, ZeroSettings(0), "bfloat16", 1)
+    norms = (2 * layers + 1) * width
+    in_bfloat16 = 2 * (2 * words * width + norms + weights.num_trained)
+    # A byte for two weights, a byte of scale for 64, four bytes for the scale of 256 scales.
+    packed = sum(weights.quantized) * (0.5 + 1 / 64 + 4 / 256 / 64)
+    assert states.parameters == pytest.approx(in_bfloat16 + packed)
+    assert states.gathered == 2 * width * inner
+
+
 def test_files_in_ds_configs_are_read():
     read = {
         name: zero_settings(
