@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 from jobs import train_ours
-from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
 from jobs.job import TRAININGS, Job
 from jobs.processes import run_fresh
 from measures.probe import Probe
@@ -231,7 +231,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
     add("--repeats", type=int, default=2, help="processes per variant (2)")
     add("--threads", type=int, help="CPU threads (all cores)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add_dtype(parser)
     add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
         help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
     add("--seed", type=int, default=42, help="of weights, pairs and their order (42)")

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
 from jobs.job import BETA
 from jobs.processes import run_fresh
 from measures.probe import GIB, memory_now, memory_peak, reset_peak, return_freed_memory
@@ -224,7 +224,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--passes", type=int, default=1, help="passes on the clock (1)")
     add("--repeats", type=int, default=1, help="processes per row (1)")
     add("--threads", type=int, help="CPU threads (all cores)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add_dtype(parser)
     add("--quick", action="store_true", help="a vocabulary of 8192, hidden size 256")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/head_HIDDEN_DEVICE.jsonl)")  # fmt: skip

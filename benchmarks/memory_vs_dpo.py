@@ -21,6 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from jobs.campaign import Campaign
+from jobs.command import add_dtype
 from jobs.job import BENCHMARK, METHODS, OURS, TRAININGS
 from jobs.processes import OUT_OF_MEMORY
 from jobs.team import Team
@@ -83,7 +84,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--append", action="store_true", help="add repeats to the lines that --out already "
         "holds (without it --out begins anew)")  # fmt: skip
     add("--threads", type=int, help="CPU threads of each rank (all cores, shared)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add_dtype(parser)
     add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
         help="this trainer's DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
     add("--gradient-checkpointing", action="store_true", help="in all methods (off)")

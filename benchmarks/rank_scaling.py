@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
 from jobs.job import Job
 from jobs.processes import WORKER, judge, run_ranks
 from models.synthetic import Lengths, rows_of_numbers, save_random_model
@@ -154,7 +154,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
     add("--repeats", type=int, default=1, help="sets of processes for each point (1)")
     add("--threads", type=int, default=1, help="CPU threads of each rank (1)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add_dtype(parser)
     add("--seed", type=int, default=42, help="of weights and pairs (42)")
     add(
         "--timeout",

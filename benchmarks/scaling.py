@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
 from jobs.job import OURS, TRAININGS, Job, combinations
 from jobs.processes import run_fresh
 from jobs.worker import run_job
@@ -160,7 +160,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
     add("--repeats", type=int, default=1, help="processes per point and method (1)")
     add("--threads", type=int, help="CPU threads (all cores)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add_dtype(parser)
     add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
         help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
     add("--seed", type=int, default=42, help="of weights and pairs (42)")

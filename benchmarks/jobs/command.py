@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from pages.results import Results, render_file
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from jobs.processes import module_environment
 
 
 def run_and_render(name: str, run: Callable[[Path], Results]) -> int:
@@ -31,6 +34,29 @@ def set_threads(threads: int | None) -> int:
     threads = threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return threads
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Declares `--dtype`, of which `auto` becomes the precision that training would take here."""
+    parser.add_argument(
+        "--dtype", type=_concrete, choices=("float32", "bfloat16"), default="float32",
+        metavar="{auto,float32,bfloat16}",
+        help="precision, or auto, as model.dtype of a recipe (float32)",
+    )  # fmt: skip
+
+
+def _concrete(dtype: str) -> str:
+    if dtype != "auto":
+        return dtype
+    # In a process of its own, since a GPU reserves memory for each process that asks it.
+    code = (
+        "import torch; from cpo_ds.model.precision import device_precision; "
+        "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu'); "
+        "print(device_precision(device).dtype)"
+    )
+    command, environment = [sys.executable, "-c", code], module_environment()
+    answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return answer.stdout.split()[-1]
 
 
 def at_least_one(**values: int | None) -> None:
