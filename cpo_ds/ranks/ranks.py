@@ -128,13 +128,14 @@ def init_ranks(stall_minutes: float | None = None) -> Ranks:
     on_gpu = torch.cuda.is_available()
     _check_devices(own.local_rank, own.local_world_size, on_gpu)
 
-    # Choose this rank's device, and on the CPU its share of the cores.
+    # Choose this rank's device, and its share of the host's cores. With GPUs too: the update of an
+    # offloaded optimizer runs on the CPU, on all ranks at once.
     device = torch.device("cuda", own.local_rank) if on_gpu else torch.device("cpu")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // own.local_world_size))
     if on_gpu:
         torch.cuda.set_device(device)
     else:
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // own.local_world_size))
         # DeepSpeed compiles this op at its first use. A build that is killed leaves a lock behind,
         # on which every later run waits for ever. Plain gloo works without the op.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
