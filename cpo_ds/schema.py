@@ -97,14 +97,17 @@ class PackedBatch:
         """Pairs in this micro-batch."""
         return len(self.segment_lengths)
 
-    def to(self, device: torch.device) -> PackedBatch:
-        """The same batch with every tensor on `device`."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields that are tensors, by name."""
         import torch
 
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch with every tensor on `device`."""
         moved: dict[str, Any] = {
-            field.name: to_device(value, device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
+            name: to_device(tensor, device) for name, tensor in self.tensors().items()
         }
         return replace(self, **moved)
 

@@ -18,13 +18,14 @@ from torch import nn
 
 from cpo_ds.config import Config
 from cpo_ds.engine.groups import check_int8_parts, group_warning
+from cpo_ds.engine.leaves import mark_leaf_layers
 from cpo_ds.engine.optimizer import make_optimizer
 from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.errors import UserError
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.ranks.liveness import count_common_work
 from cpo_ds.ranks.ranks import Ranks
-from cpo_ds.schema import PackedBatch, PairLogps
+from cpo_ds.schema import PackedBatch, PairLogps, to_device
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Engine:
     ) -> None:
         # The models, and the optimizer of the policy.
         if settings.stage == 3:
-            _share_head(policy)
+            _prepare_for_gathering(policy)
         self.policy = policy
         self._switches_adapter_off = config.loss.reads_reference_from("adapter")
         self.reference = reference and _sharded_reference(reference, settings)
@@ -240,11 +241,13 @@ class Engine:
         torch.distributed.all_reduce(values)
         return values
 
-    def max_over_ranks(self, value: float) -> float:
-        """Returns the largest of the ranks' values."""
-        values = torch.tensor([value], dtype=torch.float64, device=self._deepspeed.device)
-        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
-        return values.item()
+    def sums_and_largest(self, sums: torch.Tensor, value: float) -> tuple[list[float], float]:
+        """Sums a vector over ranks, and finds the largest of their values, in one exchange."""
+        # A vector with a place for each rank's value: the sum over ranks fills them all.
+        values = torch.zeros(self.world_size, dtype=sums.dtype)
+        values[torch.distributed.get_rank()] = value
+        together = self.sum_over_ranks(torch.cat([sums, to_device(values, sums.device)])).tolist()
+        return together[: len(sums)], max(together[len(sums) :])
 
     def whole_parameters(self, *, trained_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, whole tensor) of the language model, one at a time; all ranks iterate."""
@@ -255,8 +258,9 @@ class Engine:
                     yield name, parameter.detach()
 
 
-def _share_head(policy: PolicyModel) -> None:
-    """Tells ZeRO-3 that the scoring head uses the head's weight, which is another module's."""
+def _prepare_for_gathering(policy: PolicyModel) -> None:
+    """Tells ZeRO-3 what to gather together, and that the scoring head uses the head's weight."""
+    mark_leaf_layers(policy)
     deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
 
 
@@ -264,7 +268,7 @@ def _sharded_reference(reference: PolicyModel, settings: DeepSpeedSettings) -> A
     """Returns the reference as a callable: under ZeRO-3 an engine without optimizer around it."""
     if settings.stage < 3:
         return reference
-    _share_head(reference)
+    _prepare_for_gathering(reference)
     for_deepspeed = settings.as_deepspeed()
     for_deepspeed["zero_optimization"].pop("offload_optimizer", None)  # there is none
     engine, *_ = deepspeed.initialize(

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
 from cpo_ds.data.plan import MicroBatch, plan_step, step_indices, step_totals, steps_per_epoch
-from cpo_ds.engine.engine import Engine
+from cpo_ds.engine.engine import Engine, Update
 from cpo_ds.errors import NonFiniteError, Stopped
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.flops import matrix_weights, step_flops
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.ranks.stopping import StopRequest
+from cpo_ds.run.ahead import planned_steps_on
 from cpo_ds.run.learning_rate import learning_rate
 from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
 from cpo_ds.run.monitor import SilentMonitor
@@ -87,42 +89,54 @@ def train(run: Run) -> None:
     if run.first_step == 0 or _evaluates_after(run, run.first_step):
         evaluate(run, run.first_step)
     watch = Stopwatch()
-    for step in range(run.first_step + 1, run.total_steps + 1):
-        micro_batches, totals = plan(run, step)
-        # Forward and backward passes. Sums for the log stay on the device until they are logged.
-        sums = torch.zeros(len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
-        seen = []
-        for batch in micro_batches:
-            logps = run.engine.score(batch)
-            terms = pair_terms(logps, config.loss)
-            run.engine.accumulate(step_share(terms, totals, config.loss) * float(batch.counted))
-            columns = pair_columns(terms, logps)
-            sums += columns.sum(0) * batch.counted
-            seen.append((batch.pair_indices, columns))
-        # One update with the gradient of the whole global batch.
-        rate = learning_rate(step, run.total_steps, config.optim)
-        update = run.engine.update(rate)
-        if not update.applied:
-            _stop_unless_rescaled(run, step, seen, update.grad_norm)
-        flops = step_flops(weights, totals.unique_tokens, totals.scored_tokens, **passes)
-        watch.count(totals, flops)
-        run.monitor.advance()
-        # Log. All ranks take part, since sums and the largest memory are over all of them.
-        if step % config.logging.every_steps == 0 or step == run.total_steps:
-            metrics = summarize(run.engine.sum_over_ranks(sums).tolist(), totals, config.loss)
-            progress = {"step": step, "epoch": round(step / run.per_epoch, 4)}
-            line = progress | metrics | {"learning_rate": rate, "grad_norm": update.grad_norm}
-            line |= vars(totals) | watch.read(run.ranks.world_size, peak)
-            line["peak_memory_gib"] = run.engine.max_over_ranks(peak_memory_gib(run.ranks.device))
-            run.monitor.write(line)
-            run.monitor.show(line)
-        # Save before evaluating: a run that resumes from this step evaluates it again.
-        paused_at = watch.pause()
-        save_or_stop(run, step)
-        if _evaluates_after(run, step):
-            evaluate(run, step)
-        watch.go_on(paused_at)
+    steps = range(run.first_step + 1, run.total_steps + 1)
+    with planned_steps_on(run.ranks.device, lambda step: plan(run, step), steps) as planned:
+        for step, (micro_batches, totals) in zip(steps, planned, strict=True):
+            sums, update, rate = _train_step(run, step, micro_batches, totals)
+            flops = step_flops(weights, totals.unique_tokens, totals.scored_tokens, **passes)
+            watch.count(totals, flops)
+            run.monitor.advance()
+            # Log. All ranks take part, since sums and the largest memory are over all of them.
+            if step % config.logging.every_steps == 0 or step == run.total_steps:
+                memory = peak_memory_gib(run.ranks.device)
+                values, largest_memory = run.engine.sums_and_largest(sums, memory)
+                line: dict[str, Any] = {"step": step, "epoch": round(step / run.per_epoch, 4)}
+                line |= summarize(values, totals, config.loss)
+                line |= {"learning_rate": rate, "grad_norm": update.grad_norm}
+                line |= vars(totals) | watch.read(run.ranks.world_size, peak)
+                line["peak_memory_gib"] = largest_memory
+                run.monitor.write(line)
+                run.monitor.show(line)
+            # Save before evaluating: a run that resumes from this step evaluates it again.
+            paused_at = watch.pause()
+            save_or_stop(run, step)
+            if _evaluates_after(run, step):
+                evaluate(run, step)
+            watch.go_on(paused_at)
     run.saver.finish()
+
+
+def _train_step(
+    run: Run, step: int, micro_batches: list[PackedBatch], totals: StepTotals
+) -> tuple[torch.Tensor, Update, float]:
+    """Trains one step; returns this rank's sums of `COLUMNS`, the update and its learning rate."""
+    config = run.config
+    # Forward and backward passes. Sums for the log stay on the device until they are logged.
+    sums = torch.zeros(len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
+    seen = []
+    for batch in micro_batches:
+        logps = run.engine.score(batch)
+        terms = pair_terms(logps, config.loss)
+        run.engine.accumulate(step_share(terms, totals, config.loss) * float(batch.counted))
+        columns = pair_columns(terms, logps)
+        sums += columns.sum(0) * batch.counted
+        seen.append((batch.pair_indices, columns))
+    # One update with the gradient of the whole global batch.
+    rate = learning_rate(step, run.total_steps, config.optim)
+    update = run.engine.update(rate)
+    if not update.applied:
+        _stop_unless_rescaled(run, step, seen, update.grad_norm)
+    return sums, update, rate
 
 
 def save_or_stop(run: Run, step: int) -> None:
@@ -149,7 +163,10 @@ def save_or_stop(run: Run, step: int) -> None:
 
 
 def plan(run: Run, step: int) -> tuple[list[PackedBatch], StepTotals]:
-    """This rank's micro-batches of a step (from 1), and counts over the whole global batch."""
+    """This rank's micro-batches of a step (from 1), and counts over the whole global batch.
+
+    A pure function of the data; the batches are in host memory.
+    """
     indices = step_indices(
         len(run.train_pairs), run.config.batch.pairs, run.config.train.seed, step - 1
     )
@@ -162,8 +179,7 @@ def plan(run: Run, step: int) -> tuple[list[PackedBatch], StepTotals]:
         pack_micro_batch(run.train_pairs, micro_batch, stand_in)
         for micro_batch in planned[run.ranks.rank]
     ]
-    on_device = [batch.to(run.ranks.device) for batch in batches]
-    return on_device, step_totals(planned, run.train_pairs)
+    return batches, step_totals(planned, run.train_pairs)
 
 
 def evaluate(run: Run, step: int) -> None:

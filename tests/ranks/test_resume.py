@@ -101,6 +101,26 @@ def test_negative_control_another_seed_is_another_run(
     assert lines(folder) != lines(never_stopped["lora"])
 
 
+def test_steps_planned_ahead_are_the_same_steps(
+    recipes: dict[str, Path], never_stopped: dict[str, Path]
+) -> None:
+    folder = recipes["lora"].parent / "ahead"
+    arguments = ["--config", str(recipes["lora"]), "--output_dir", str(folder)]
+    for done in on_ranks(training.train_as_on_a_gpu, arguments, ranks=RANKS):
+        assert done.code == 0, done.output
+    assert_same_run(folder, never_stopped["lora"])
+
+    # Resumed after step 6, too.
+    resumed = recipes["lora"].parent / "ahead-resumed"
+    arguments[-1] = str(resumed)
+    arguments.append(f"--checkpoint.resume={folder / 'checkpoints' / 'step-00000006'}")
+    for done in on_ranks(training.train_as_on_a_gpu, arguments, ranks=RANKS):
+        assert done.code == 0, done.output
+    evaluated_again, *later = lines(resumed)
+    assert evaluated_again["step"] == 6 and "eval_loss" in evaluated_again
+    assert later == [line for line in lines(folder) if line["step"] > 6]
+
+
 OTHER = ("--optim.learning_rate=0.5", "--optim.weight_decay=0.3", "--train.epochs=9")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from cpo_ds.losses import step_share
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config
+from cpo_ds.run import ahead, trainer
 from cpo_ds.run import pairs as run_pairs
-from cpo_ds.run import trainer
 from cpo_ds.run.build import RunInputs, build_run
 from cpo_ds.run.main import main
 from cpo_ds.run.session import run_recipe
@@ -133,6 +134,20 @@ def train_with_other_dropout(*arguments: str) -> int:
 
     with mock.patch.object(trainer, "plan", plan_and_draw):
         return main(list(arguments))
+
+
+def train_as_on_a_gpu(*arguments: str) -> int:
+    """Trains, but plans each step in a thread while the step before is trained."""
+
+    @contextlib.contextmanager
+    def planned_ahead(device: torch.device, plan: Any, steps: Any) -> Iterator[Any]:
+        with ahead.made_ahead(plan, steps) as planned:
+            yield planned
+
+    with mock.patch.object(trainer, "planned_steps_on", planned_ahead):
+        code = main(list(arguments))
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("ahead")]
+    return code
 
 
 def stop_each(recipes: dict[str, dict[str, Any]], folder: str) -> None:
