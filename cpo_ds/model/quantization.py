@@ -63,7 +63,7 @@ def _drop_scales(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 
 
 def cast_adapter(adapted: nn.Module, dtype: torch.dtype) -> None:
-    """Casts trained weights to `dtype`: beside a quantized layer peft leaves them in float32."""
+    """Casts trained weights to `dtype`, whatever peft chose beside a quantized layer."""
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
