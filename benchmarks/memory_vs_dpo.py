@@ -95,6 +95,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=42, help="of weights, pairs, their order and LoRA (42)")
     add("--find-limit", action="store_true", help="also find the largest micro-batch that fits, "
         "in a process for each try; on a CPU it needs --memory-limit")  # fmt: skip
+    add("--limit-from", type=int, default=1, metavar="PAIRS", help="where that search begins (1)")
+    add("--limit-within", type=float, default=0.0, metavar="SHARE", help="how far below the true "
+        "limit it may end: 0.1 saves half of the tries (0)")  # fmt: skip
+    add("--minutes", type=float, help="begin no run after so many minutes (no limit)")
     add("--memory-limit", type=float, metavar="GIB", help="most memory of a process: on a GPU, "
         "or of its data on a CPU (no limit)")  # fmt: skip
     add("--timeout", type=float, default=3600.0, metavar="SECONDS", help="longest time of a "
@@ -113,7 +117,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for numbers out of range and for options that exclude each other."""
     # Numbers out of range.
     least = {"pairs_per_step": 1, "warmup_steps": 1, "steps": 1, "lora_rank": 1, "threads": 1,
-             "repeats": 0 if arguments.find_limit else 1, "tokens_per_rank": 1}  # fmt: skip
+             "repeats": 0 if arguments.find_limit else 1, "tokens_per_rank": 1,
+             "limit_from": 1}  # fmt: skip
     for name, bound in least.items():
         value = getattr(arguments, name)
         if value is not None and value < bound:

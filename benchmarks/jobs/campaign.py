@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from jobs.train_ours import config_of
 
 MOST_PAIRS = 4096  # the search for the largest micro-batch ends here
 _LIMIT_STEPS = (1, 1)  # the second has optimizer states from its beginning
+_NO_TIME = "not run: --minutes are over"
 _NOT_MEASURED = dict.fromkeys(("pairs_per_second", "tokens_per_second", "peak_memory_gib"))
 _SAME = ("dtype", "threads", "learning_rate", "lora_rank", "lora_targets", "deepspeed", "seed",
          "gradient_checkpointing")  # fmt: skip
@@ -56,6 +58,7 @@ class Campaign:
         self._ceiling: float | None = None
         self._lines: list[Line] = []
         self._environment = describe_environment()
+        self._ends = time.monotonic() + 60 * (arguments.minutes or float("inf"))
 
     def run(self) -> list[Line]:
         """Returns the lines that it wrote to `--out`."""
@@ -80,6 +83,9 @@ class Campaign:
         ]
         # Run them, a line of results each.
         for number, (length, training, method, repeat) in enumerate(planned, start=1):
+            if not self._time_is_left():
+                self._say(f"{len(planned) - number + 1} runs are left out: {_NO_TIME}")
+                break
             workload = workloads[length]
             job = self._job(workload, arguments.pairs_per_step, length, training, method, repeat)
             line = self._run(job, workload)
@@ -105,6 +111,9 @@ class Campaign:
                 config = config_of(job, str(self._folder))
                 read_deepspeed_settings(config)
                 outline(config)
+
+    def _time_is_left(self) -> bool:
+        return bool(self._team.share(time.monotonic() < self._ends)[0])
 
     def _prepare_model(self) -> str:
         if not torch.cuda.is_available():
@@ -211,6 +220,9 @@ class Campaign:
         problems: list[str] = []
 
         def fits(pairs: int) -> bool:
+            if not self._time_is_left():
+                problems.append(_NO_TIME)
+                return False
             in_all = pairs * self._team.world_size
             try:
                 workload = make_workload(
@@ -233,7 +245,8 @@ class Campaign:
 
         # Search, unless the method cannot run at all; then write the line.
         problem = why_not(method, self._team.world_size)
-        largest = 0 if problem else largest_that_fits(fits, MOST_PAIRS)
+        search = {"first": self._arguments.limit_from, "within": self._arguments.limit_within}
+        largest = 0 if problem else largest_that_fits(fits, MOST_PAIRS, **search)
         line = {
             "largest_micro_batch_pairs": None if problem else largest,
             "largest_micro_batch_tokens": best.get("tokens"),

@@ -55,7 +55,7 @@ class Job:
     learning_rate: float = 1e-5
     lora_rank: int = 16
     lora_targets: list[str] = field(default_factory=lambda: ["down_proj"])
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | int = False  # of all layers, of none, or of the first ones
     deepspeed: str
     memory_limit_gib: float | None = None
     seed: int

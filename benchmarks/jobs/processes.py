@@ -144,16 +144,19 @@ def judge(outcomes: list[Any], timeout: float) -> Result:
     return dict(outcomes[0][2])
 
 
-def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
+def largest_that_fits(
+    fits: Callable[[int], bool], most: int, *, first: int = 1, within: float = 0.0
+) -> int:
     """Finds the largest number up to `most` that fits, 0 if none: by doubling, then by halving.
 
-    Assumes that if a number does not fit, no larger one fits.
+    Assumes that if a number does not fit, no larger one fits. It begins at `first`, and ends when
+    the largest that may fit is at most this share `within` above the result.
     """
-    good, bad = 0, 1
+    good, bad = 0, min(first, most)
     while bad <= most and fits(bad):
         good, bad = bad, bad * 2
     bad = min(bad, most + 1)
-    while bad - good > 1:
+    while bad - good > max(1, within * good):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good

@@ -27,6 +27,7 @@ RENDERERS = {
     "scoring": "pages.scoring",
     "link": "pages.link",
     "ranks": "pages.ranks",
+    "profile": "pages.profile",
 }
 
 

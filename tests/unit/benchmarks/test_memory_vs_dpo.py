@@ -117,6 +117,12 @@ def test_the_largest_number_that_fits_is_found_in_few_tries(limit, most):
     assert len(tried) <= 2 * most.bit_length() + 2 and len(set(tried)) == len(tried)
 
 
+@given(st.integers(0, 300), st.integers(1, 80), st.sampled_from([0.1, 0.25]))
+def test_the_search_begins_higher_and_ends_sooner_if_told(limit, first, within):
+    largest = largest_that_fits(lambda number: number <= limit, 300, first=first, within=within)
+    assert largest <= limit <= largest + max(0, within * largest)
+
+
 def test_combinations_that_cannot_be_are_left_out_or_refused():
     pairs, notes = combinations(["cpo", "dpo-adapter"], ["full", "lora"])
     assert pairs == [("full", "cpo"), ("lora", "cpo"), ("lora", "dpo-adapter")]
