@@ -33,9 +33,10 @@ class ModelConfig(Section):
         description="keep the frozen base of a LoRA adapter in 4 bits, by bitsandbytes (nf4); "
         "none: in model.dtype",
     )
-    attention: Literal["auto", "reference", "sdpa", "torch_varlen", "flash_attn"] = Field(
-        "auto", description="attention backend"
-    )
+    attention: Literal[
+        "auto", "reference", "sdpa", "torch_varlen",
+        "flash_attn", "flash_attn_3", "flash_attn_4", "flex",
+    ] = Field("auto", description="attention backend")  # fmt: skip
     gradient_checkpointing: bool | int | Literal["auto"] = Field(
         False,
         description="recompute activations to save memory: of all layers, of none, of as many from "
@@ -142,7 +143,7 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, gt=0, description="stop after this step; none: no limit")
     seed: int = Field(42, ge=0, lt=2**32, description="seed of order, initialization and dropout")
     deterministic: bool = Field(
-        False, description="make every run on the same GPUs give the same bits, at some cost of time"
+        False, description="give the same bits in every run on the same GPUs, at some cost of time"
     )
     eval_every_steps: int | None = Field(
         None, gt=0, description="steps between evaluations; none: only before and after training"

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from cpo_ds.model.flex_attention import flex
 from cpo_ds.model.shared_prefix import SharedPrefixLayout, States
-from cpo_ds.model.varlen_kernels import flash_attn, torch_varlen
+from cpo_ds.model.varlen_kernels import flash_attn, flash_attn_3, flash_attn_4, torch_varlen
 
 Backend = Callable[..., torch.Tensor]
 
@@ -79,6 +80,9 @@ BACKENDS: dict[str, Backend] = {
     "sdpa": sdpa,
     "torch_varlen": torch_varlen,
     "flash_attn": flash_attn,
+    "flash_attn_3": flash_attn_3,
+    "flash_attn_4": flash_attn_4,
+    "flex": flex,
 }
 
 

@@ -113,6 +113,8 @@ def load_policy(
         capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
         dtype=getattr(torch, model.dtype),
         softcap=getattr(model_config, "attn_logit_softcapping", None),
+        head_size=getattr(model_config, "head_dim", None)
+        or model_config.hidden_size // model_config.num_attention_heads,
     )
     # The fingerprint is of the weights in the files, before rounding or any adapter changes them.
     quantization = quantizer(model)

@@ -1,5 +1,7 @@
 """Attention backends with variable-length kernels: each branch is a sequence of its own.
 
+Under `torch.use_deterministic_algorithms` their gradients are the same in every run.
+
 Shape suffixes: T unique tokens, H query heads, K key-value heads, D head size.
 """
 
@@ -67,4 +69,64 @@ def flash_attn(
         causal=True,  # aligned to the bottom right, so the rejected branch sees its whole prefix
         window_size=(-1 if window is None else window - 1, 0),
         softcap=softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def flash_attn_3(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """flash-attn 3's variable-length kernel: [T, H, D]. CUDA (Hopper), bfloat16 or float16."""
+    from flash_attn_interface import flash_attn_varlen_func  # an optional package
+
+    output = flash_attn_varlen_func(
+        *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
+        softmax_scale=scale,
+        causal=True,
+        window_size=(-1 if window is None else window - 1, 0),
+        softcap=softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    # Some versions return the log of each query's sum of weights too.
+    return output[0] if isinstance(output, tuple) else output
+
+
+def flash_attn_4(
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """flash-attn 4's variable-length kernel: [T, H, D]. CUDA (Hopper on), bfloat16 or float16."""
+    from flash_attn.cute import flash_attn_varlen_func  # an optional package
+
+    assert softcap is None  # early versions ignore it in the backward pass
+    query, key, value, query_ends, key_ends, longest_query, longest_key = _varlen_arguments(
+        (query_HTD, key_KTD, value_KTD), layout
+    )
+    # By keyword, since versions differ in the order of arguments.
+    output, _ = flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        cu_seqlens_q=query_ends,
+        cu_seqlens_k=key_ends,
+        max_seqlen_q=longest_query,
+        max_seqlen_k=longest_key,
+        softmax_scale=scale,
+        causal=True,
+        window_size=(None if window is None else window - 1, 0),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,74 +12,132 @@ from typing import Any
 import pytest
 import torch
 from attention_oracle import CPU
+from flash_attn_stand_ins import flash_attn_modules
 from helpers import save_tiny_model
 
 from cpo_ds.errors import UserError
 from cpo_ds.model import load
 from cpo_ds.model.attention import BACKENDS, registered_name
-from cpo_ds.model.attention_choice import choose_backend
+from cpo_ds.model.attention_choice import HALF, choose_backend
 from cpo_ds.recipe import parse_config
 
-HALF = (torch.bfloat16, torch.float16)
-AMPERE, HOPPER, VOLTA, TURING = (8, 0), (9, 0), (7, 0), (7, 5)  # compute capabilities
+AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)  # compute capabilities
+VOLTA, TURING, DESKTOP = (7, 0), (7, 5), (12, 0)
 NO_GPU = None
+EVERY_VERSION = ("2", "3", "4")
+MODULES = {"2": "flash_attn", "3": "flash_attn_interface", "4": "flash_attn.cute"}
 
 
-def install_flash_attn(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
-    """Makes `import flash_attn` find a package with the kernel, or none at all."""
-    fake = ModuleType("flash_attn")
-    fake.flash_attn_varlen_func = lambda q, k, v, softcap=0.0: q  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", fake if installed else None)  # type: ignore[arg-type]
+def install_flash_attn(monkeypatch: pytest.MonkeyPatch, versions: Sequence[str]) -> None:
+    """Makes importable the given versions of flash-attn, and no other."""
+    modules = flash_attn_modules(lambda call: call.query)
+    for version, name in MODULES.items():
+        module = modules[name] if version in versions else None
+        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+    if "4" in versions and "2" not in versions:  # it leaves a folder without the function
+        monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+
+
+def choose(requested: str, **given: Any) -> tuple[str, str]:
+    defaults = {"capability": HOPPER, "dtype": torch.bfloat16, "softcap": None, "head_size": 128}
+    return choose_backend(requested, **defaults | given)
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "flash", "softcap", "expected"),
+    ("capability", "dtype", "versions", "softcap", "expected"),
     [
-        (NO_GPU, torch.float32, False, None, "sdpa"),
-        (NO_GPU, torch.bfloat16, True, None, "sdpa"),
-        (NO_GPU, torch.float32, True, 50.0, "reference"),
-        (HOPPER, torch.float32, True, None, "sdpa"),
-        (HOPPER, torch.float32, True, 50.0, "reference"),
-        *[(AMPERE, half, True, None, "flash_attn") for half in HALF],
-        *[(HOPPER, half, True, 50.0, "flash_attn") for half in HALF],
-        *[(AMPERE, half, False, None, "torch_varlen") for half in HALF],
-        *[(HOPPER, half, False, 50.0, "reference") for half in HALF],
-        *[(VOLTA, half, flash, None, "sdpa") for half in HALF for flash in (True, False)],
-        (TURING, torch.float16, True, 50.0, "reference"),
+        (NO_GPU, torch.float32, "", None, "sdpa"),
+        (NO_GPU, torch.bfloat16, EVERY_VERSION, None, "sdpa"),
+        (NO_GPU, torch.float32, EVERY_VERSION, 50.0, "reference"),
+        (HOPPER, torch.float32, EVERY_VERSION, None, "sdpa"),
+        (HOPPER, torch.float32, EVERY_VERSION, 50.0, "reference"),
+        *[(AMPERE, half, EVERY_VERSION, None, "flash_attn") for half in HALF],
+        *[(HOPPER, half, EVERY_VERSION, None, "flash_attn_3") for half in HALF],
+        *[(HOPPER, half, EVERY_VERSION, 50.0, "flash_attn_3") for half in HALF],
+        *[(HOPPER, half, ("2", "4"), 50.0, "flash_attn") for half in HALF],
+        *[(BLACKWELL, half, EVERY_VERSION, None, "flash_attn_4") for half in HALF],
+        *[(BLACKWELL, half, EVERY_VERSION, 50.0, "flash_attn") for half in HALF],
+        *[(DESKTOP, half, EVERY_VERSION, None, "flash_attn") for half in HALF],
+        *[(AMPERE, half, ("3", "4"), None, "torch_varlen") for half in HALF],
+        *[(HOPPER, half, "", 50.0, "flex") for half in HALF],
+        *[(VOLTA, half, versions, None, "sdpa") for half in HALF for versions in ("2", "")],
+        (TURING, torch.float16, EVERY_VERSION, 50.0, "reference"),
     ],
 )
 def test_auto_picks_the_fastest_exact_backend(
     monkeypatch: pytest.MonkeyPatch,
     capability: tuple[int, int] | None,
     dtype: torch.dtype,
-    flash: bool,
+    versions: Sequence[str],
     softcap: float | None,
     expected: str,
 ) -> None:
-    install_flash_attn(monkeypatch, installed=flash)
+    install_flash_attn(monkeypatch, versions)
     options: dict[str, Any] = {"capability": capability, "dtype": dtype, "softcap": softcap}
-    name, reason = choose_backend("auto", **options)
+    name, reason = choose("auto", **options)
     assert name == expected and reason
-    assert choose_backend(name, **options) == (name, "as configured")  # it may be asked for too
+    assert choose(name, **options) == (name, "as configured")  # it may be asked for too
 
 
 @pytest.mark.parametrize(
-    ("requested", "capability", "dtype", "flash", "softcap", "message"),
+    ("capability", "head_size", "softcap", "expected", "said"),
     [
-        ("flash_attn", HOPPER, torch.bfloat16, False, None, r"pip install 'cpo-ds\[flash\]'"),
-        ("flash_attn", HOPPER, torch.float32, True, None, "needs a CUDA GPU and model.dtype"),
-        ("torch_varlen", NO_GPU, torch.bfloat16, True, None, "needs a CUDA GPU and model.dtype"),
-        ("torch_varlen", HOPPER, torch.bfloat16, True, 50.0, r"caps attention scores \(at 50\.0\)"),
-        ("sdpa", NO_GPU, torch.float32, False, 30.0, "use one of reference, flash_attn, or auto"),
+        (BLACKWELL, 256, None, "flash_attn", "flash_attn_4 needs heads of .* at most 128 values"),
+        (BLACKWELL, 64, 50.0, "flash_attn", r"flash_attn_4 cannot cap .* \(at 50\.0\)"),
+        (HOPPER, 256, 50.0, "flash_attn_3", "fastest"),
+        (HOPPER, 512, None, "sdpa", "torch_varlen needs heads .* and this model has 512"),
+        (HOPPER, 100, None, "sdpa", "a multiple of 8 .* has 100"),
+        (HOPPER, 512, 50.0, "reference", "no faster backend here serves it; flash_attn_3 needs"),
+    ],
+)
+def test_auto_looks_at_the_model_too(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    head_size: int,
+    softcap: float | None,
+    expected: str,
+    said: str,
+) -> None:
+    install_flash_attn(monkeypatch, EVERY_VERSION)
+    name, reason = choose("auto", capability=capability, head_size=head_size, softcap=softcap)
+    assert name == expected and re.search(said, reason), reason
+
+
+def test_a_kernel_without_a_deterministic_gradient_is_not_taken_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """flash-attn 3 ignores the argument for heads of more than 192 values."""
+    install_flash_attn(monkeypatch, EVERY_VERSION)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert choose("auto", head_size=192)[0] == "flash_attn_3"
+    assert choose("auto", head_size=256)[0] == "flash_attn"
+    with pytest.raises(UserError, match=r"no deterministic gradient .* this model has 256"):
+        choose("flash_attn_3", head_size=256)
+
+
+@pytest.mark.parametrize(
+    ("requested", "capability", "dtype", "versions", "softcap", "message"),
+    [
+        ("flash_attn", HOPPER, torch.bfloat16, "", None, r"pip install 'cpo-ds\[flash\]'"),
+        ("flash_attn_3", HOPPER, torch.bfloat16, "24", None, "install it from the hopper folder"),
+        ("flash_attn_4", HOPPER, torch.bfloat16, "2", None, "pip install flash-attn-4, or set"),
         (
-            "flash_attn",
-            VOLTA,
-            torch.float16,
-            True,
+            "flash_attn_3",
+            AMPERE,
+            torch.bfloat16,
+            "3",
             None,
-            r"capability 8\.0 or higher, .* has 7\.0",
+            r"capability 9\.0 to 9\.9, .* has 8\.0",
         ),
-        ("torch_varlen", TURING, torch.float16, True, None, "set model.attention: auto"),
+        ("flash_attn_4", AMPERE, torch.bfloat16, "4", None, r"capability 9\.0 to 11\.9"),
+        ("flash_attn_4", HOPPER, torch.bfloat16, "4", 50.0, "caps attention scores"),
+        ("flash_attn", HOPPER, torch.float32, "2", None, "needs a CUDA GPU and model.dtype"),
+        ("torch_varlen", NO_GPU, torch.bfloat16, "2", None, "needs a CUDA GPU and model.dtype"),
+        ("torch_varlen", HOPPER, torch.bfloat16, "2", 50.0, r"caps attention scores \(at 50\.0\)"),
+        ("flex", NO_GPU, torch.float32, "", None, "flex needs a CUDA GPU"),
+        ("sdpa", NO_GPU, torch.float32, "", 30.0, "use one of reference, .*flex, or auto"),
+        ("flash_attn", VOLTA, torch.float16, "2", None, r"capability 8\.0 or higher, .* has 7\.0"),
+        ("torch_varlen", TURING, torch.float16, "2", None, "set model.attention: auto"),
     ],
 )
 def test_a_backend_that_cannot_serve_is_refused(
@@ -85,13 +145,24 @@ def test_a_backend_that_cannot_serve_is_refused(
     requested: str,
     capability: tuple[int, int] | None,
     dtype: torch.dtype,
-    flash: bool,
+    versions: Sequence[str],
     softcap: float | None,
     message: str,
 ) -> None:
-    install_flash_attn(monkeypatch, installed=flash)
+    install_flash_attn(monkeypatch, versions)
     with pytest.raises(UserError, match=message):
-        choose_backend(requested, capability=capability, dtype=dtype, softcap=softcap)
+        choose(requested, capability=capability, dtype=dtype, softcap=softcap)
+
+
+def test_versions_with_other_arguments_are_called_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_flash_attn(monkeypatch, EVERY_VERSION)
+    for version, name in MODULES.items():
+        old = ModuleType(name)
+        old.flash_attn_varlen_func = lambda q, k, v, causal=False: q  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, old)
+        backend = "flash_attn" if version == "2" else f"flash_attn_{version}"
+        with pytest.raises(UserError, match="is installed but older than"):
+            choose(backend)
 
 
 # Case -> the files of a package, and the reason that the run gives for not using it.
@@ -128,12 +199,11 @@ def test_a_flash_attn_that_cannot_be_called_is_not_taken(
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
         monkeypatch.delitem(sys.modules, name)
-    options: dict[str, Any] = {"capability": HOPPER, "dtype": torch.bfloat16, "softcap": None}
     try:
-        name, reason = choose_backend("auto", **options)
-        assert name == "torch_varlen" and "is installed but" in reason and said in reason
-        with pytest.raises(UserError, match="is installed but"):
-            choose_backend("flash_attn", **options)
+        name, reason = choose("auto", capability=AMPERE)
+        assert name == "torch_varlen" and "cannot be used" in reason and said in reason
+        with pytest.raises(UserError, match="cannot be used"):
+            choose("flash_attn")
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
             del sys.modules[name]
