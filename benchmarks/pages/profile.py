@@ -49,7 +49,7 @@ def case(line: Line) -> str:
 
 def speed_table(lines: list[Line]) -> str:
     """A row per run: speed, utilization, memory, launches."""
-    rows = [("run", "ms a step", "tokens/s", "model TFLOP/s", "of the ceiling", "of the peak",
+    rows: list[tuple[str, ...]] = [("run", "ms a step", "tokens/s", "model TFLOP/s", "of the ceiling", "of the peak",
              "peak memory, GiB", "launches a step")]  # fmt: skip
     for line in lines:
         if line.get("error"):
