@@ -49,8 +49,9 @@ def case(line: Line) -> str:
 
 def speed_table(lines: list[Line]) -> str:
     """A row per run: speed, utilization, memory, launches."""
-    rows: list[tuple[str, ...]] = [("run", "ms a step", "tokens/s", "model TFLOP/s", "of the ceiling", "of the peak",
-             "peak memory, GiB", "launches a step")]  # fmt: skip
+    heading = ("run", "ms a step", "tokens/s", "model TFLOP/s", "of the ceiling", "of the peak",
+               "peak memory, GiB", "launches a step")  # fmt: skip
+    rows: list[tuple[str, ...]] = [heading]
     for line in lines:
         if line.get("error"):
             rows.append((case(line), str(line["error"]), *[""] * 6))
