@@ -60,7 +60,7 @@ def deepspeed_settings(configuration: str, num_weights: int, ranks_per_host: int
 
     ds_configs/zero3.json keeps small parameters whole and fetches others ahead, by limits made for
     7 billion weights. With those limits a small model would stay whole on every rank, as in
-    `zero3-kept`.
+    `zero3-kept`. Nothing is kept between the passes, since a prediction counts two gathers.
     """
     name = "zero2" if configuration == "zero2" else "zero3"
     text = (ROOT / "ds_configs" / f"{name}.json").read_text(encoding="utf-8")
@@ -70,9 +70,9 @@ def deepspeed_settings(configuration: str, num_weights: int, ranks_per_host: int
         for key in (
             "stage3_prefetch_bucket_size",
             "stage3_max_live_parameters",
-            "stage3_max_reuse_distance",
         ):
             zero[key] = round(zero[key] * num_weights / _LARGE)
+        zero["stage3_max_reuse_distance"] = 0
     if configuration == "hierarchical":
         zero["zero_hpz_partition_size"] = ranks_per_host
     return settings
