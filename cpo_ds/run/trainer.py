@@ -90,7 +90,11 @@ def train(run: Run) -> None:
         evaluate(run, run.first_step)
     watch = Stopwatch()
     steps = range(run.first_step + 1, run.total_steps + 1)
-    with planned_steps_on(run.ranks.device, lambda step: plan(run, step), steps) as planned:
+
+    def plan_step_of_run(step: int) -> tuple[list[PackedBatch], StepTotals]:
+        return plan(run, step)
+
+    with planned_steps_on(run.ranks.device, plan_step_of_run, steps) as planned:
         for step, (micro_batches, totals) in zip(steps, planned, strict=True):
             sums, update, rate = _train_step(run, step, micro_batches, totals)
             flops = step_flops(weights, totals.unique_tokens, totals.scored_tokens, **passes)
