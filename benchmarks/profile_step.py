@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
 from jobs.job import TRAININGS, Job
 from jobs.processes import run_fresh
 from jobs.profile_run import profile_job
@@ -33,10 +33,10 @@ from models.workload import (
 )
 from pages.results import Results, results_file
 
-from cpo_ds.devices import find_device
 from cpo_ds.errors import UserError
 from cpo_ds.model.flops import MatrixWeights, step_flops
 from cpo_ds.model.shapes import SHAPES, shape_config
+from cpo_ds.run.throughput import known_gpu
 
 BENCHMARK = "profile"
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -131,11 +131,8 @@ def rates(
 
 def peak_tflops(dtype: str) -> float | None:
     """The vendor's peak of this machine's GPU; None without a GPU that is known."""
-    if not torch.cuda.is_available():
-        return None
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    device = find_device(torch.cuda.get_device_name(), memory)
-    return device.peak_bf16_tflops if device and device.knows_peak(dtype) else None
+    known = known_gpu(torch.device("cuda", 0)) if torch.cuda.is_available() else None
+    return known.peak_bf16_tflops if known and known.knows_peak(dtype) else None
 
 
 def summary(line: dict[str, Any]) -> str:
@@ -161,7 +158,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--steps", type=int, default=3, help="steps on the clock, before the profiled one (3)")
     add("--warmup-steps", type=int, default=2, help="steps before the clock starts (2)")
     add("--threads", type=int, help="CPU threads (all cores)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision (float32)")
+    add_dtype(parser)
     add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
         help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
     add("--lora-targets", nargs="+", default=_LINEAR, metavar="LAYER",

@@ -7,7 +7,7 @@ docs/configuration.md.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -242,6 +242,10 @@ class Config(Section):
                 f"model.quantization: {kind} with loss.reference: model would hold a second model; "
                 "set loss.reference to adapter or precomputed"
             )
+
+    def with_model(self, **values: Any) -> Config:
+        """The configuration with other values in its `model` section."""
+        return self.model_copy(update={"model": self.model.model_copy(update=values)})
 
     @property
     def trains_adapter(self) -> bool:

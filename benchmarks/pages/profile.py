@@ -89,10 +89,9 @@ def longest(line: Line) -> str:
 
 def draw_parts(line: Line, path: Path) -> None:
     """A bar per part."""
-    found = shares(line)
     rows = [
         Bar(part, {part: 1000 * line["parts_seconds"][part]}, _percent(share))
-        for part, share in found.items()
+        for part, share in shares(line).items()
     ]
     bars(path, f"A step of {case(line)}: {model_on_device(line)}", rows, "ms", legend=None)
 

@@ -87,14 +87,7 @@ def stage_to_resume(checkpoint: CheckpointConfig, folder: Path) -> int | None:
 
     It changes nothing in the folder, so it may be called before the folder is locked.
     """
-    named = Path(checkpoint.resume)
-    if checkpoint.resume == "never":
-        return None
-    if checkpoint.resume == "auto":
-        candidates = resume_candidates(folder)
-    else:
-        candidates = [named] if named.name.startswith("step-") else resume_candidates(named)
-    for path in candidates:
+    for path in _listed(checkpoint, folder):
         try:
             return read_manifest(path).zero_stage
         except DamagedCheckpoint:
@@ -108,9 +101,9 @@ def _candidates(
     """Checkpoints to try in turn, and the problem with `latest` (see `latest_problem`)."""
     if folder.is_dir():
         restore_replaced(folder)
+    candidates = _listed(checkpoint, folder)
     # The run's own checkpoints.
     if checkpoint.resume == "auto":
-        candidates = resume_candidates(folder)
         if not candidates and (folder / "latest").exists():
             raise UserError(
                 f"{folder}/latest names a checkpoint, but there is none; delete {folder} to start "
@@ -127,14 +120,27 @@ def _candidates(
         return [], None
     # A checkpoint, or a folder of several, by name.
     named = Path(checkpoint.resume)
-    is_one = named.name.startswith("step-")
-    candidates = [named] if is_one else resume_candidates(named)
     if not named.is_dir() or not candidates:
         raise UserError(
             f"checkpoint.resume names {checkpoint.resume}, which holds no checkpoint; give a "
             "step-... folder (or the folder of several), auto or never."
         )
-    return candidates, None if is_one else latest_problem(named)
+    return candidates, None if _is_one(named) else latest_problem(named)
+
+
+def _listed(checkpoint: CheckpointConfig, folder: Path) -> list[Path]:
+    """The checkpoints that `checkpoint.resume` allows, the best first."""
+    if checkpoint.resume == "never":
+        return []
+    if checkpoint.resume == "auto":
+        return resume_candidates(folder)
+    named = Path(checkpoint.resume)
+    return [named] if _is_one(named) else resume_candidates(named)
+
+
+def _is_one(named: Path) -> bool:
+    """Whether a folder is a checkpoint itself, by its name, rather than one of several."""
+    return named.name.startswith("step-")
 
 
 def _on_all_hosts(by_rank: list[list[Path]], ranks: Ranks, folder: Path) -> list[Path]:

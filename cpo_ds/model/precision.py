@@ -79,9 +79,4 @@ def with_precision(config: Config, ranks: Ranks) -> tuple[Config, str]:
     if config.model.dtype != "auto":
         return config, ""
     dtype, reason = common_precision(ranks.gather(device_precision(ranks.device)), ranks.hosts)
-    return with_dtype(config, dtype), f"model.dtype auto: {dtype} ({reason})"
-
-
-def with_dtype(config: Config, dtype: str) -> Config:
-    """A configuration with another `model.dtype`."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    return config.with_model(dtype=dtype), f"model.dtype auto: {dtype} ({reason})"

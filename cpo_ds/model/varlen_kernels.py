@@ -7,6 +7,7 @@ Shape suffixes: T unique tokens, H query heads, K key-value heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,14 +64,8 @@ def flash_attn(
     """flash-attn 2's variable-length kernel: [T, H, D]. CUDA, bfloat16 or float16."""
     from flash_attn import flash_attn_varlen_func  # an optional package
 
-    return flash_attn_varlen_func(
-        *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
-        softmax_scale=scale,
-        causal=True,  # aligned to the bottom right, so the rejected branch sees its whole prefix
-        window_size=(-1 if window is None else window - 1, 0),
-        softcap=softcap or 0.0,
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )
+    states = (query_HTD, key_KTD, value_KTD)
+    return _flash(flash_attn_varlen_func, states, layout, scale, window, softcap)
 
 
 def flash_attn_3(
@@ -86,15 +81,28 @@ def flash_attn_3(
     """flash-attn 3's variable-length kernel: [T, H, D]. CUDA (Hopper), bfloat16 or float16."""
     from flash_attn_interface import flash_attn_varlen_func  # an optional package
 
-    output = flash_attn_varlen_func(
-        *_varlen_arguments((query_HTD, key_KTD, value_KTD), layout),
+    states = (query_HTD, key_KTD, value_KTD)
+    return _flash(flash_attn_varlen_func, states, layout, scale, window, softcap)
+
+
+def _flash(
+    kernel: Callable[..., Any],
+    states: States,
+    layout: SharedPrefixLayout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Calls the kernel of flash-attn 2 or 3, which take the same arguments."""
+    output = kernel(
+        *_varlen_arguments(states, layout),
         softmax_scale=scale,
-        causal=True,
+        causal=True,  # aligned to the bottom right, so the rejected branch sees its whole prefix
         window_size=(-1 if window is None else window - 1, 0),
         softcap=softcap or 0.0,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
-    # Some versions return the log of each query's sum of weights too.
+    # Some versions of flash-attn 3 return the log of each query's sum of weights too.
     return output[0] if isinstance(output, tuple) else output
 
 

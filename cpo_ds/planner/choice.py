@@ -120,13 +120,8 @@ def _without_plan(config: Config, deepspeed: str) -> tuple[Config, list[str]]:
         lines.append(f"deepspeed: auto takes {deepspeed}, {reason}")
     if config.model.gradient_checkpointing == "auto":
         lines.append(f"model.gradient_checkpointing: auto recomputes no layer, {reason}")
-        config = _with_layers(config, 0)
+        config = config.with_model(gradient_checkpointing=0)
     return config.model_copy(update={"deepspeed": deepspeed}), lines
-
-
-def _with_layers(config: Config, layers: int) -> Config:
-    model = config.model.model_copy(update={"gradient_checkpointing": layers})
-    return config.model_copy(update={"model": model})
 
 
 def _fewest_layers(
@@ -140,7 +135,7 @@ def _fewest_layers(
     """The recipe with as few recomputed layers as fit, with all of them if none does."""
     is_open = config.model.gradient_checkpointing == "auto"
     for layers in range(depth + 1) if is_open else (None,):
-        settled = config if layers is None else _with_layers(config, layers)
+        settled = config if layers is None else config.with_model(gradient_checkpointing=layers)
         memory = memory_plan(
             settled,
             outlines.weights(settled),

@@ -32,7 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported late: torch, transformers and DeepSpeed take seconds. The plan uses no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     silence_libraries()
-    from cpo_ds.model.precision import with_dtype
     from cpo_ds.planner.plan import make_plan
     from cpo_ds.planner.text import as_text, as_values
     from cpo_ds.recipe import load_config
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     device, memory_gib = _memory(arguments.device, arguments.gpu_memory)
     if config.model.dtype == "auto":  # training asks the GPUs themselves
         has_bfloat16 = device is None or device.has_bfloat16
-        config = with_dtype(config, "bfloat16" if has_bfloat16 else "float32")
+        config = config.with_model(dtype="bfloat16" if has_bfloat16 else "float32")
     _check_positive(arguments)
     plan = make_plan(
         config,

@@ -134,21 +134,16 @@ def _with_model_folder(config: Config, folder: str) -> Config:
             f"with --shape the settings of the adapter {config.model.adapter} are not known; "
             "give them in a lora section (--lora.rank 16, ...)."
         )
-    model = config.model.model_copy(
-        update={"name_or_path": folder, "adapter": None, "adapter_mode": "continue"}
-    )
-    return config.model_copy(update={"model": model})
+    return config.with_model(name_or_path=folder, adapter=None, adapter_mode="continue")
 
 
 def full_variant(config: Config) -> Config:
     """A recipe changed to train all parameters."""
-    of_model: dict[str, Any] = {"quantization": None}
-    if config.continues_adapter:
-        of_model["adapter_mode"] = "merge"
-    update: dict[str, Any] = {"lora": None, "model": config.model.model_copy(update=of_model)}
+    of_model = {"adapter_mode": "merge"} if config.continues_adapter else {}
+    update: dict[str, Any] = {"lora": None}
     if config.loss.reads_reference_from("adapter"):
         update["loss"] = config.loss.model_copy(update={"reference": "model"})
-    return config.model_copy(update=update)
+    return config.with_model(quantization=None, **of_model).model_copy(update=update)
 
 
 def lora_variant(config: Config) -> Config:

@@ -165,8 +165,7 @@ def _fewest_layers(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> int | No
     """As few layers as make a recipe fit by recomputation; None if even all do not suffice."""
     recomputed, depth = plan.recomputed
     for layers in range(recomputed + 1, depth + 1):
-        model = plan.config.model.model_copy(update={"gradient_checkpointing": layers})
-        if memory_of(plan.config.model_copy(update={"model": model}), plan.zero).fits:
+        if memory_of(plan.config.with_model(gradient_checkpointing=layers), plan.zero).fits:
             return layers
     return None
 

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from cpo_ds.devices import find_device
+from cpo_ds.devices import Device, find_device
 from cpo_ds.schema import StepTotals
 
 
@@ -22,11 +22,16 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def peak_tflops(device: torch.device) -> float | None:
     """TFLOP/s of the device in bfloat16 by its data sheet, None for a device without an entry."""
+    known = known_gpu(device)
+    return known.peak_bf16_tflops if known else None
+
+
+def known_gpu(device: torch.device) -> Device | None:
+    """The data sheet of a GPU; None for a CPU, and for a GPU without an entry."""
     if device.type != "cuda":
         return None
     memory_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-    known = find_device(torch.cuda.get_device_name(device), memory_gib)
-    return known.peak_bf16_tflops if known else None
+    return find_device(torch.cuda.get_device_name(device), memory_gib)
 
 
 class Stopwatch:

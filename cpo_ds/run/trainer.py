@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,7 @@ def train(run: Run) -> None:
         evaluate(run, run.first_step)
     watch = Stopwatch()
     steps = range(run.first_step + 1, run.total_steps + 1)
-
-    def plan_step_of_run(step: int) -> tuple[list[PackedBatch], StepTotals]:
-        return plan(run, step)
-
-    with planned_steps_on(run.ranks.device, plan_step_of_run, steps) as planned:
+    with planned_steps_on(run.ranks.device, partial(plan, run), steps) as planned:
         for step, (micro_batches, totals) in zip(steps, planned, strict=True):
             sums, update, rate = _train_step(run, step, micro_batches, totals)
             flops = step_flops(weights, totals.unique_tokens, totals.scored_tokens, **passes)
