@@ -97,7 +97,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "in a process for each try; on a CPU it needs --memory-limit")  # fmt: skip
     add("--limit-from", type=int, default=1, metavar="PAIRS", help="where that search begins (1)")
     add("--limit-within", type=float, default=0.0, metavar="SHARE", help="how far below the true "
-        "limit it may end: 0.1 saves half of the tries (0)")  # fmt: skip
+        "limit it may end: 0.1 saves a quarter of the tries (0)")  # fmt: skip
     add("--minutes", type=float, help="begin no run after so many minutes (no limit)")
     add("--memory-limit", type=float, metavar="GIB", help="most memory of a process: on a GPU, "
         "or of its data on a CPU (no limit)")  # fmt: skip

@@ -26,7 +26,7 @@ from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.hub import unavailable
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
-from cpo_ds.model.quantization import cast_adapter, prepare_quantized, quantizer
+from cpo_ds.model.quantization import prepare_quantized, quantizer
 from cpo_ds.model.recomputation import recompute_layers
 
 # Models for which the packed layout is exact, each one tested. They are decoders whose tokens
@@ -127,8 +127,6 @@ def load_policy(
     disable_dropout(causal_lm)
     recompute_layers(causal_lm, model.gradient_checkpointing)
     language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
-    if quantization:
-        cast_adapter(language_model, getattr(torch, model.dtype))
     policy = PolicyModel(language_model, head_transform(model_config, model), fingerprint)
     _check_head(policy)
     return policy, f"attention: {backend} ({reason})"

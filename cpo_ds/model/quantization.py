@@ -62,13 +62,6 @@ def _drop_scales(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
         del state[name]
 
 
-def cast_adapter(adapted: nn.Module, dtype: torch.dtype) -> None:
-    """Casts trained weights to `dtype`, whatever peft chose beside a quantized layer."""
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-
-
 def quantized_names(causal_lm: Any) -> frozenset[str]:
     """Names of the weights that `quantizer` would keep in 4 bits; the model may have an adapter."""
     head = causal_lm.get_output_embeddings()

@@ -101,31 +101,38 @@ def _policy(language_model: Any, config: Config, *, recomputes: bool, flash: boo
     base.set_attn_implementation(_FLASH if flash else registered_name("sdpa"))
     recompute_layers(base, recomputes)
     policy = PolicyModel(language_model, head_transform(base.config, config.model))
-    _allocate(policy)
+    allocate(policy, torch.device("cpu"))
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
     return policy.train()
 
 
-def _allocate(policy: nn.Module) -> None:
-    """Moves parameters and buffers to fake CPU tensors; tied ones stay tied."""
-    made: dict[torch.Tensor, torch.Tensor] = {}  # by the parameter on the meta device
-    for module in policy.modules():
+def allocate(model: nn.Module, device: torch.device) -> None:
+    """Replaces parameters and buffers by empty ones on a device; tied ones stay tied.
+
+    Inside a FakeTensorMode they get no memory.
+    """
+    made: dict[torch.Tensor, torch.Tensor] = {}  # by the parameter before
+    for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if parameter not in made:
-                    fake = nn.Parameter(torch.empty_like(parameter, device="cpu"))
-                    fake.requires_grad_(parameter.requires_grad)
-                    if fake.requires_grad:
-                        fake.register_post_accumulate_grad_hook(_drop_gradient)
-                    made[parameter] = fake
+                    empty = torch.empty_like(parameter, device=device)
+                    made[parameter] = nn.Parameter(empty, parameter.requires_grad)
                 module._parameters[name] = made[parameter]  # type: ignore[assignment]
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+                module._buffers[name] = torch.empty_like(buffer, device=device)
 
 
 def _batch(num_pairs: int, lengths: tuple[int, int, int]) -> PackedBatch:
-    prefix, chosen, rejected = lengths
-    pair = TokenizedPair(
+    return pack([pair_of_lengths(*lengths)], (0,) * num_pairs)
+
+
+def pair_of_lengths(prefix: int, chosen: int, rejected: int) -> TokenizedPair:
+    """A pair of so many tokens, whatever they are; its completions begin after the prefix."""
+    return TokenizedPair(
         tokens=np.zeros(prefix + chosen + rejected, dtype=np.int32),
         num_prefix=prefix,
         num_chosen=chosen,
@@ -134,7 +141,6 @@ def _batch(num_pairs: int, lengths: tuple[int, int, int]) -> PackedBatch:
         direction="",
         origin="",
     )
-    return pack([pair], (0,) * num_pairs)
 
 
 class _StandInFlash(torch.autograd.Function):

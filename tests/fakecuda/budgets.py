@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import fake_policy
-import numpy as np
 from audit import Audit, Work
 
 from cpo_ds.model.shapes import shape_config
+from cpo_ds.planner.activations import TYPICAL_PAIR, pair_of_lengths
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import TokenizedPair
 
 FILE = Path(__file__).with_name("budgets.json")
-PAIR = (55, 45, 45)  # tokens of prefix, chosen and rejected: means of 4,000 WMT22 pairs
 SHAPES = {"llama-2-7b": 16384, "llama-2-13b": 8192}  # most tokens of the micro-batch
 STAGES = ("layer forward", "layer backward", "head forward", "head backward", "rest")
 
@@ -39,7 +37,7 @@ def measure() -> dict[str, Any]:
     for shape, most_tokens in SHAPES.items():
         for training in ("lora", "full"):
             for recomputes in (False, True):
-                pairs = most_tokens // sum(PAIR)
+                pairs = most_tokens // sum(TYPICAL_PAIR)
                 stages = _stages(shape, training, recomputes, pairs)
                 name = f"{shape}, {training}{', recomputing' if recomputes else ''}"
                 budgets[name] = {
@@ -50,7 +48,7 @@ def measure() -> dict[str, Any]:
                     "stages": {stage: vars(work) for stage, work in stages.items()},
                 }
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return {"pair": list(PAIR), "versions": versions, "budgets": budgets}
+    return {"pair": list(TYPICAL_PAIR), "versions": versions, "budgets": budgets}
 
 
 def _stages(shape: str, training: str, recomputes: bool, pairs: int) -> dict[str, Work]:
@@ -82,19 +80,9 @@ def audit_of(shape: str, training: str, recomputes: bool, pairs: int, layers: in
     config = parse_config(values, "budgets")
     model_config = shape_config(shape)
     model_config.num_hidden_layers = layers
-    prefix, chosen, rejected = PAIR
-    pair = TokenizedPair(
-        tokens=np.zeros(prefix + chosen + rejected, dtype=np.int32),
-        num_prefix=prefix,
-        num_chosen=chosen,
-        chosen_start=prefix,
-        rejected_start=prefix,
-        direction="",
-        origin="",
-    )
     with fake_policy.fake_cuda():
         policy = fake_policy.load_shape(config, model_config)
-        return fake_policy.run_pass(policy, [pair] * pairs, config).audit
+        return fake_policy.run_pass(policy, [pair_of_lengths(*TYPICAL_PAIR)] * pairs, config).audit
 
 
 def main() -> None:
@@ -120,7 +108,7 @@ def main() -> None:
 def _kernels(case: str) -> str:
     """Kernels of a model of two layers: stage, operation, largest tensor, launches, gigabytes."""
     shape, training, *recomputing = case.split(", ")
-    pairs = SHAPES[shape] // sum(PAIR)
+    pairs = SHAPES[shape] // sum(TYPICAL_PAIR)
     kinds = audit_of(shape, training, bool(recomputing), pairs, 2).kinds
     return "\n".join(
         f"{kind.stage:14} {kind.name:28} {kind.largest:34} {work.kernels:5}"

@@ -22,6 +22,7 @@ from cpo_ds.data.pack import pack
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model import load
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.planner.activations import allocate
 from cpo_ds.run.metrics import pair_columns
 from cpo_ds.schema import PackedBatch, PairLogps, StepTotals, TokenizedPair
 
@@ -71,18 +72,8 @@ def load_shape(config: Config, shape: Any) -> PolicyModel:
 
 def _on_cuda(policy: PolicyModel) -> PolicyModel:
     """Puts parameters and buffers on CUDA, as DeepSpeed does; tied ones stay tied."""
-    made: dict[torch.Tensor, torch.Tensor] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in policy.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    if parameter not in made:
-                        fake = torch.empty_like(parameter, device=CUDA)
-                        made[parameter] = nn.Parameter(fake, parameter.requires_grad)
-                    module._parameters[name] = made[parameter]  # type: ignore[assignment]
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty_like(buffer, device=CUDA)
+        allocate(policy, CUDA)
     return policy.train()
 
 

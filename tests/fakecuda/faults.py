@@ -86,54 +86,42 @@ def ends_of_64_bits(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def value_read(folder: Path) -> Iterator[None]:
-    """The host reads a value while the pass runs."""
+def _before_sums(change: Callable[[torch.Tensor, Any], torch.Tensor]) -> Iterator[None]:
+    """Inside it `change` makes the log-probs that are summed, from log-probs and micro-batch."""
     plain = policy._sum_by_pair
-
-    def reading(logps: torch.Tensor, batch: Any) -> torch.Tensor:
-        plain(logps, batch).cpu()
-        return plain(logps, batch)
-
-    with mock.patch.object(policy, "_sum_by_pair", reading):
+    with mock.patch.object(policy, "_sum_by_pair", lambda x, batch: plain(change(x, batch), batch)):
         yield
 
 
-@contextmanager
-def mask_of_values(folder: Path) -> Iterator[None]:
-    """Values are picked by a mask, whose number of values the host must wait for."""
-    plain = policy._sum_by_pair
+def value_read(folder: Path) -> AbstractContextManager[None]:
+    """The host reads a value while the pass runs."""
 
-    def masked(logps: torch.Tensor, batch: Any) -> torch.Tensor:
+    def read(logps: torch.Tensor, batch: Any) -> torch.Tensor:
+        logps.cpu()
+        return logps
+
+    return _before_sums(read)
+
+
+def mask_of_values(folder: Path) -> AbstractContextManager[None]:
+    """Values are picked by a mask, whose number of values the host must wait for."""
+
+    def mask(logps: torch.Tensor, batch: Any) -> torch.Tensor:
         chosen = torch.nonzero(batch.score_in_chosen)
         assert chosen.dim() == 2
-        return plain(logps, batch)
+        return logps
 
-    with mock.patch.object(policy, "_sum_by_pair", masked):
-        yield
+    return _before_sums(mask)
 
 
-@contextmanager
-def pageable_copy(folder: Path) -> Iterator[None]:
+def pageable_copy(folder: Path) -> AbstractContextManager[None]:
     """A mask is made on the host and copied from memory that is not pinned."""
-    plain = policy._sum_by_pair
-
-    def copying(logps: torch.Tensor, batch: Any) -> torch.Tensor:
-        return plain(logps * torch.ones(len(logps)).to(logps.device), batch)
-
-    with mock.patch.object(policy, "_sum_by_pair", copying):
-        yield
+    return _before_sums(lambda logps, batch: logps * torch.ones(len(logps)).to(logps.device))
 
 
-@contextmanager
-def tensor_on_the_host(folder: Path) -> Iterator[None]:
+def tensor_on_the_host(folder: Path) -> AbstractContextManager[None]:
     """A tensor of the micro-batch stays on the host."""
-    plain = policy._sum_by_pair
-
-    def mixed(logps: torch.Tensor, batch: Any) -> torch.Tensor:
-        return plain(logps * torch.ones(len(logps)), batch)
-
-    with mock.patch.object(policy, "_sum_by_pair", mixed):
-        yield
+    return _before_sums(lambda logps, batch: logps * torch.ones(len(logps)))
 
 
 Change = Callable[[Path], AbstractContextManager[None]]
