@@ -129,6 +129,8 @@ def load_policy(
     language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
     policy = PolicyModel(language_model, head_transform(model_config, model), fingerprint)
     _check_head(policy)
+    # transformers loads models in evaluation mode, in which no layer recomputes its activations.
+    policy.train()
     return policy, f"attention: {backend} ({reason})"
 
 

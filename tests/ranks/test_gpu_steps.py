@@ -97,9 +97,15 @@ def test_only_gradients_are_exchanged_if_weights_are_whole(counts: Any, stage: i
 def test_zero3_gathers_all_weights_twice_in_a_micro_batch(
     counts: Any, kind: str, times: int
 ) -> None:
-    """Forward, and backward; recomputing a layer needs no third time."""
+    """Forward, and backward; recomputing a layer that is gathered whole needs no third time.
+
+    The first layer of a LoRA run is not gathered whole (see `engine.leaves`): its recomputation
+    and its backward pass gather it once each, since nothing is kept here.
+    """
     of_step = counts[f"2 ranks, ZeRO-3, {kind}"]
+    weights = of_step["weights"]
+    third_time = weights["first layer"] if "recomputed" in kind else 0
     assert len(of_step["micro_batches"]) == 2
     for exchanges in of_step["micro_batches"]:
         gathered = exchanges["all_gather_into_tensor"][1]
-        assert gathered == pytest.approx(times * of_step["weights"]["all"], rel=0.01)
+        assert gathered == pytest.approx(times * weights["all"] + third_time, rel=0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -131,7 +131,14 @@ def _count_last_step(run: trainer.Run, exchanges: Exchanges) -> dict[str, Any]:
 
 
 def _bytes_of_weights(run: trainer.Run) -> dict[str, int]:
-    parameters = list(run.engine.policy.parameters())
-    sizes = [getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters]
-    trained = [s for s, p in zip(sizes, parameters, strict=True) if p.requires_grad]
-    return {"all": sum(sizes), "trained": sum(trained)}
+    policy = run.engine.policy
+    first_layer = policy.causal_lm.get_decoder().layers[0]
+    return {
+        "all": _bytes(policy.parameters()),
+        "trained": _bytes(p for p in policy.parameters() if p.requires_grad),
+        "first layer": _bytes(first_layer.parameters()),
+    }
+
+
+def _bytes(parameters: Iterable[Any]) -> int:
+    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)

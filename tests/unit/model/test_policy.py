@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import plain_logps, random_pairs, tiny_model
+from helpers import plain_logps, random_pairs, save_tiny_adapter, save_tiny_model, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpo_ds.data.pack import pack
@@ -99,6 +99,26 @@ def test_frozen_head_gets_no_gradient_and_the_body_the_same_one(tmp_path: Path) 
     ):
         if b.grad is not None:
             assert relative_error(b.grad, a.grad) < 1e-5, name
+
+
+@pytest.mark.parametrize("trained", ["all parameters", "a new adapter", "a continued adapter"])
+def test_a_policy_is_loaded_in_training_mode_and_recomputes(tmp_path: Path, trained: str) -> None:
+    """transformers loads models in evaluation mode, and a run may never evaluate and come back."""
+    base = save_tiny_model(tmp_path / "base")
+    adapter = save_tiny_adapter(base, tmp_path / "adapter") if "continued" in trained else None
+    options = {"adapter": str(adapter)} if adapter else {}
+    lora = {"rank": 2} if "new" in trained else None
+    policy = load(base, lora, gradient_checkpointing=True, **options)
+    assert all(module.training for module in policy.modules())
+
+    calls = []
+    layers = policy.causal_lm.get_decoder().layers
+    for layer in layers:
+        layer.self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    chosen, rejected = policy(pack(random_pairs(2), (0, 1)))
+    assert len(calls) == len(layers)
+    (chosen.sum() - rejected.sum()).backward()
+    assert len(calls) == 2 * len(layers)
 
 
 @pytest.mark.parametrize("sharing", ["prompt", "none"])
