@@ -35,8 +35,13 @@ class ModelConfig(Section):
     )
     attention: Literal[
         "auto", "reference", "sdpa", "torch_varlen",
-        "flash_attn", "flash_attn_3", "flash_attn_4", "flex",
+        "flash_attn", "flash_attn_3", "flash_attn_4", "flex", "blocks",
     ] = Field("auto", description="attention backend")  # fmt: skip
+    kernels: Literal["auto", "compiled", "eager", "transformers"] = Field(
+        "auto",
+        description="norms, rotation, SwiGLU and LoRA with fewer passes over memory: compiled "
+        "(auto on a GPU), eager (auto on a CPU), or as transformers and PEFT write them",
+    )
     gradient_checkpointing: bool | int | Literal["auto"] = Field(
         False,
         description="recompute activations to save memory: of all layers, of none, of as many from "

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from cpo_ds.model.block_attention import blocks
 from cpo_ds.model.flex_attention import flex
 from cpo_ds.model.shared_prefix import SharedPrefixLayout, States
 from cpo_ds.model.varlen_kernels import flash_attn, flash_attn_3, flash_attn_4, torch_varlen
@@ -83,6 +84,7 @@ BACKENDS: dict[str, Backend] = {
     "flash_attn_3": flash_attn_3,
     "flash_attn_4": flash_attn_4,
     "flex": flex,
+    "blocks": blocks,
 }
 
 
@@ -115,7 +117,7 @@ def _registered(attend: Backend) -> Callable[..., tuple[torch.Tensor, None]]:
         assert attention_mask is None and dropout == 0.0 and other.get("s_aux") is None
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         output_THD = attend(
-            query[0], key[0], value[0], shared_prefix,
+            query.squeeze(0), key.squeeze(0), value.squeeze(0), shared_prefix,
             scale=scale, window=sliding_window, softcap=softcap,
         )  # fmt: skip
         return output_THD[None], None

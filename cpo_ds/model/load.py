@@ -23,6 +23,7 @@ from cpo_ds.model.attention import registered_name
 from cpo_ds.model.attention_choice import choose_backend
 from cpo_ds.model.file_checks import check_no_adapter, check_tied_head
 from cpo_ds.model.fingerprint import weights_fingerprint
+from cpo_ds.model.fused_layers import choose_parts, fuse_layers
 from cpo_ds.model.hub import unavailable
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
@@ -127,11 +128,14 @@ def load_policy(
     disable_dropout(causal_lm)
     recompute_layers(causal_lm, model.gradient_checkpointing)
     language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
+    parts, layers = choose_parts(model.kernels, device)
+    if parts is not None:
+        fuse_layers(causal_lm.get_decoder(), parts)
     policy = PolicyModel(language_model, head_transform(model_config, model), fingerprint)
     _check_head(policy)
     # transformers loads models in evaluation mode, in which no layer recomputes its activations.
     policy.train()
-    return policy, f"attention: {backend} ({reason})"
+    return policy, f"attention: {backend} ({reason}); {layers}"
 
 
 def load_reference(

@@ -73,7 +73,7 @@ class PolicyModel(nn.Module):
             shared_prefix=layout,
         ).last_hidden_state
         # Log-probs of scored tokens only. One in the prefix may count for both completions.
-        scored = hidden[0].index_select(0, batch.score_positions)
+        scored = hidden.squeeze(0).index_select(0, batch.score_positions)
         logps = self.scoring_head(scored, self.head_weight, batch.score_targets)
         return (
             _sum_by_pair(logps * batch.score_in_chosen, batch),

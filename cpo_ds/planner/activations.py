@@ -21,6 +21,8 @@ from transformers import AttentionInterface
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
 from cpo_ds.model.attention import registered_name
+from cpo_ds.model.fused_layers import fuse_layers
+from cpo_ds.model.layer_parts import EAGER
 from cpo_ds.model.load import disable_dropout, head_transform
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.model.recomputation import recompute_layers
@@ -100,6 +102,8 @@ def _policy(language_model: Any, config: Config, *, recomputes: bool, flash: boo
     disable_dropout(base)
     base.set_attn_implementation(_FLASH if flash else registered_name("sdpa"))
     recompute_layers(base, recomputes)
+    if config.model.kernels != "transformers":
+        fuse_layers(base.get_decoder(), EAGER)
     policy = PolicyModel(language_model, head_transform(base.config, config.model))
     allocate(policy, torch.device("cpu"))
     for parameter in policy.parameters():

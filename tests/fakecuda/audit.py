@@ -11,7 +11,7 @@ import functools
 import math
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,8 @@ class Audit(TorchDispatchMode):
     device. Both name the line that caused them.
     """
 
+    active: Audit | None = None  # the one that counts now
+
     def __init__(self) -> None:
         super().__init__()
         self.stage = "start"
@@ -95,6 +97,15 @@ class Audit(TorchDispatchMode):
         self.problems: Counter[str] = Counter()
         self.copies: list[Copy] = []
         self._pinned: list[torch.Tensor] = []
+        self._inside_kernel = False
+
+    def __enter__(self) -> Any:
+        Audit.active = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        Audit.active = None
+        super().__exit__(*error)
 
     def __torch_dispatch__(
         self,
@@ -105,6 +116,8 @@ class Audit(TorchDispatchMode):
     ) -> Any:
         """Runs an operation and counts it."""
         kwargs = kwargs or {}
+        if self._inside_kernel:
+            return func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
         if name == "_pin_memory":  # the mode of fake tensors does not know it
             self._pinned.append(torch.empty_like(args[0]))
@@ -165,6 +178,24 @@ class Audit(TorchDispatchMode):
     def total(self) -> Work:
         """The work of all stages."""
         return functools.reduce(Work.plus, self.work.values(), Work())
+
+
+def as_one_kernel(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """The formula, counted as the one kernel that torch compiles it into."""
+
+    def counted(*arguments: Any) -> Any:
+        audit = Audit.active
+        if audit is None:
+            return formula(*arguments)
+        audit._inside_kernel = True
+        try:
+            result = formula(*arguments)
+        finally:
+            audit._inside_kernel = False
+        audit._count(formula.__name__, _tensors(arguments), _tensors(result))
+        return result
+
+    return counted
 
 
 @contextmanager

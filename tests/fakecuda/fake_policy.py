@@ -13,14 +13,15 @@ from unittest import mock
 
 import torch
 import transformers
-from audit import Audit, one_kernel_operations
+from audit import Audit, as_one_kernel, one_kernel_operations
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
 from cpo_ds.losses import pair_terms, step_share
-from cpo_ds.model import load
+from cpo_ds.model import fused_layers, load
+from cpo_ds.model.layer_parts import EAGER, Parts
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.planner.activations import allocate
 from cpo_ds.run.metrics import pair_columns
@@ -36,7 +37,14 @@ def fake_cuda(capability: tuple[int, int] = HOPPER) -> Iterator[None]:
     """Inside it, tensors have no data, and torch tells of a GPU of this compute capability."""
     answers = {"get_device_capability": capability, "get_device_name": "NVIDIA H100 80GB HBM3"}
     patches = {name: mock.Mock(return_value=answer) for name, answer in answers.items()}
-    with mock.patch.multiple(torch.cuda, **patches), one_kernel_operations():
+    parts = Parts(**{name: as_one_kernel(formula) for name, formula in vars(EAGER).items()})
+    with (
+        mock.patch.multiple(torch.cuda, **patches),
+        mock.patch.multiple(
+            fused_layers, why_not_compiled=lambda device: None, compiled_parts=lambda: parts
+        ),
+        one_kernel_operations(),
+    ):
         yield
 
 
