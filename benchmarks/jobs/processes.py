@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from cpo_ds.run.allocators import let_gpu_memory_grow
 from jobs.team import Team
 
 OUT_OF_MEMORY = "out of memory"
@@ -51,6 +52,7 @@ class Processes:
     def __init__(self, team: Team, folder: Path, threads: int, timeout: float) -> None:
         self._team, self._folder, self._timeout = team, folder, timeout
         self._started = self._runs = 0  # processes of this rank; runs of all ranks together
+        let_gpu_memory_grow()  # as in a run, and for all trainers alike
         outside = {k: v for k, v in module_environment().items() if k not in _RANK_VARIABLES}
         self._environment = outside | {
             "OMP_NUM_THREADS": str(threads),

@@ -29,6 +29,8 @@ def run_ours(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from cpo_ds.engine.settings import read_deepspeed_settings
     from cpo_ds.ranks.ranks import init_ranks
+    from cpo_ds.run.allocators import keep_freed_memory
+    from cpo_ds.run.arithmetic import set_arithmetic
     from cpo_ds.run.build import RunInputs, build_run
     from cpo_ds.run.monitor import SilentMonitor
     from cpo_ds.run.trainer import train
@@ -45,6 +47,9 @@ def run_ours(
 
     # Build the run as training does, with that monitor.
     config = config_of(job, folder)
+    set_arithmetic(deterministic=config.train.deterministic)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     settings = read_deepspeed_settings(config)
     ranks = init_ranks()
     pairs = tokenized_pairs(job) if pairs is None else pairs

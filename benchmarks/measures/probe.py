@@ -44,6 +44,7 @@ def return_freed_memory() -> None:
     try:
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: blocks from this size are maps of their own
+        library.mallopt(-4, 2**16)  # M_MMAP_MAX: how many such maps; a run on a CPU allows none
         library.mallopt(-1, 2**16)  # M_TRIM_THRESHOLD
         library.malloc_trim(0)
     except (OSError, AttributeError):

@@ -101,6 +101,9 @@ def choose_backend(
     """
 
     def why_not(name: str) -> str | None:
+        if name not in KERNELS:
+            is_of_cpus = name == "blocks" and capability is not None
+            return "is for CPUs, and this is a GPU" if is_of_cpus else None
         kernel = KERNELS[name]
         return (
             _why_not_here(kernel, capability, dtype)
@@ -109,7 +112,7 @@ def choose_backend(
         )
 
     if requested != "auto":
-        _check_backend(requested, why_not(requested) if requested in KERNELS else None, softcap)
+        _check_backend(requested, why_not(requested), softcap)
         return requested, "as configured"
     # Take the fastest kernel that serves the model, and keep why faster ones do not.
     refusals: list[str] = []
@@ -124,6 +127,8 @@ def choose_backend(
     if softcap is not None:
         refusals.insert(0, "the model caps attention scores, and no faster backend here serves it")
         return "reference", "; ".join(refusals)
+    if capability is None and dtype == torch.bfloat16:
+        return "blocks", "fastest for bfloat16 on a CPU"
     return "sdpa", "; ".join(refusals)
 
 
@@ -189,6 +194,6 @@ def _check_backend(name: str, why_not: str | None, softcap: float | None) -> Non
             f"do; use one of {', '.join(_CAPS_SCORES)}, or auto."
         )
     if why_not is not None:
-        package = KERNELS[name].package
+        package = KERNELS[name].package if name in KERNELS else None
         advice = f"{package.install}, or " if package and package.name in why_not else ""
         raise UserError(f"model.attention: {name} {why_not}; {advice}set model.attention: auto.")

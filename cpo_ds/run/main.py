@@ -25,9 +25,7 @@ from cpo_ds.ranks.environment_file import apply_environment_files
 from cpo_ds.ranks.place import place
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.recipe import load_config
-
-# torch takes the settings of its allocator from the first of these that is set.
-_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+from cpo_ds.run.allocators import let_gpu_memory_grow
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +41,7 @@ def main(argv: list[str]) -> int:
         config, arguments = load_config(argv)
         if not arguments.verbose:
             silence_libraries()
-        _let_memory_grow()
+        let_gpu_memory_grow()
         _choose_accelerator()
         from cpo_ds.run.session import run_recipe  # imports these libraries
 
@@ -65,15 +63,6 @@ def main(argv: list[str]) -> int:
             return _fail("stopped", f"lost the other ranks: {error}", EXIT_RANK_LOST)
         raise
     return 0
-
-
-def _let_memory_grow() -> None:
-    """Lets torch enlarge its blocks of GPU memory, unless the user has set up its allocator.
-
-    Micro-batches differ in size, and blocks of fixed sizes would leave unusable gaps between them.
-    """
-    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _choose_accelerator() -> None:

@@ -17,6 +17,7 @@ from cpo_ds.ranks.quiet import silence_after_import
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.ranks.watch import Watch
+from cpo_ds.run.allocators import keep_freed_memory
 from cpo_ds.run.arithmetic import set_arithmetic
 from cpo_ds.run.build import RunInputs, as_trained, build_run, find_resume, run_identity
 from cpo_ds.run.folder import (
@@ -38,6 +39,8 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     Raises `UserError`, `NonFiniteError`, and `Stopped` if the run was asked to stop.
     """
     set_arithmetic(deterministic=config.train.deterministic)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     ranks = init_ranks(config.train.stall_minutes)
     config, precision = with_precision(config, ranks)
     config, planned = with_plan(config, ranks)

@@ -10,13 +10,14 @@ from attention_oracle import CPU, SEGMENTS, assert_equals_oracle, draw, oracle, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpo_ds.model import block_attention
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.shared_prefix import Segments, SharedPrefixLayout, pair_mask
 
 
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "blocks"])
 def test_backends_equal_plain_attention(
     backend: str, heads: tuple[int, int], segments: Segments
 ) -> None:
@@ -25,10 +26,22 @@ def test_backends_equal_plain_attention(
 
 
 @pytest.mark.parametrize("window", [1, 2, 6, 100])
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "blocks"])
 def test_windows(backend: str, window: int) -> None:
     segments = ((5, 3, 1), (0, 9, 4), (2, 1, 11))
     assert_equals_oracle(backend, segments, draw(segments), scale=0.3, window=window)
+
+
+@pytest.mark.parametrize("kept_length", [0, 9, 100])
+@pytest.mark.parametrize("block_scores", [1, 200, 10**6])
+def test_blocks_of_a_few_heads_whose_weights_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch, kept_length: int, block_scores: int
+) -> None:
+    monkeypatch.setattr(block_attention, "KEPT_LENGTH", kept_length)
+    monkeypatch.setattr(block_attention, "BLOCK_SCORES", block_scores)
+    segments = ((5, 3, 1), (0, 9, 4), (2, 1, 11))
+    states = draw(segments, heads=6, kv_heads=3)
+    assert_equals_oracle("blocks", segments, states, scale=0.3, window=5)
 
 
 def test_softcapped_scores() -> None:
@@ -105,7 +118,7 @@ def registered(backend: str) -> Any:
     return ALL_ATTENTION_FUNCTIONS[registered_name(backend)]
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "blocks"])
 def test_registered_function_has_transformers_shapes_and_default_scale(backend: str) -> None:
     segments = SEGMENTS["three pairs of odd sizes"]
     states = draw(segments)

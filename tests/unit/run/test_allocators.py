@@ -1,4 +1,4 @@
-"""The environment that torch's allocator of GPU memory reads."""
+"""The allocators of memory, on GPUs and on CPUs."""
 
 from __future__ import annotations
 
@@ -43,3 +43,35 @@ def test_memory_grows_unless_the_user_has_set_up_the_allocator(given, expected):
         check=True,
     )
     assert done.stdout == f"{given if expected is None else expected}\n", done.stderr
+
+
+# Frees a block of 64 MiB and tells how much of the process's memory that gave back, in MiB.
+FREES = """
+import resource
+import torch
+from cpo_ds.run.allocators import keep_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+keep_freed_memory()
+block = torch.ones(2**24)
+before = resident()
+del block
+print(before - resident())
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "given_back"), [({}, 0), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, 64)]
+)
+def test_freed_memory_is_kept_unless_the_user_has_set_up_the_c_library(given, given_back):
+    done = subprocess.run(
+        [sys.executable, "-c", FREES],
+        env=os.environ | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) == pytest.approx(given_back, abs=8), done.stderr
