@@ -46,6 +46,7 @@ class Case:
     training: str = "full"  # or lora
     ranks: int = 1
     dtype: str = "float32"
+    states: str = "float32"  # of the optimizer
     gradient_checkpointing: bool | int = False
     pairs: int = 4  # in a micro-batch
 
@@ -72,6 +73,8 @@ CASES = (
     Case("llama-25m", 3, ranks=2, dtype="bfloat16", pairs=1),
     Case("llama-25m", 3, ranks=2, gradient_checkpointing=True, pairs=2),
     Case("llama-25m", 1, "lora", pairs=6),
+    Case("llama-25m", 2, ranks=2, dtype="bfloat16", states="bfloat16", pairs=1),
+    Case("llama-25m", 3, ranks=2, dtype="bfloat16", states="bfloat16", pairs=1),
 )
 
 
@@ -148,7 +151,7 @@ def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
     config = configuration(asdict(case), case.shape, "unused")
     outlines, zero = Outlines(case.shape), read_zero(config)
     weights = outlines.weights(config)
-    states = state_memory(weights, zero, case.dtype, case.ranks)
+    states = state_memory(weights, zero, case.dtype, case.ranks, states=case.states)
     passes = outlines.passes(config, stage=case.stage, gpu=on_gpu, pair=PAIR)
     memory = passes.at(case.tokens)
     in_passes, update = states.in_passes, states.in_update

@@ -123,6 +123,11 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.01, ge=0.0, description="AdamW's decoupled weight decay")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
     eps: float = Field(1e-8, gt=0.0, description="AdamW's epsilon")
+    states: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="precision of the master copy of the weights and of AdamW's moments; bfloat16 "
+        "takes half the memory and loses small updates in rounding (see docs/numerics.md)",
+    )
     max_grad_norm: float = Field(
         1.0, ge=0.0, description="gradient norm to clip at; 0: no clipping"
     )

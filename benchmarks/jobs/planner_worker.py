@@ -28,6 +28,7 @@ def configuration(task: dict[str, Any], model: str, folder: str) -> Any:
         },
         "data": {"format": "sample"},
         "lora": {"rank": 16} if task["training"] == "lora" else None,
+        "optim": {"states": task["states"]},
         "batch": {
             "pairs": 2 * task["pairs"] * task["ranks"],
             "tokens_per_rank": task["pairs"] * sum(PAIR),

@@ -28,6 +28,7 @@ RENDERERS = {
     "link": "pages.link",
     "ranks": "pages.ranks",
     "profile": "pages.profile",
+    "states": "pages.states",
 }
 
 

@@ -28,7 +28,7 @@ _RECIPE_KEYS = {
     "gradient_clipping": "optim.max_grad_norm",
     "optimizer": "the optim section",
     "scheduler": "optim.schedule",
-    "bf16": "model.dtype",
+    "bf16": "model.dtype and optim.states",
     "fp16": "model.dtype",
     "zero_force_ds_cpu_optimizer": "nothing: torch's fused AdamW is used on every device",
 }
@@ -39,6 +39,9 @@ _KNOWN_KEYS = (
     "prescale_gradients", "gradient_predivide_factor", "comms_logger", "flops_profiler",
     "wall_clock_breakdown", "memory_breakdown", "timers", "checkpoint",
 )  # fmt: skip
+
+# DeepSpeed's switches for optim.states: bfloat16. It refuses one without the other on a GPU.
+_BFLOAT16_STATES = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
 
 # ZeRO options that a DeepSpeed file must not switch on; docs/configurations.md explains each.
 _REFUSED = {
@@ -114,6 +117,8 @@ def read_deepspeed_settings(config: Config, planned: Place | None = None) -> Dee
             "which cannot split weights of 4 bits over ranks; use a file of stage 0, 1 or 2, in "
             "which each rank holds the small base whole."
         )
+    if config.optim.states == "bfloat16":
+        _check_bfloat16_states(config, zero, file, path)
     if planned is None:
         _check_devices(config, zero, path)
     if zero.secondary_partition > 1 and config.loss.reads_reference_from("model"):
@@ -132,6 +137,7 @@ def read_deepspeed_settings(config: Config, planned: Place | None = None) -> Dee
 def _settings_from_recipe(config: Config, world_size: int) -> dict[str, Any]:
     """DeepSpeed's settings that the recipe decides."""
     precision = {"bfloat16": "bf16", "float16": "fp16"}.get(config.model.dtype)
+    states = dict.fromkeys(_BFLOAT16_STATES, True) if config.optim.states == "bfloat16" else {}
     return {
         # Micro-batches hold as many pairs as fit, so their number differs between steps. DeepSpeed
         # takes any number of backward passes, then one step. It trusts these counts of 1.
@@ -142,8 +148,31 @@ def _settings_from_recipe(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.max_grad_norm,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        **({precision: {"enabled": True}} if precision else {}),
+        **({precision: {"enabled": True} | states} if precision else {}),
     }
+
+
+def _check_bfloat16_states(
+    config: Config, zero: ZeroSettings, file: dict[str, Any], path: Path
+) -> None:
+    """Raises `UserError` if DeepSpeed would refuse or ignore optimizer states in bfloat16."""
+    reason = None
+    if config.model.dtype != "bfloat16":
+        reason = f"model.dtype is {config.model.dtype}: DeepSpeed has such states in bfloat16 only"
+    elif zero.stage == 0:
+        reason = f"{path} sets ZeRO stage 0, which has none; use a file of stage 1, 2 or 3"
+    elif zero.offload_optimizer:
+        reason = (
+            f"{path} offloads the optimizer, which DeepSpeed then updates by an AdamW of its own "
+            "only; use a file without offload_optimizer"
+        )
+    elif zero.stage == 1 and "grad_accum_dtype" in file.get("data_types", {}):
+        reason = (
+            f"{path} sets data_types.grad_accum_dtype at stage 1, where DeepSpeed may then keep "
+            "the states in float32; remove it, or use stage 2 or 3"
+        )
+    if reason is not None:
+        raise UserError(f"optim.states is bfloat16 and {reason}, or set optim.states to float32.")
 
 
 def _check_devices(config: Config, zero: ZeroSettings, path: Path) -> None:

@@ -73,7 +73,7 @@ def settle(
         return config, []
     groups = _groups(config, stage)
     if memory_gib is None:
-        return _without_plan(config, groups[0][0])
+        return _without_plan(config, groups, read_zero)
     depth = outlines.depth(config)
     rejected: list[_Candidate] = []  # the best of each file that does not fit
     refusal: UserError | None = None
@@ -112,8 +112,12 @@ def _groups(config: Config, stage: int | None) -> list[tuple[str, ...]]:
     return [group for group in kept if group]
 
 
-def _without_plan(config: Config, deepspeed: str) -> tuple[Config, list[str]]:
-    """The choice on CPUs: recompute nothing, and split nothing that is not split already."""
+def _without_plan(
+    config: Config, groups: list[tuple[str, ...]], read_zero: ReadZero
+) -> tuple[Config, list[str]]:
+    """The choice on CPUs: recompute nothing, and split no more than training asks for."""
+    names = [name for group in groups for name in group]
+    deepspeed = next((name for name in names if _is_taken(config, name, read_zero)), names[0])
     reason = "since the memory of CPUs is not planned"
     lines = []
     if config.deepspeed == "auto":
@@ -122,6 +126,15 @@ def _without_plan(config: Config, deepspeed: str) -> tuple[Config, list[str]]:
         lines.append(f"model.gradient_checkpointing: auto recomputes no layer, {reason}")
         config = config.with_model(gradient_checkpointing=0)
     return config.model_copy(update={"deepspeed": deepspeed}), lines
+
+
+def _is_taken(config: Config, deepspeed: str, read_zero: ReadZero) -> bool:
+    """Whether training takes this DeepSpeed file with the recipe."""
+    try:
+        read_zero(config.model_copy(update={"deepspeed": deepspeed}))
+    except UserError:
+        return False
+    return True
 
 
 def _fewest_layers(

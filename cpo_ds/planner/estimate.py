@@ -60,7 +60,8 @@ def memory_plan(
 ) -> MemoryPlan:
     """Memory of one GPU when micro-batches are as large as `batch.tokens_per_rank` allows."""
     # What the recipe needs as it is.
-    states = state_memory(weights, zero, config.model.dtype, ranks)
+    dtype, precision = config.model.dtype, config.optim.states
+    states = state_memory(weights, zero, dtype, ranks, states=precision)
     memory = passes.at(config.batch.tokens_per_rank)
     available, runtime = memory_gib * GIB, RUNTIME_GIB * GIB
     parts = state_parts(states) | {
@@ -139,7 +140,8 @@ def time_plan(
         host += (UPDATE_BYTES + 2 * number * count) * part / HOST_BANDWIDTH
     if zero.offload_parameters:
         host += 2 * count * number * passed / ranks / HOST_BANDWIDTH
-    on_gpu = 0.0 if zero.offload_optimizer else UPDATE_BYTES * part
+    update_bytes = UPDATE_BYTES * ELEMENT_BYTES[config.optim.states] / 4
+    on_gpu = 0.0 if zero.offload_optimizer else update_bytes * part
     step = StepTime(
         compute=compute_seconds(_flops(config, matrices, recomputed_share), cluster),
         communication=communication_seconds(volume, cluster),

@@ -138,7 +138,7 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
     # The recipe fits: is there room to do it faster?
     if memory.fits:
         if offloads:
-            lines.append(_leave_offload(plan))
+            lines.append(_leave_offload(plan, memory_of))
         lines.append(_larger_micro_batch(plan))
         return [line for line in lines if line]
     # The recipe does not fit: name single changes that help, the cheapest first.
@@ -158,6 +158,10 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
             break
     if training == "full" and not same and any(c.training == "LoRA" for c in fitting):
         lines.append("a LoRA adapter fits (see the table)")
+    name = _file_for_bfloat16_states(plan, memory_of)
+    if name:
+        where = "" if name == config.deepspeed else f" with deepspeed {name}"
+        lines.append(f"optim.states bfloat16 fits{where}, but loses small updates in rounding")
     return lines or ["nothing here fits: take a smaller model or GPUs with more memory"]
 
 
@@ -186,10 +190,35 @@ def _training(config: Config) -> str:
     return "LoRA" if config.trains_adapter else "full"
 
 
-def _leave_offload(plan: Plan) -> str:
+def _file_for_bfloat16_states(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> str:
+    """The DeepSpeed file with which all parameters fit if their optimizer states are bfloat16.
+
+    "" if there is none. An adapter's states are small, so that their precision makes no difference.
+    """
+    config = plan.config
+    if config.trains_adapter or config.optim.states == "bfloat16":
+        return ""
+    optim = config.optim.model_copy(update={"states": "bfloat16"})
+    for name in (config.deepspeed, "zero3"):
+        changed = config.model_copy(update={"optim": optim, "deepspeed": name})
+        try:
+            zero = read_zero(changed, plan.ranks)
+        except UserError:  # training refuses it, as stage 0
+            continue
+        if memory_of(changed, zero).fits:
+            return name
+    return ""
+
+
+def _leave_offload(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> str:
     """Advice to offload nothing, or "" if memory does not allow it."""
     training = _training(plan.config)
     for cell in plan.table:
         if cell.zero == "zero3" and cell.training == training and cell.memory.fits:
             return "nothing need be offloaded: deepspeed zero3 fits and is faster"
+    if _file_for_bfloat16_states(plan, memory_of):
+        return (
+            "nothing need be offloaded with deepspeed zero3 and optim.states bfloat16, which is "
+            "faster but loses small updates in rounding"
+        )
     return ""

@@ -11,6 +11,9 @@ e bytes for a number of `model.dtype`:
 | AdamW's moments | 8 T | 8 T / W | 8 T / W | 8 T / W |
 | gradients | e T | e T | e T / W | e T / W |
 
+With `optim.states: bfloat16` the master copy takes 2 bytes for a weight and the moments 4, also at
+stages at which the copy repeats the weights: DeepSpeed shares nothing between them.
+
 A base in 4 bits (`model.quantization`) takes 0.516 bytes for each of its weights in place of e, and
 one matrix at a time is restored for its product.
 
@@ -91,14 +94,20 @@ class StateMemory:
         return self.before_update + self.update
 
 
-def state_memory(weights: Weights, zero: ZeroSettings, dtype: str, ranks: int) -> StateMemory:
-    """Memory of one of `ranks` ranks. Raises `ValueError` for an unknown stage."""
+def state_memory(
+    weights: Weights, zero: ZeroSettings, dtype: str, ranks: int, *, states: str = "float32"
+) -> StateMemory:
+    """Memory of one of `ranks` ranks. Raises `ValueError` for an unknown stage.
+
+    `states` is the precision of the master copy and the moments.
+    """
     if zero.stage not in (0, 1, 2, 3):
         raise ValueError(f"ZeRO has no stage {zero.stage}")
     number = ELEMENT_BYTES[dtype]
     if zero.stage == 0:
         return _replicated(weights, number, ranks)
-    return (_sharded if zero.stage == 3 else _split_optimizer)(weights, zero, number, ranks)
+    split = _sharded if zero.stage == 3 else _split_optimizer
+    return split(weights, zero, number, ranks, ELEMENT_BYTES[states])
 
 
 def _replicated(weights: Weights, number: int, ranks: int) -> StateMemory:
@@ -121,8 +130,13 @@ def _replicated(weights: Weights, number: int, ranks: int) -> StateMemory:
     )
 
 
-def _split_optimizer(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> StateMemory:
-    """Stages 1 and 2: whole weights, an equal part of the optimizer on each rank."""
+def _split_optimizer(
+    weights: Weights, zero: ZeroSettings, number: int, ranks: int, state: int
+) -> StateMemory:
+    """Stages 1 and 2: whole weights, an equal part of the optimizer on each rank.
+
+    `state` is the bytes of a number of the optimizer's.
+    """
     trained, part = weights.num_trained, weights.num_trained / ranks
     # Buckets: DeepSpeed has a second one if communication overlaps with computation.
     buffers = (1 + zero.overlap_communication) * zero.contiguous_gradients
@@ -130,14 +144,14 @@ def _split_optimizer(weights: Weights, zero: ZeroSettings, number: int, ranks: i
     # part of the gradients, to be added to the old one.
     in_pass = min(zero.reduce_bucket, trained) + part if zero.stage == 2 else 0.0
     whole = number * trained if zero.stage == 1 else number * part
-    # Optimizer: a float32 copy and two moments, 4 bytes each.
-    optimizer, host, gradients, update = 12 * part, 0.0, whole, (number + 4) * part
+    # Optimizer: a copy of the weights and two moments. Gradients are joined for the update, and
+    # then copied if the optimizer's precision is another one.
+    copied = number if state == number else number + state
+    optimizer, host, gradients, update = 3 * state * part, 0.0, whole, copied * part
     if zero.offload_optimizer:
         host = (12 + 4 + 2 * number) * part
         optimizer = number * max(weights.trained, default=0)  # one gradient on its way to the host
         gradients, update = (whole if zero.stage == 1 else 0.0), 0.0
-    elif number == 4:
-        update = number * part
     return StateMemory(
         parameters=weights.policy_bytes(number),
         reference=number * sum(weights.reference),
@@ -152,10 +166,13 @@ def _split_optimizer(weights: Weights, zero: ZeroSettings, number: int, ranks: i
     )
 
 
-def _sharded(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> StateMemory:
+def _sharded(
+    weights: Weights, zero: ZeroSettings, number: int, ranks: int, state: int
+) -> StateMemory:
     """Stage 3: all states split. Small weights are kept whole too, larger ones made whole for use.
 
-    `persistence_threshold` is the size up to which a weight is small.
+    `persistence_threshold` is the size up to which a weight is small, `state` the bytes of a number
+    of the optimizer's.
     """
     trained, part = weights.num_trained, weights.num_trained / ranks
     policy = (*weights.trained, *weights.frozen)
@@ -169,8 +186,8 @@ def _sharded(weights: Weights, zero: ZeroSettings, number: int, ranks: int) -> S
     if secondary > 1:  # a second copy of the weights, split within a node
         parameters += number * sum(policy) / secondary
     # Optimizer and gradients, and what is offloaded to the host.
-    optimizer, gradients, host = 12 * part, number * part, 0.0
-    update = (number + 4 if number < 4 else number) * min(part, zero.sub_group)
+    optimizer, gradients, host = 3 * state * part, number * part, 0.0
+    update = (number if state == number else number + state) * min(part, zero.sub_group)
     if zero.offload_optimizer:
         host += (12 + 4 + number) * part
         optimizer = gradients = update = 0.0

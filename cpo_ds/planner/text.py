@@ -20,10 +20,13 @@ def as_text(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     weights, config = plan.weights, plan.config
     trained = "a LoRA adapter" if config.trains_adapter else "all parameters"
+    precision: str = config.model.dtype
+    if config.optim.states == "bfloat16":
+        precision += ", optimizer states too"
     gpu = plan.device.name if plan.device else "GPU"
     return [
         f"{plan.model}: {weights.num_policy / 1e9:.2f} billion weights, {trained} trained "
-        f"({weights.num_trained / 1e6:,.1f} million), {config.model.dtype}, {config.loss.name}",
+        f"({weights.num_trained / 1e6:,.1f} million), {precision}, {config.loss.name}",
         f"on {plan.ranks} {gpu} with {plan.memory.available / GIB:.1f} GiB each, "
         f"{config.deepspeed}, batch.tokens_per_rank {config.batch.tokens_per_rank}, activations "
         + _recomputation(*plan.recomputed),

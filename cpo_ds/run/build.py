@@ -23,6 +23,7 @@ from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
 from cpo_ds.data.tokenize import pairs_fingerprint
 from cpo_ds.engine.engine import Engine, gather_parameters, sharded_loading
+from cpo_ds.engine.rounding import rounding_line
 from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.model.adapter import gather_nothing
 from cpo_ds.model.hub import adapter_fingerprint
@@ -148,6 +149,8 @@ def build_run(inputs: RunInputs) -> Run:
         f"{config.loss.name} in {config.model.dtype} on {ranks.world_size} rank(s) "
         f"({ranks.device.type}), ZeRO-{engine.stage}"
     )
+    if config.optim.states == "bfloat16":
+        monitor.say(rounding_line(engine.whole_parameters(trained_only=True), config.optim))
     manifest = _manifest(inputs, engine.policy.fingerprint)
     saver = Saver(engine, ranks, config, manifest, monitor.say)
     return Run(
@@ -231,6 +234,8 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
         "adapter mode": config.model.adapter_mode if config.model.adapter else None,
         "precision": config.model.dtype,
         "quantization": config.model.quantization,
+        # None is float32: manifests of older versions lack it.
+        "optimizer states": "bfloat16" if config.optim.states == "bfloat16" else None,
         "LoRA": config.lora.model_dump() if config.lora else None,
         "loss": config.loss.model_dump(exclude={"reference", "reference_cache"}),
         "training pairs (fingerprint)": pairs_fingerprint(pairs),

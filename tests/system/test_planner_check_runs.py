@@ -4,7 +4,15 @@ import pytest
 from planner_check import Case, measure
 
 
-@pytest.mark.parametrize("case", [Case("llama-25m", 3, "lora")])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("llama-25m", 3, "lora"),
+        Case("tiny", 1, ranks=2, dtype="bfloat16", states="bfloat16"),
+        Case("tiny", 2, ranks=2, dtype="bfloat16", states="bfloat16"),
+        Case("tiny", 3, ranks=2, dtype="bfloat16", states="bfloat16"),
+    ],
+)
 def test_estimates_hold_for_a_real_run(case):
     line = measure(case)
     assert abs(line["states_error"]) < 0.02, line
