@@ -73,8 +73,6 @@ CASES = (
     Case("llama-25m", 3, ranks=2, dtype="bfloat16", pairs=1),
     Case("llama-25m", 3, ranks=2, gradient_checkpointing=True, pairs=2),
     Case("llama-25m", 1, "lora", pairs=6),
-    Case("llama-25m", 2, ranks=2, dtype="bfloat16", states="bfloat16", pairs=1),
-    Case("llama-25m", 3, ranks=2, dtype="bfloat16", states="bfloat16", pairs=1),
 )
 
 

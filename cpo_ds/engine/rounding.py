@@ -13,11 +13,16 @@ _DIGITS = 8  # binary digits of a bfloat16 number, the leading one included
 
 
 def rounding_line(trained: Iterable[tuple[str, torch.Tensor]], optim: OptimConfig) -> str:
-    """A line for the log: how many of the trained weights lose their updates in rounding."""
+    """A line for the log: how many of the trained weights lose their updates in rounding.
+
+    It is a warning if they are more than a half.
+    """
     rate, second = optim.learning_rate, optim.betas[1]
-    line = (
+    lost = lost_share(trained, rate)
+    line = "warning: " if lost > 0.5 else ""
+    line += (
         f"optimizer states are bfloat16: an update of optim.learning_rate, {rate:g}, is lost in "
-        f"rounding for {lost_share(trained, rate):.1%} of the weights"
+        f"rounding for {lost:.1%} of the weights"
     )
     if 1 - second < 2**-_DIGITS:
         line += f", and with optim.betas[1], {second:g}, many second moments never fall"

@@ -19,6 +19,7 @@ from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
 from cpo_ds.planner.states import Weights
 from cpo_ds.ranks.place import Place
 
+ROUNDING = "loses small updates in rounding (docs/numerics.md)"
 TABLE_FILES = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
 
 
@@ -161,7 +162,7 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
     name = _file_for_bfloat16_states(plan, memory_of)
     if name:
         where = "" if name == config.deepspeed else f" with deepspeed {name}"
-        lines.append(f"optim.states bfloat16 fits{where}, but loses small updates in rounding")
+        lines.append(f"optim.states bfloat16 fits{where}, but {ROUNDING}")
     return lines or ["nothing here fits: take a smaller model or GPUs with more memory"]
 
 
@@ -219,6 +220,6 @@ def _leave_offload(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> str:
     if _file_for_bfloat16_states(plan, memory_of):
         return (
             "nothing need be offloaded with deepspeed zero3 and optim.states bfloat16, which is "
-            "faster but loses small updates in rounding"
+            f"faster but {ROUNDING}"
         )
     return ""

@@ -56,6 +56,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "optim.weight_decay": ("0", 0.0, []),
     "optim.betas": ("[0.8, 0.95]", (0.8, 0.95), []),
     "optim.eps": ("1e-6", 1e-6, []),
+    "optim.states": ("bfloat16", "bfloat16", []),
     "optim.max_grad_norm": ("0", 0.0, []),
     "batch.pairs": ("32", 32, []),
     "batch.tokens_per_rank": ("999", 999, []),

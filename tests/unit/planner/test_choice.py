@@ -86,6 +86,23 @@ def test_on_cpus_nothing_is_split_or_recomputed():
     assert choose(config, None) == ("zero3", 4, [])  # nothing is left to the planner
 
 
+def test_files_without_optimizer_states_in_bfloat16_are_left_out():
+    optim = {"states": "bfloat16"}
+    assert choose(recipe("auto", optim=optim), 100.0)[0] == "zero2"
+    assert choose(recipe("auto", 10, optim=optim), 0.5)[0] == "zero3"  # never offloaded
+    name, _, (line,) = choose(recipe("auto", optim=optim), None)
+    assert name == "zero2" and "CPUs is not planned" in line
+
+
+def test_auto_never_rounds_optimizer_states_by_itself():
+    for gib in (None, 0.5, 100.0):
+        config, _ = settle(
+            recipe("auto", "auto"), OUTLINES, lambda named: read_zero(named, RANKS), ranks=RANKS,
+            memory_gib=gib,
+        )  # fmt: skip
+        assert config.optim.states == "float32"
+
+
 def test_files_that_training_refuses_are_left_out():
     assert choose(recipe("auto", dtype="float16"), 100.0)[0] == "zero2"
     with pytest.raises(UserError, match="float16"):

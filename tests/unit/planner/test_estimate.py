@@ -36,6 +36,22 @@ def test_states_are_split_evenly(trained, ranks):
     assert standing == pytest.approx(16 * sum(trained) / ranks)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@given(weight_sizes, st.integers(1, 64))
+def test_states_in_bfloat16_take_half_and_gradients_are_not_widened(stage, trained, ranks):
+    zero = ZeroSettings(stage, persistence_threshold=0)
+    wide, narrow = (
+        state_memory(Weights(trained), zero, "bfloat16", ranks, states=states)
+        for states in ("float32", "bfloat16")
+    )
+    part = sum(trained) / ranks
+    assert (wide.optimizer, narrow.optimizer) == pytest.approx((12 * part, 6 * part))
+    updated = min(part, zero.sub_group) if stage == 3 else part
+    assert (wide.update, narrow.update) == pytest.approx((6 * updated, 2 * updated))
+    for name in ("parameters", "gradients", "buckets", "gathered"):
+        assert getattr(narrow, name) == getattr(wide, name)
+
+
 def test_offloading_moves_states_to_the_host():
     weights = Weights((10**9,))
     zero = ZeroSettings(3, offload_optimizer=True, offload_parameters=True)

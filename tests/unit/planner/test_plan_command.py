@@ -68,6 +68,48 @@ def test_auto_takes_the_precision_that_the_planned_gpu_computes(capsys):
     assert code == 0 and "no speed of T4 in bfloat16" in text
 
 
+def test_all_parameters_of_7b_fit_one_gpu_by_optimizer_states_in_bfloat16(capsys):
+    card = ("--shape", "llama-2-7b", "--device", "A100-80GB", "--gpus", "1")
+    code, text, _ = plan(capsys, *card, "--optim.states", "bfloat16")
+    assert code == 0 and "It fits" in text and "bfloat16, optimizer states too, cpo" in text
+    values = json.loads(plan(capsys, *card, "--optim.states", "bfloat16", "--json")[1])
+    assert values["memory_gib"]["optimizer"] == pytest.approx(6 * values["weights"] / 2**30)
+    assert values["host_gib"] == 0 and values["largest_tokens_per_rank"] > 4 * 4096
+    names = [cell["deepspeed"] for cell in values["table"] if cell["training"] == "full"]
+    assert names == ["zero1", "zero2", "zero3"]  # those that have such states
+
+    # Without it the way out is named, and its price.
+    text = plan(capsys, *card)[1]
+    assert "It does not fit" in text
+    assert "- optim.states bfloat16 fits, but loses small updates in rounding" in text
+    text = plan(capsys, *card, "--deepspeed", "zero0")[1]
+    assert "- optim.states bfloat16 fits with deepspeed zero3, but loses" in text
+    text = plan(capsys, *card, "--deepspeed", "auto")[1]
+    assert "auto takes zero3-offload" in text
+    assert "nothing need be offloaded with deepspeed zero3 and optim.states bfloat16" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--deepspeed", "zero0"), "sets ZeRO stage 0, which has none"),
+        (("--deepspeed", "zero3-offload"), "offloads the optimizer"),
+        (("--model.dtype", "float32"), "model.dtype is float32"),
+        (("--model.dtype", "auto", "--device", "T4"), "model.dtype is float32"),
+        (("--model.dtype", "float32", "--deepspeed", "auto"), "model.dtype is float32"),
+    ],
+)
+def test_states_in_bfloat16_that_training_refuses_are_not_planned(capsys, words, said):
+    options = ("--shape", "tiny", "--device", "H100", "--optim.states", "bfloat16")
+    code, _, error = plan(capsys, *options, *words)
+    assert code == 2 and "optim.states is bfloat16 and" in error and said in error
+
+
+def test_an_adapter_is_not_advised_to_round_its_states(capsys):
+    options = ("--shape", "llama-2-7b", "--gpus", "1", "--gpu-memory", "10", "--lora.rank", "16")
+    assert "optim.states" not in plan(capsys, *options)[1]
+
+
 def test_too_little_room_is_an_answer_with_advice(capsys):
     code, text, _ = plan(capsys, "--shape", "tiny", "--gpu-memory", "0.9", "--gpus", "1")
     assert code == 0 and "GiB are missing" in text and "No batch.tokens_per_rank" in text
