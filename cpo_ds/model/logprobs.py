@@ -50,20 +50,20 @@ class _TokenLogps(torch.autograd.Function):
         targets_S: torch.Tensor,
         transform: HeadTransform,
     ) -> torch.Tensor:
-        # Frozen head: `direction_SE` becomes the gradient by hidden states. Trained head: the last
-        # chunk's gradient by logits is kept, since the backward pass begins with that chunk.
+        # Frozen head: `direction_SE` becomes the gradient of -log p by hidden states. Trained head:
+        # the last chunk's gradient is kept, since the backward pass begins with that chunk.
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         direction_SE = torch.empty_like(hidden_SE) if needs_hidden and not needs_weight else None
         logps = []
-        ctx.last_grad_CV = None
+        ctx.last_descent_CV = None
         for chunk in _chunks(len(targets_S), transform.chunk_tokens):
             logps_CV, slope_CV = _chunk_logps(hidden_SE[chunk], weight_VE, transform)
             logps.append(logps_CV.gather(-1, targets_S[chunk, None])[:, 0])
             if direction_SE is not None:
-                grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], transform)
-                torch.mm(grad_CV.to(weight_VE.dtype), weight_VE, out=direction_SE[chunk])
+                descent_CV = _descent(logps_CV, slope_CV, targets_S[chunk], transform)
+                torch.mm(descent_CV.to(weight_VE.dtype), weight_VE, out=direction_SE[chunk])
             elif needs_weight and chunk.stop == len(targets_S):
-                ctx.last_grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], transform)
+                ctx.last_descent_CV = _descent(logps_CV, slope_CV, targets_S[chunk], transform)
         # Keep no more than the backward pass needs.
         ctx.transform = transform
         ctx.head_is_trained = needs_weight
@@ -78,19 +78,19 @@ class _TokenLogps(torch.autograd.Function):
         (grad_S,) = grads
         if not ctx.head_is_trained:
             (direction_SE,) = ctx.saved_tensors
-            grad_SE = (grad_S[:, None] * direction_SE).to(direction_SE.dtype)
+            grad_SE = (-grad_S[:, None] * direction_SE).to(direction_SE.dtype)
             return grad_SE, None, None, None
         hidden_SE, weight_VE, targets_S = ctx.saved_tensors
         grad_hidden_SE = torch.empty_like(hidden_SE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=grad_S.dtype)
         for chunk in reversed(_chunks(len(targets_S), ctx.transform.chunk_tokens)):
             # The gradient that the forward pass kept is used once; later it is computed again.
-            grad_CV, ctx.last_grad_CV = ctx.last_grad_CV, None
+            grad_CV, ctx.last_descent_CV = ctx.last_descent_CV, None
             if grad_CV is None:
                 logps_CV, slope_CV = _chunk_logps(hidden_SE[chunk], weight_VE, ctx.transform)
-                grad_CV = _logit_gradient(logps_CV, slope_CV, targets_S[chunk], ctx.transform)
+                grad_CV = _descent(logps_CV, slope_CV, targets_S[chunk], ctx.transform)
                 del logps_CV
-            grad_CV = grad_CV.mul_(grad_S[chunk, None]).to(weight_VE.dtype)
+            grad_CV = grad_CV.mul_(-grad_S[chunk, None]).to(weight_VE.dtype)
             torch.mm(grad_CV, weight_VE, out=grad_hidden_SE[chunk])
             _add_product(grad_weight_VE, grad_CV, hidden_SE[chunk])
         return grad_hidden_SE, grad_weight_VE.to(weight_VE.dtype), None, None
@@ -121,18 +121,21 @@ def _chunk_logps(
     return logits_CV.log_softmax(-1), slope_CV
 
 
-def _logit_gradient(
+def _descent(
     logps_CV: torch.Tensor,
     slope_CV: torch.Tensor | None,
     targets_C: torch.Tensor,
     transform: HeadTransform,
 ) -> torch.Tensor:
-    """Gradient of each target's log-prob by the head's raw output: [C, V]; reuses `logps_CV`."""
-    grad_CV = logps_CV.exp_().neg_()
-    grad_CV.scatter_add_(-1, targets_C[:, None], grad_CV.new_ones(len(targets_C), 1))
+    """Gradient of each target's -log p by the head's raw output: [C, V]; reuses `logps_CV`.
+
+    Of -log p, since the sign costs nothing in the small matrices that are made of it.
+    """
+    descent_CV = logps_CV.exp_()
+    descent_CV.scatter_add_(-1, targets_C[:, None], descent_CV.new_full((len(targets_C), 1), -1.0))
     if slope_CV is not None:
-        grad_CV.mul_(slope_CV)
-    return grad_CV.mul_(transform.scale) if transform.scale != 1.0 else grad_CV
+        descent_CV.mul_(slope_CV)
+    return descent_CV.mul_(transform.scale) if transform.scale != 1.0 else descent_CV
 
 
 def _add_product(total_VE: torch.Tensor, grad_CV: torch.Tensor, hidden_CE: torch.Tensor) -> None:
