@@ -17,7 +17,10 @@ from pages.text import Line
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 
-HEADLINE = RESULTS / "memory_vs_dpo_smollm2-135m_cpu.jsonl"  # the README's table is made of it
+# The README's table is made of these, a precision each.
+HEADLINES = [
+    RESULTS / f"memory_vs_dpo_smollm2-135m{precision}_cpu.jsonl" for precision in ("", "-bfloat16")
+]
 BEGIN, END = "<!-- results: written by benchmarks/render.py -->\n", "<!-- /results -->"
 
 
@@ -29,8 +32,9 @@ def main(argv: list[str]) -> int:
             render_file(file)
             print(f"{file.with_suffix('.md')} written")
         readme = ROOT / "README.md"
-        if not argv and HEADLINE.exists():
-            text = with_table(readme.read_text(encoding="utf-8"), read_lines(HEADLINE))
+        lines = [line for file in HEADLINES if file.exists() for line in read_lines(file)]
+        if not argv and lines:
+            text = with_table(readme.read_text(encoding="utf-8"), lines)
             readme.write_text(text, encoding="utf-8")
     except UserError as error:
         print(f"render: error: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -151,17 +152,38 @@ def limit_table(limits: list[Line]) -> str:
 
 
 def headline(lines: list[Line]) -> str:
-    """The README's table: pairs a second and peak memory of each method, CPO's speed beside it."""
-    groups = grouped(line for line in lines if measured([line]))
-    rows: Rows = [("method", "trains", "pairs/s", "CPO is faster by", "peak memory, GiB")]
-    for (length, training, method), runs in groups.items():
-        ours = groups.get((length, training, "cpo"), [])
-        factor = speedup(ours, runs).split(" ")[0] if method != "cpo" and ours else ""
-        rows.append((
-            NAMES[method], TRAININGS[training], f"{median_of(runs, 'pairs_per_second'):.2f}",
-            f"{factor} times" if factor else "", f"{typical(runs)['peak_memory_gib']:.1f}",
-        ))  # fmt: skip
+    """The README's table: pairs a second and peak memory of each method, CPO's speed beside it.
+
+    Lines of several precisions have their columns side by side.
+    """
+    columns = {
+        precision: grouped(measured([line for line in lines if line["dtype"] == precision]))
+        for precision in dict.fromkeys(line["dtype"] for line in lines)
+    }
+    names = [
+        f"{precision}: {name}" if len(columns) > 1 else name
+        for precision in columns
+        for name in ("pairs/s", "CPO is faster by", "peak memory, GiB")
+    ]
+    rows: Rows = [("method", "trains", *names)]
+    for case in dict.fromkeys(case for groups in columns.values() for case in groups):
+        cells = [cell for groups in columns.values() for cell in _headline_cells(groups, case)]
+        rows.append((NAMES[case[2]], TRAININGS[case[1]], *cells))
     return table(rows, text_columns=2)
+
+
+def _headline_cells(groups: Groups, case: tuple[Any, ...]) -> tuple[str, str, str]:
+    """The cells of a method in one precision; empty if it has no runs."""
+    if case not in groups:
+        return "", "", ""
+    length, training, method = case
+    runs, ours = groups[case], groups.get((length, training, "cpo"), [])
+    factor = speedup(ours, runs).split(" ")[0] if method != "cpo" and ours else ""
+    return (
+        f"{median_of(runs, 'pairs_per_second'):.2f}",
+        f"{factor} times" if factor else "",
+        f"{typical(runs)['peak_memory_gib']:.1f}",
+    )
 
 
 def _gib(size: float | None) -> str:

@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
 from cpo_ds.model.attention import registered_name
+from cpo_ds.model.attention_choice import choose_backend
 from cpo_ds.model.fused_layers import fuse_layers
 from cpo_ds.model.layer_parts import EAGER
 from cpo_ds.model.load import disable_dropout, head_transform
@@ -50,9 +51,9 @@ def measure_passes(
 
     `language_model` is an outline on the meta device; it is used up. `recomputes` is whether all of
     its layers recompute their activations, or none. `flash` is whether attention runs in a flash
-    kernel (16 bits on a GPU) rather than in torch's fused attention under a mask. `saves_inputs` is
-    whether every linear layer keeps its input: under ZeRO-3 DeepSpeed replaces torch's function by
-    one that does. `pair` gives the tokens of (prefix, chosen, rejected).
+    kernel (16 bits on a GPU) rather than pair by pair. `saves_inputs` is whether every linear layer
+    keeps its input: under ZeRO-3 DeepSpeed replaces torch's function by one that does. `pair` gives
+    the tokens of (prefix, chosen, rejected).
     """
     # As many pairs as fill a chunk of the head, rounded up.
     fewest = -(-config.model.head_chunk_tokens // sum(pair[1:]))
@@ -100,7 +101,7 @@ def _policy(language_model: Any, config: Config, *, recomputes: bool, flash: boo
     """Builds the policy like `model.load.load_policy`, but on fake CPU tensors."""
     base = getattr(language_model, "get_base_model", lambda: language_model)()
     disable_dropout(base)
-    base.set_attn_implementation(_FLASH if flash else registered_name("sdpa"))
+    base.set_attn_implementation(_FLASH if flash else registered_name(_attention(base, config)))
     recompute_layers(base, recomputes)
     if config.model.kernels != "transformers":
         fuse_layers(base.get_decoder(), EAGER)
@@ -110,6 +111,17 @@ def _policy(language_model: Any, config: Config, *, recomputes: bool, flash: boo
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     return policy.train()
+
+
+def _attention(base: Any, config: Config) -> str:
+    """The backend that a run takes without a kernel for sequences of different lengths."""
+    return choose_backend(
+        "auto",
+        capability=None,
+        dtype=getattr(torch, config.model.dtype),
+        softcap=getattr(base.config, "attn_logit_softcapping", None),
+        head_size=0,
+    )[0]
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:

@@ -112,8 +112,8 @@ class Outlines:
         """Measures passes, or looks them up if models with the same settings were measured."""
         saves_inputs = stage == 3 and config.trains_adapter
         key = (
-            config.model.dtype, config.model.head_chunk_tokens, repr(config.lora),
-            config.trains_adapter, saves_inputs, recomputes, gpu, pair,
+            config.model.dtype, config.model.head_chunk_tokens, config.model.kernels,
+            repr(config.lora), config.trains_adapter, saves_inputs, recomputes, gpu, pair,
         )  # fmt: skip
         if key not in self._measured:
             self._measured[key] = measure_passes(

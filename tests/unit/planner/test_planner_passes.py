@@ -2,6 +2,7 @@
 
 import functools
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 from helpers import tiny_config
@@ -81,3 +82,16 @@ def test_each_further_recomputed_layer_saves_as_much(tmp_path):
     held = [outlines.passes(recipe(tmp_path, layers), stage=0).at(1000).held for layers in range(7)]
     saved = [more - less for more, less in pairwise(held)]
     assert saved == pytest.approx([saved[0]] * 6) and saved[0] > 0
+
+
+@pytest.mark.parametrize(("dtype", "gpu"), [("float32", True), ("float32", False),
+                                            ("bfloat16", False)])  # fmt: skip
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_attention_without_a_kernel_keeps_more(model_type, dtype, gpu, tmp_path):
+    """gemma2 caps its scores, which torch's fused attention cannot."""
+    tiny_config(model_type).save_pretrained(tmp_path)
+    config = recipe(tmp_path, 0).with_model(dtype=dtype)
+    with mock.patch.object(activations, "registered_name", lambda name: activations._FLASH):
+        least = Outlines(None).passes(config, stage=0, gpu=gpu).at(1000).held
+    held = Outlines(None).passes(config, stage=0, gpu=gpu).at(1000).held
+    assert held > least if (model_type, dtype) != ("llama", "float32") else held > 0
