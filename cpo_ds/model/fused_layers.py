@@ -1,7 +1,10 @@
 """Puts the parts of `layer_parts` into decoder layers of transformers and adapters of PEFT.
 
 Modules keep their parameters, names and calls: each that is known gets another `forward`. Modules
-of other kinds stay as they are.
+of other kinds stay as they are, and a call that the parts do not serve goes to the forward pass
+that the module had.
+
+Shape suffixes: B rows of a batch (one, if packed), T tokens, H heads, D head size, E features.
 """
 
 from __future__ import annotations
@@ -45,15 +48,17 @@ def choose_parts(requested: str, device: torch.device) -> tuple[Parts | None, st
     cannot compile here and is asked to.
     """
     if requested == "transformers":
-        return None, "layers: as transformers and PEFT write them (as configured)"
-    if requested == "eager" or (requested == "auto" and device.type == "cpu"):
-        why = "as configured" if requested == "eager" else "on a CPU compiled ones gain little"
-        return EAGER, f"layers: parts with own gradients, not compiled ({why})"
+        return None, "kernels: transformers (as configured)"
+    if requested == "eager":
+        return EAGER, "kernels: eager (as configured)"
+    if requested == "auto" and device.type == "cpu":
+        return EAGER, "kernels: eager (compiled ones gain little on a CPU)"
     problem = why_not_compiled(device)
     if problem is None:
-        return compiled_parts(), "layers: parts with own gradients, compiled by torch"
+        reason = "the fewest passes over memory" if requested == "auto" else "as configured"
+        return compiled_parts(), f"kernels: compiled ({reason})"
     if requested == "auto":
-        return EAGER, f"layers: parts with own gradients, not compiled (torch cannot: {problem})"
+        return EAGER, f"kernels: eager (torch cannot compile here: {problem})"
     raise UserError(
         f"model.kernels is compiled, but torch cannot compile here: {problem}; install a C++ "
         "compiler (on a GPU also triton), or set model.kernels: eager."
@@ -76,7 +81,7 @@ def fuse_layers(decoder: Any, parts: Parts) -> None:
     """
     for layer in [*decoder.layers, decoder.norm]:
         for module in layer.modules():
-            name = type(module).__name__
+            name = _name_in_transformers(module)
             if name in _NORMS:
                 _replace(module, _norm_forward, _NORMS[name], parts)
             elif name in _ATTENTIONS:
@@ -84,11 +89,17 @@ def fuse_layers(decoder: Any, parts: Parts) -> None:
             elif _is_swiglu(module):
                 _replace(module, _swiglu_forward, layer, parts)
             elif type(module) is LoraLayer and _is_plain_lora(module):
-                _replace(module, _lora_forward, type(module).forward, parts)
+                _replace(module, _lora_forward, parts)
 
 
 def _replace(module: Any, forward: Callable[..., Any], *arguments: Any) -> None:
     module.forward = partial(forward, module, *arguments)
+
+
+def _name_in_transformers(module: nn.Module) -> str | None:
+    """The name of a module's class if the class is from transformers' own models."""
+    kind = type(module)
+    return kind.__name__ if kind.__module__.startswith("transformers.models.") else None
 
 
 def _is_swiglu(module: nn.Module) -> bool:
@@ -104,7 +115,7 @@ def _is_plain_lora(module: Any) -> bool:
     return (
         type(base) is nn.Linear
         and not hasattr(base.weight, "ds_id")  # ZeRO-3 gathers a weight for its own module's call
-        and not base.weight.requires_grad
+        and not any(parameter.requires_grad for parameter in base.parameters())
         and list(module.lora_A) == ["default"]
         and not module.lora_variant
         and module.lora_B["default"].bias is None
@@ -112,6 +123,8 @@ def _is_plain_lora(module: Any) -> bool:
 
 
 def _norm_forward(module: Any, offset: float, parts: Parts, states: torch.Tensor) -> torch.Tensor:
+    if module.weight.dtype != states.dtype:
+        return type(module).forward(module, states)
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return norm(states, module.weight, offset, eps, parts)
 
@@ -119,27 +132,34 @@ def _norm_forward(module: Any, offset: float, parts: Parts, states: torch.Tensor
 def _attention_forward(
     module: Any,
     parts: Parts,
-    hidden_states: torch.Tensor,  # [1, T, E]
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],  # [1, T, D] each
+    hidden_states: torch.Tensor,  # [B, T, E]
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],  # [B or 1, T, D] each
     attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
     **arguments: Any,
-) -> tuple[torch.Tensor, None]:
-    heads = (hidden_states.shape[1], -1, module.head_dim)
-    query_THD = module.q_proj(hidden_states).view(heads)
-    key_TKD = module.k_proj(hidden_states).view(heads)
-    value_TKD = module.v_proj(hidden_states).view(heads)
-    cos, sin = (of_axis[0, :, None] for of_axis in position_embeddings)
-    query_THD, key_TKD = rotate(query_THD, key_TKD, cos, sin, parts)
-    attend = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
-    output, _ = attend(
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    attend = ALL_ATTENTION_FUNCTIONS.get(module.config._attn_implementation)
+    turns_whole_heads = position_embeddings[0].shape[-1] == module.head_dim
+    if attend is None or past_key_values is not None or not turns_whole_heads:
+        return type(module).forward(
+            module, hidden_states, position_embeddings, attention_mask, past_key_values, **arguments
+        )
+    heads = (*hidden_states.shape[:-1], -1, module.head_dim)
+    query_BTHD = module.q_proj(hidden_states).view(heads)
+    key_BTKD = module.k_proj(hidden_states).view(heads)
+    value_BTKD = module.v_proj(hidden_states).view(heads)
+    cos, sin = (of_axis.unsqueeze(-2) for of_axis in position_embeddings)
+    query_BTHD, key_BTKD = rotate(query_BTHD, key_BTKD, cos, sin, parts)
+    output, weights = attend(
         module,
-        *(states.transpose(0, 1)[None] for states in (query_THD, key_TKD, value_TKD)),
+        *(states.transpose(1, 2) for states in (query_BTHD, key_BTKD, value_BTKD)),
         attention_mask,
+        dropout=module.attention_dropout if module.training else 0.0,
         scaling=module.scaling,
         sliding_window=_window(module),
         **arguments,
     )
-    return module.o_proj(output.reshape(1, heads[0], -1)), None
+    return module.o_proj(output.reshape(*heads[:-2], -1)), weights
 
 
 def _window(module: Any) -> int | None:
@@ -162,13 +182,15 @@ def _swiglu_forward(module: Any, layer: Any, parts: Parts, states: torch.Tensor)
 
 
 def _lora_forward(
-    module: Any, plain_forward: Callable[..., Any], parts: Parts, states: torch.Tensor
+    module: Any, parts: Parts, states: torch.Tensor, **arguments: Any
 ) -> torch.Tensor:
     base, down = module.base_layer, module.lora_A["default"]
     is_active = not module.disable_adapters and module.active_adapters == ["default"]
-    if not is_active or module.merged or down.weight.dtype != states.dtype:
-        return plain_forward(module, states)
-    rate = getattr(module.lora_dropout["default"], "p", 0.0) if module.training else 0.0
+    is_one_dtype = base.weight.dtype == down.weight.dtype == states.dtype
+    if not is_active or module.merged or not is_one_dtype or arguments:
+        return type(module).forward(module, states, **arguments)
+    dropout = module.lora_dropout["default"]  # nn.Identity without dropout
+    rate = dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
     return lora_linear(
         states, base.weight, base.bias, down.weight, module.lora_B["default"].weight,
         module.scaling["default"], rate, parts,

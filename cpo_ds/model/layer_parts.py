@@ -62,7 +62,7 @@ def _norm_weight_gradient(
 def _rotated(
     query_THD: torch.Tensor, key_TKD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary positions (arXiv 2104.09864), first and second half of a head being one plane."""
+    """Rotary positions (arXiv 2104.09864): numbers n and n + D/2 of a head turn together."""
     half = cos_T1D.shape[-1] // 2
     cos, sin = cos_T1D[..., :half], sin_T1D[..., :half]
 
@@ -91,16 +91,14 @@ def _swiglu_gradient(
     return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
-def _add_dropped(
-    total: torch.Tensor, added: torch.Tensor, mask: torch.Tensor, factor: float
-) -> torch.Tensor:
-    """Adds `factor * added` at the elements that dropout kept."""
-    return torch.addcmul(total, added, mask.to(added.dtype), value=factor)
+def _add_kept(total: torch.Tensor, added: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Adds at the elements that dropout kept."""
+    return torch.addcmul(total, added, mask.to(added.dtype))
 
 
-def _kept(states: torch.Tensor, mask: torch.Tensor, factor: float) -> torch.Tensor:
-    """Dropout's output from its mask."""
-    return states * mask.mul(factor).to(states.dtype)
+def _kept(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The elements that dropout kept, not scaled up; zero for the others."""
+    return states * mask.to(states.dtype)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Parts:
     rotated: Formula = _rotated
     swiglu: Formula = _swiglu
     swiglu_gradient: Formula = _swiglu_gradient
-    add_dropped: Formula = _add_dropped
+    add_kept: Formula = _add_kept
     kept: Formula = _kept
 
 
@@ -221,20 +219,20 @@ class _LoraLinear(torch.autograd.Function):
         inner_TR = dropped_TE @ down_RE.t()
         output_TO.addmm_(inner_TR, up_OR.t(), alpha=scale)
         ctx.save_for_backward(states, mask_TE, inner_TR, weight_OE, down_RE, up_OR)
-        ctx.scale, ctx.kept_factor, ctx.parts = scale, 1 / (1 - dropout), parts
+        ctx.scale, ctx.scale_of_kept, ctx.parts = scale, scale / (1 - dropout), parts
         return output_TO.view(*states.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, mask_TE, inner_TR, weight_OE, down_RE, up_OR = ctx.saved_tensors
         grad_TO = grads[0].flatten(0, -2)
-        # Of the adapter's matrices.
-        inner_grad_TR = (grad_TO @ up_OR).mul_(ctx.scale)
+        # Of the adapter's matrices. Dropout's factor is applied to the narrow matrix alone.
+        inner_grad_TR = (grad_TO @ up_OR).mul_(ctx.scale_of_kept)
         up_grad_OR = (grad_TO.t() @ inner_TR).mul_(ctx.scale)
-        dropped_TE = states.flatten(0, -2)
+        kept_TE = states.flatten(0, -2)
         if mask_TE is not None:
-            dropped_TE = ctx.parts.kept(dropped_TE, mask_TE, ctx.kept_factor)
-        down_grad_RE = inner_grad_TR.t() @ dropped_TE
+            kept_TE = ctx.parts.kept(kept_TE, mask_TE)
+        down_grad_RE = inner_grad_TR.t() @ kept_TE
         # Of the input, through the frozen layer and through the adapter.
         by_states = None
         if ctx.needs_input_grad[0]:
@@ -243,7 +241,7 @@ class _LoraLinear(torch.autograd.Function):
                 by_states.addmm_(inner_grad_TR, down_RE)
             else:
                 added_TE = inner_grad_TR @ down_RE
-                by_states = ctx.parts.add_dropped(by_states, added_TE, mask_TE, ctx.kept_factor)
+                by_states = ctx.parts.add_kept(by_states, added_TE, mask_TE)
             by_states = by_states.view(states.shape)
         return by_states, None, None, down_grad_RE, up_grad_OR, None, None, None
 

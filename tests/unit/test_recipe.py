@@ -20,6 +20,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "model.adapter_mode": ("merge", "merge", ["--model.adapter", "a"]),
     "model.dtype": ("float32", "float32", []),
     "model.attention": ("sdpa", "sdpa", []),
+    "model.kernels": ("eager", "eager", []),
     "model.quantization": ("nf4", "nf4", ["--lora.rank", "4"]),
     "model.gradient_checkpointing": ("true", True, []),
     "model.head_chunk_tokens": ("7", 7, []),
