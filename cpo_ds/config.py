@@ -39,8 +39,9 @@ class ModelConfig(Section):
     ] = Field("auto", description="attention backend")  # fmt: skip
     kernels: Literal["auto", "compiled", "eager", "transformers"] = Field(
         "auto",
-        description="norms, rotary positions, SwiGLU and LoRA in fewer passes over memory: compiled "
-        "by torch (auto on a GPU), eager (auto on a CPU), or as transformers and PEFT write them",
+        description="norms, rotary positions, SwiGLU and LoRA in fewer passes over memory: "
+        "compiled by torch (auto on a GPU), eager (auto on a CPU), or as transformers and PEFT "
+        "write them",
     )
     gradient_checkpointing: bool | int | Literal["auto"] = Field(
         False,

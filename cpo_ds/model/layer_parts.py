@@ -257,10 +257,11 @@ def made_again(
     tensor: torch.Tensor, make: Callable[[], torch.Tensor]
 ) -> AbstractContextManager[Any]:
     """Inside it, autograd does not keep `tensor`: the backward pass calls `make` for its values."""
-    storage = tensor.untyped_storage()._cdata
+    # The hooks live as long as the graph, so they must not refer to the tensor itself.
+    storage, size = tensor.untyped_storage()._cdata, tensor.numel()
 
     def pack(kept: torch.Tensor) -> Any:
-        is_it = kept.untyped_storage()._cdata == storage and kept.numel() == tensor.numel()
+        is_it = kept.untyped_storage()._cdata == storage and kept.numel() == size
         return kept.shape if is_it and kept.is_contiguous() else kept
 
     def unpack(packed: Any) -> torch.Tensor:
