@@ -74,10 +74,10 @@ def why_not_compiled(device: torch.device) -> str | None:
     return None
 
 
-def fuse_layers(decoder: Any, parts: Parts) -> None:
+def fuse_layers(decoder: Any, parts: Parts, *, adapters: bool = True) -> None:
     """Gives the known modules of a decoder the forward passes below.
 
-    Call it when the adapter, if any, is in place.
+    Call it when the adapter, if any, is in place. `adapters=False` leaves its layers as they are.
     """
     for layer in [*decoder.layers, decoder.norm]:
         for module in layer.modules():
@@ -88,7 +88,7 @@ def fuse_layers(decoder: Any, parts: Parts) -> None:
                 _replace(module, _attention_forward, parts)
             elif _is_swiglu(module):
                 _replace(module, _swiglu_forward, layer, parts)
-            elif type(module) is LoraLayer and _is_plain_lora(module):
+            elif adapters and type(module) is LoraLayer and _is_plain_lora(module):
                 _replace(module, _lora_forward, parts)
 
 

@@ -59,7 +59,7 @@ def measure_passes(
     fewest = -(-config.model.head_chunk_tokens // sum(pair[1:]))
     # Run models of two small depths: layers are alike, and a deep model takes long.
     with FakeTensorMode(allow_non_fake_inputs=True), _linear(saves_inputs):
-        policy = _policy(language_model, config, recomputes=recomputes, flash=flash)
+        policy = _policy(language_model, config, recomputes, flash, saves_inputs)
         decoder = policy.causal_lm.get_decoder()
         deep = min(len(decoder.layers), 4)
         runs: dict[int, tuple[PassMemory, PassMemory]] = {}
@@ -97,14 +97,17 @@ def _drop_gradient(parameter: nn.Parameter) -> None:
     parameter.grad = None
 
 
-def _policy(language_model: Any, config: Config, *, recomputes: bool, flash: bool) -> PolicyModel:
+def _policy(
+    language_model: Any, config: Config, recomputes: bool, flash: bool, saves_inputs: bool
+) -> PolicyModel:
     """Builds the policy like `model.load.load_policy`, but on fake CPU tensors."""
     base = getattr(language_model, "get_base_model", lambda: language_model)()
     disable_dropout(base)
     base.set_attn_implementation(_FLASH if flash else registered_name(_attention(base, config)))
     recompute_layers(base, recomputes)
     if config.model.kernels != "transformers":
-        fuse_layers(base.get_decoder(), EAGER)
+        # A linear layer that is split over ranks (ZeRO-3) runs in its own module.
+        fuse_layers(base.get_decoder(), EAGER, adapters=not saves_inputs)
     policy = PolicyModel(language_model, head_transform(base.config, config.model))
     allocate(policy, torch.device("cpu"))
     for parameter in policy.parameters():

@@ -44,6 +44,15 @@ CUTS: dict[str, dict[str, Any]] = {
     "chunks of 7": {"model.head_chunk_tokens": 7, "batch.tokens_per_rank": HALF},
     "gradient checkpointing": {"model.gradient_checkpointing": True},
     "reference attention": {"model.attention": "reference"},
+    "transformers' layers": {"model.kernels": "transformers"},
+    "transformers' layers, zero2": {
+        "model.kernels": "transformers",
+        "deepspeed": "ds_configs/zero2.json",
+    },
+    "transformers' layers, all sharded": {
+        "model.kernels": "transformers",
+        "deepspeed": "SHARD_ALL",
+    },
     "zero1": {"deepspeed": "ds_configs/zero1.json", "batch.tokens_per_rank": HALF},
     "zero2": {"deepspeed": "ds_configs/zero2.json", "batch.tokens_per_rank": HALF},
     "zero3": {"deepspeed": "ds_configs/zero3.json", "batch.tokens_per_rank": HALF},

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from repository import ROOT
 
 from cpo_ds.engine.zero import ZeroSettings, zero_settings
+from cpo_ds.planner.choice import RESERVE
+from cpo_ds.planner.estimate import memory_plan
 from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.plan import read_zero
 from cpo_ds.planner.states import Weights, state_memory
 from cpo_ds.planner.step_time import StepTime, micro_batches_per_step
 from cpo_ds.recipe import parse_config
@@ -85,6 +88,25 @@ def test_a_base_in_4_bits_counts_its_own_bytes_and_one_restored_matrix():
     packed = sum(weights.quantized) * (0.5 + 1 / 64 + 4 / 256 / 64)
     assert states.parameters == pytest.approx(in_bfloat16 + packed)
     assert states.gathered == 2 * width * inner
+
+
+def test_fused_layers_fit_7b_lora_into_80_gb_without_recomputation():
+    """16k tokens; one planner, so that no measurement is taken for another's."""
+    outlines = Outlines("llama-2-7b")
+
+    def gib(kernels, deepspeed):
+        model = {"name_or_path": "x", "dtype": "bfloat16", "kernels": kernels}
+        values = {"model": model, "data": {"format": "sample"}, "lora": {"rank": 16}}
+        batch = {"tokens_per_rank": 16384}
+        config = parse_config(values | {"batch": batch, "deepspeed": deepspeed}, "test")
+        zero = read_zero(config, 1)
+        passes = outlines.passes(config, stage=zero.stage)
+        plan = memory_plan(config, outlines.weights(config), zero, passes, ranks=1, memory_gib=80.0)
+        return plan.total / 2**30
+
+    assert gib("auto", "zero0") < 80 * (1 - RESERVE) < 80 < gib("transformers", "zero0")
+    # Under ZeRO-3 adapters run as PEFT writes them.
+    assert gib("auto", "zero0") < gib("auto", "zero3") < gib("transformers", "zero3")
 
 
 def test_files_in_ds_configs_are_read():
