@@ -1,6 +1,7 @@
 """Compares the planner's estimates with the memory that real small runs hold.
 
     python benchmarks/planner_check.py --out benchmarks/results/planner_small_cpu.jsonl
+    python benchmarks/planner_check.py --cases 1 5         # two of them, to try it out
 
 Each case is a fresh set of processes that trains two steps of two micro-batches on random weights.
 Model states are the storages of all tensors between steps and before an update. Total memory is
@@ -76,24 +77,16 @@ CASES = (
 )
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Runs the cases one after the other and writes a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=ROOT / f"benchmarks/results/planner_small_{device_name()}.jsonl",
-        help="results; a page is written beside it (benchmarks/results/planner_small_DEVICE.jsonl)",
-    )
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each case (1)")
-    arguments = parser.parse_args()
+    arguments = parse(argv)
     environment = describe_environment()
     on_gpu = torch.cuda.is_available()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     # A line is written as soon as its case is measured.
     with arguments.out.open("w", encoding="utf-8") as out:
         for repeat in range(arguments.repeats):
-            for case in CASES:
+            for case in (CASES[number - 1] for number in arguments.cases):
                 if on_gpu and case.ranks > torch.cuda.device_count():
                     case = replace(case, ranks=1)
                 line = {"benchmark": "planner", "repeat": repeat} | asdict(case) | measure(case)
@@ -107,6 +100,29 @@ def main() -> None:
                     flush=True,
                 )
     render_file(arguments.out)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / f"benchmarks/results/planner_small_{device_name()}.jsonl",
+        help="results; a page is written beside it (benchmarks/results/planner_small_DEVICE.jsonl)",
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each case (1)")
+    numbers = range(1, len(CASES) + 1)
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        type=int,
+        choices=numbers,
+        default=[*numbers],
+        metavar="NUMBER",
+        help=f"which cases, by their place in the page's table (1 to {len(CASES)})",
+    )
+    return parser.parse_args(argv)
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -174,4 +190,4 @@ def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -22,7 +22,9 @@ from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
 from jobs.job import TRAININGS, Job
 from jobs.processes import run_fresh
 from jobs.profile_run import profile_job
+from jobs.train_ours import config_of
 from jobs.worker import run_ceiling
+from models.planned_memory import allocated_gib
 from models.synthetic import draw_lengths, save_random_model
 from models.workload import (
     DEFAULT_SHAPE,
@@ -70,6 +72,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
         max_tokens=workload.max_tokens,
         lora_targets=arguments.lora_targets,
         deepspeed=arguments.deepspeed,
+        recipe=arguments.set,
         seed=arguments.seed,
     )
     # Measure the ceiling, then each case.
@@ -86,6 +89,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
             if "error" not in measured:
                 weights = MatrixWeights(body, head)
                 measured |= rates(measured, workload, one, weights, ceiling.get("ceiling_tflops"))
+                measured |= {"planned_gib": planned(one, folder)}
             line = results.add(one.settings() | measured)
             print(f"{training}, recompute {recomputed}: {summary(line)}", flush=True)
     return results
@@ -129,6 +133,12 @@ def rates(
     }
 
 
+def planned(job: Job, folder: Path) -> float:
+    """The planner's estimate of `peak_memory_gib` on a GPU."""
+    config = config_of(job, str(folder))
+    return round(allocated_gib(config), 4)
+
+
 def peak_tflops(dtype: str) -> float | None:
     """The vendor's peak of this machine's GPU; None without a GPU that is known."""
     known = known_gpu(torch.device("cuda", 0)) if torch.cuda.is_available() else None
@@ -163,6 +173,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
     add("--lora-targets", nargs="+", default=_LINEAR, metavar="LAYER",
         help="layers that LoRA adapts (all linear ones)")  # fmt: skip
+    add("--set", nargs="+", default=[], metavar="SECTION.FIELD=VALUE", help="more settings of the "
+        "recipe")  # fmt: skip
     add("--seed", type=int, default=42, help="of weights, pairs and their order (42)")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/profile_SHAPE_DEVICE.jsonl)")  # fmt: skip

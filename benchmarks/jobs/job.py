@@ -58,6 +58,7 @@ class Job:
     gradient_checkpointing: bool | int = False  # of all layers, of none, or of the first ones
     deepspeed: str
     memory_limit_gib: float | None = None
+    recipe: list[str] = field(default_factory=list)  # section.field=value, for this trainer alone
     seed: int
 
     @property

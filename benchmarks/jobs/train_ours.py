@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import yaml
 from measures.memory_split import HeadWatch, parts_of_peak, states_gib
 from measures.probe import Probe, return_freed_memory
 from models.workload import read_rows_file
@@ -120,28 +121,30 @@ def config_of(job: Job, folder: str) -> Config:
         "dropout": 0.0,
         "target_modules": job.lora_targets,
     }
-    return parse_config(
-        {
-            "model": {
-                "name_or_path": job.model,
-                "dtype": job.dtype,
-                "gradient_checkpointing": job.gradient_checkpointing,
-            },
-            "data": {"format": "pairs", "path": job.rows},
-            "loss": {"beta": BETA} | OURS[job.method],
-            "lora": lora if job.training == "lora" else None,
-            "optim": {
-                "learning_rate": job.learning_rate,
-                "schedule": "constant",
-                "warmup_ratio": 0.0,
-                "weight_decay": WEIGHT_DECAY,
-                "max_grad_norm": MAX_GRAD_NORM,
-            },
-            "batch": {"pairs": job.pairs_per_step, "tokens_per_rank": job.tokens_per_rank},
-            "train": {"seed": job.seed},
-            "logging": {"tensorboard": False},
-            "deepspeed": job.deepspeed,
-            "output_dir": folder,
+    values: dict[str, Any] = {
+        "model": {
+            "name_or_path": job.model,
+            "dtype": job.dtype,
+            "gradient_checkpointing": job.gradient_checkpointing,
         },
-        "the benchmark's settings",
-    )
+        "data": {"format": "pairs", "path": job.rows},
+        "loss": {"beta": BETA} | OURS[job.method],
+        "lora": lora if job.training == "lora" else None,
+        "optim": {
+            "learning_rate": job.learning_rate,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "weight_decay": WEIGHT_DECAY,
+            "max_grad_norm": MAX_GRAD_NORM,
+        },
+        "batch": {"pairs": job.pairs_per_step, "tokens_per_rank": job.tokens_per_rank},
+        "train": {"seed": job.seed},
+        "logging": {"tensorboard": False},
+        "deepspeed": job.deepspeed,
+        "output_dir": folder,
+    }
+    for setting in job.recipe:
+        name, _, value = setting.partition("=")
+        section, _, field = name.partition(".")
+        values[section] = values.get(section, {}) | {field: yaml.safe_load(value)}
+    return parse_config(values, "the benchmark's settings")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from measures.sources import SOURCES, source_digest
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "trl", "liger-kernel")
 
@@ -72,4 +74,4 @@ def _commit() -> str:
             " with uncommitted changes" if changed else ""
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"
+        return f"unknown (not a git checkout); sources {source_digest(ROOT, SOURCES)}"

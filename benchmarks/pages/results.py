@@ -29,6 +29,7 @@ RENDERERS = {
     "ranks": "pages.ranks",
     "profile": "pages.profile",
     "states": "pages.states",
+    "gpu": "pages.gpu",
 }
 
 
