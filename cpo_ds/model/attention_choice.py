@@ -15,13 +15,14 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Package:
-    """An optional package with a function `flash_attn_varlen_func`."""
+    """A package with a kernel that not every machine has, or that older versions lack."""
 
     name: str
     module: str  # that has the function
     argument: str  # of the function, which versions before `oldest` lack
     oldest: str
     install: str
+    function: str = "flash_attn_varlen_func"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,13 @@ KERNELS = {
             install="pip install 'cpo-ds[flash]'",
         ),
     ),
-    "torch_varlen": Kernel((8, _NEWEST)),
+    "torch_varlen": Kernel(
+        (8, _NEWEST),
+        package=Package(
+            "torch", "torch.nn.attention.varlen", argument="enable_gqa", oldest="2.12",
+            install="pip install 'torch>=2.12'", function="varlen_attn",
+        ),
+    ),
     "flex": Kernel((8, _NEWEST), caps_scores=True),
 }  # fmt: skip
 # By published speeds, per compute capability: none of these GPUs has been measured yet.
@@ -173,7 +180,7 @@ def why_not_importable(package: Package) -> str | None:
     when it loads.
     """
     try:
-        function = import_module(package.module).flash_attn_varlen_func
+        function = getattr(import_module(package.module), package.function)
         parameters = inspect.signature(function).parameters
     except ModuleNotFoundError as error:
         if error.name and f"{package.module}.".startswith(f"{error.name}."):

@@ -64,6 +64,7 @@ def record_torch(calls: list[Bound]) -> Iterator[None]:
         calls.append(dict(accepted.bind(*args, **kwargs).arguments))
         return plain(*args, **kwargs)
 
+    varlen_attn.__signature__ = accepted  # type: ignore[attr-defined]  # the choice reads it
     with mock.patch.object(varlen, "varlen_attn", varlen_attn):
         yield
 

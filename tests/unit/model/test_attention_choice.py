@@ -213,6 +213,22 @@ def test_a_flash_attn_that_cannot_be_called_is_not_taken(
             del sys.modules[name]
 
 
+def test_torch_s_kernel_is_not_taken_from_a_torch_that_is_too_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before 2.12 it has no `enable_gqa`, and each call would fail."""
+
+    def older(query: Any, key: Any, value: Any, scale: float) -> None: ...
+
+    install_flash_attn(monkeypatch, "")
+    assert choose("auto")[0] == "torch_varlen"
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older)
+    name, reason = choose("auto")
+    assert name == "flex" and "torch is installed but older than 2.12" in reason
+    with pytest.raises(UserError, match=r"older than 2\.12; pip install 'torch>=2\.12'"):
+        choose("torch_varlen")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_a_model_loads_with_each_backend_s_registered_name(
