@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"gpu: error: {error}", file=sys.stderr)
         return _USAGE
-    if machine["device"] == "cpu" and not arguments.dry_run:
+    if machine["device"] == "cpu" and not (arguments.dry_run or arguments.list):
         print("gpu: error: torch sees no NVIDIA GPU here; --dry-run tries all parts on a CPU.",
               file=sys.stderr)  # fmt: skip
         return _USAGE
@@ -122,7 +122,7 @@ class Machine:
             if outcome not in (DONE, SKIPPED):
                 bad.append(part.name)
         if chosen:
-            self._write_page()
+            self._render(self._notes.file)
         else:
             print("nothing is left to do")
         if left:
@@ -159,6 +159,9 @@ class Machine:
             print(f"{part.name}: skipped: {reason}", flush=True)
             return SKIPPED
         print(f"{part.name}: {part.about} (at most {part.minutes:g} minutes)", flush=True)
+        files = files_of(part, self._results, self._device)
+        for file in files:  # so that what is there afterwards is of this run
+            file.unlink(missing_ok=True)
         line = run_part(
             part,
             self._command(part, self._results),
@@ -168,15 +171,17 @@ class Machine:
             seconds=60 * part.minutes,
         )
         self._notes.note(part, wanted | line)
+        # A part that was stopped has lines, and no page of them yet.
+        if line["outcome"] != DONE and files and files[0].exists() and files[0].stat().st_size:
+            self._render(files[0])
         why = f": {line['why']}" if "why" in line else ""
         print(f"{part.name}: {line['outcome']} in {line['seconds']:.0f} s{why}", flush=True)
         return str(line["outcome"])
 
-    def _write_page(self) -> None:
-        if not self._notes.file.exists():
-            return
-        command = [sys.executable, "benchmarks/render.py", str(self._notes.file)]
-        subprocess.run(command, cwd=ROOT, env=self._environment, check=False)
+    def _render(self, file: Path) -> None:
+        if file.exists():
+            command = [sys.executable, "benchmarks/render.py", str(file)]
+            subprocess.run(command, cwd=ROOT, env=self._environment, check=False)
 
 
 def ask(environment: Mapping[str, str]) -> dict[str, Any]:

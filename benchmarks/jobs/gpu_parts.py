@@ -57,14 +57,14 @@ PARTS = (
     ),
     Part(
         "dpo-7b-lora", "CPO beside DPO, 7B with LoRA", 8.5,
-        (*_BESIDE, "--pairs-per-step", "32", "--steps", "6", "--repeats", "2", "--minutes", "7"),
+        (*_BESIDE, "--pairs-per-step", "32", "--steps", "6", "--repeats", "2", "--minutes", "6.5"),
         (*_TINY_BESIDE, "--methods", "cpo", "dpo-adapter"),
         writes="memory_vs_dpo_llama-2-7b-lora",
     ),
     Part(
         "limits-7b-lora", "the largest micro-batches of CPO and DPO, 7B with LoRA", 8.75,
         (*_BESIDE, "--methods", "cpo", "dpo-reference", "--repeats", "0", "--find-limit",
-         "--limit-from", "64", "--limit-within", "0.15", "--minutes", "8"),
+         "--limit-from", "64", "--limit-within", "0.15", "--minutes", "7"),
         # So little memory that the first try on a CPU ends the search.
         (*_TINY, "--methods", "cpo", "--limit-from", "1", "--memory-limit", "0.2"),
         writes="limits_llama-2-7b-lora",
@@ -72,7 +72,7 @@ PARTS = (
     Part(
         "trl-7b-lora", "CPO beside TRL's CPO and DPO, 7B with LoRA", 8.5,
         (*_BESIDE, "--methods", "cpo", "trl-cpo", "trl-dpo", "--pairs-per-step", "16",
-         "--steps", "6", "--repeats", "2", "--minutes", "7"),
+         "--steps", "6", "--repeats", "2", "--minutes", "6.5"),
         (*_TINY_BESIDE, "--methods", "cpo", "trl-cpo"),
         writes="memory_vs_dpo_llama-2-7b-lora-trl", needs="trl",
     ),
@@ -84,7 +84,7 @@ PARTS = (
     Part(
         "profile-7b-full", "a step of 7B with all parameters at 16k tokens, in parts", 8.5,
         (*_PROFILE, "--shape", "llama-2-7b", "--training", "full", "--tokens", "16384",
-         "--recompute", "all", "--deepspeed", "ds_configs/zero1.json",
+         "--recompute", "all", "--deepspeed", "ds_configs/zero3.json",
          "--set", "optim.states=bfloat16"),
         _TINY_PROFILE, writes="profile_llama-2-7b-full", setting="optim.states",
     ),
@@ -105,7 +105,7 @@ PARTS = (
         "all-1b", "every method, TinyLlama's shape with all parameters", 8.5,
         ("benchmarks/memory_vs_dpo.py", "--dtype", "bfloat16", "--shape", "tinyllama-1.1b",
          "--training", "full", "--methods", "all", "--pairs-per-step", "32", "--steps", "8",
-         "--repeats", "3", "--minutes", "7"),
+         "--repeats", "3", "--minutes", "6.5"),
         (*_TINY_BESIDE, "--methods", "cpo"), writes="memory_vs_dpo_tinyllama-1.1b",
     ),
     Part(

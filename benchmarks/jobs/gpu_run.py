@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -66,10 +67,15 @@ def run_part(
     """Runs a part in a folder; returns its outcome, why it is not done, and the time it took."""
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with log.open("wb") as output:
+    # Temporary files, models of many GiB among them, go with the part even if it is killed.
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own,
+        log.open("wb") as output,
+    ):
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, *arguments], cwd=folder, env={**environment, "TMPDIR": own},
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
         try:
             code = _wait(process, began + seconds)

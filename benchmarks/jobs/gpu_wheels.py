@@ -17,7 +17,7 @@ from pathlib import Path
 
 PROJECT = "cpo-ds"
 # Beside the project's own: the tests, and trainers to compare with.
-ALSO = ("pytest", "pytest-timeout", "hypothesis", "trl", "liger-kernel")
+ALSO = ("pytest", "pytest-timeout", "hypothesis", "scipy", "trl", "liger-kernel")
 OPTIONAL = ("flash-attn",)  # taken if there is a wheel; it has no pin
 KEPT = ("torch", "triton")  # and packages of NVIDIA's, which belong to torch
 _GLIBC = (17, 24, 26, 27, 28, 31, 34, 35)  # manylinux_2_N, which pip compares exactly

@@ -16,7 +16,7 @@ from pages.results import read_lines
 from pages.text import Line, settings_list, table, write_page
 
 NOT_MEASURED = "not measured"
-DONE = "done"
+DONE, NEVER_RAN = "done", ("not run", "skipped")  # outcomes
 # Results of profile_step.py -> the cases of the paper model that they measure.
 PROFILES = {
     "profile_llama-2-7b-lora": ("llama-2-7b, lora", "llama-2-7b, lora, recomputing"),
@@ -47,7 +47,7 @@ def render(lines: list[Line], stem: Path) -> None:
     """Writes STEM.md from the notes and from the results in the same folder."""
     device = stem.name.removeprefix("gpu_")
     beside = {line["writes"]: _read(stem.parent / f"{line['writes']}_{device}.jsonl")
-              for line in lines if line["writes"] and line["outcome"] == DONE}  # fmt: skip
+              for line in lines if line["writes"] and line["outcome"] not in NEVER_RAN}  # fmt: skip
     write_page(stem, page(lines, beside, device))
 
 
@@ -56,7 +56,7 @@ def _read(file: Path) -> list[Line]:
 
 
 def page(notes: list[Line], results: dict[str, list[Line]], device: str) -> list[str]:
-    """The parts of the page. `results` are the lines that each part that is done wrote."""
+    """The parts of the page. `results` are the lines that each part wrote."""
     profiles = {case: line for stem in PROFILES for line in results.get(stem, ())
                 if (case := budget_of(line))}  # fmt: skip
     known = find_device(device, _memory_gib(device))
