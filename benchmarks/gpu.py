@@ -2,13 +2,13 @@
 
     bash scripts/gpu.sh                       # all parts that are not done yet
     bash scripts/gpu.sh --list                # the parts, their minutes, what is done
-    bash scripts/gpu.sh --minutes 9           # as many as end in nine minutes; again, the next ones
+    bash scripts/gpu.sh --minutes 9           # end in nine minutes; once more: go on
     bash scripts/gpu.sh --dry-run             # all parts at tiny sizes on a CPU, to try it out
 
 A part is done if its results are there and neither sources, device nor its command have changed
 since; so a call goes on where the last one ended, also from a copy of the results. A part that
-fails is named at the end, and its log is kept; the others run. No part takes nine minutes. Models
-are made on the spot: no network is needed.
+fails is named at the end, and its log is kept; the others run. A part is stopped after 8.75 minutes.
+Models are made on the spot: no network is needed.
 
 For a machine that lacks packages and has no network, gather their wheels on another:
 
@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 from jobs import gpu_wheels
 from jobs.gpu_parts import (
     DONE,
+    LIMIT_MINUTES,
     PARTS,
     SKIPPED,
     Part,
@@ -158,7 +159,7 @@ class Machine:
             self._notes.note(part, wanted | {"outcome": SKIPPED, "why": reason})
             print(f"{part.name}: skipped: {reason}", flush=True)
             return SKIPPED
-        print(f"{part.name}: {part.about} (at most {part.minutes:g} minutes)", flush=True)
+        print(f"{part.name}: {part.about} (about {part.minutes:g} minutes)", flush=True)
         files = files_of(part, self._results, self._device)
         for file in files:  # so that what is there afterwards is of this run
             file.unlink(missing_ok=True)
@@ -168,7 +169,7 @@ class Machine:
             folder=ROOT,
             log=self._logs / f"{part.name}.log",
             environment=self._environment,
-            seconds=60 * part.minutes,
+            seconds=60 * min(LIMIT_MINUTES, self._minutes_left() or LIMIT_MINUTES),
         )
         self._notes.note(part, wanted | line)
         # A part that was stopped has lines, and no page of them yet.
@@ -242,7 +243,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--list", action="store_true", help="show the parts, and what is done")
     add("--only", nargs="+", default=[], choices=[part.name for part in PARTS], metavar="PART",
         help="run these alone, if they are not done")  # fmt: skip
-    add("--minutes", type=float, help="start no part that may not end in so many minutes")
+    add(
+        "--minutes",
+        type=float,
+        help="end in so many minutes: start no part that may take longer than what is left",
+    )
     add("--dry-run", action="store_true", help="all parts at tiny sizes on a CPU")
     add("--results", type=Path, metavar="FOLDER", help="of lines, pages, charts and logs "
         "(benchmarks/results; for a dry run a temporary one)")  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 from measures.sources import SOURCES
 
 BENCHMARK = "gpu"  # the value of `benchmark` in lines of results
+LIMIT_MINUTES = 8.75  # after which any part is stopped
 DONE, FAILED, STOPPED, SKIPPED, NOT_RUN = "done", "failed", "stopped", "skipped", "not run"
 TESTS = ("cpo_ds", "ds_configs", "recipes", "tests")  # the sources that tests depend on
 
@@ -21,11 +22,11 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A command that runs for some minutes at most, and what it takes to try it on a CPU."""
+    """A command that runs for some minutes, and what it takes to try it on a CPU."""
 
     name: str
     about: str
-    minutes: float  # after which it is stopped
+    minutes: float  # that it is expected to take, by no measurement yet
     command: tuple[str, ...]  # Python's arguments
     small: tuple[str, ...] = ()  # options added for a dry run; of two, the later one counts
     writes: str | None = None  # its results are WRITES_DEVICE.jsonl and .md
@@ -47,22 +48,22 @@ _TINY_BESIDE = (*_TINY, "--pairs-per-step", "2", "--repeats", "1")
 
 PARTS = (
     Part(
-        "kernels", "tests of attention on the GPU", 6,
+        "kernels", "tests of attention on the GPU", 2,
         _tests("tests/unit", "tests/fakecuda"), sources=TESTS,
     ),
     Part(
-        "profile-7b-lora", "a step of 7B with LoRA at 16k tokens, in parts", 8.5,
+        "profile-7b-lora", "a step of 7B with LoRA at 16k tokens, in parts", 4,
         (*_PROFILE, "--shape", "llama-2-7b", "--tokens", "16384", "--recompute", "none", "all"),
         _TINY_PROFILE, writes="profile_llama-2-7b-lora",
     ),
     Part(
-        "dpo-7b-lora", "CPO beside DPO, 7B with LoRA", 8.5,
+        "dpo-7b-lora", "CPO beside DPO, 7B with LoRA", 8,
         (*_BESIDE, "--pairs-per-step", "32", "--steps", "6", "--repeats", "2", "--minutes", "6.5"),
         (*_TINY_BESIDE, "--methods", "cpo", "dpo-adapter"),
         writes="memory_vs_dpo_llama-2-7b-lora",
     ),
     Part(
-        "limits-7b-lora", "the largest micro-batches of CPO and DPO, 7B with LoRA", 8.75,
+        "limits-7b-lora", "the largest micro-batches of CPO and DPO, 7B with LoRA", 8.5,
         (*_BESIDE, "--methods", "cpo", "dpo-reference", "--repeats", "0", "--find-limit",
          "--limit-from", "64", "--limit-within", "0.15", "--minutes", "7"),
         # So little memory that the first try on a CPU ends the search.
@@ -70,59 +71,59 @@ PARTS = (
         writes="limits_llama-2-7b-lora",
     ),
     Part(
-        "trl-7b-lora", "CPO beside TRL's CPO and DPO, 7B with LoRA", 8.5,
+        "trl-7b-lora", "CPO beside TRL's CPO and DPO, 7B with LoRA", 8,
         (*_BESIDE, "--methods", "cpo", "trl-cpo", "trl-dpo", "--pairs-per-step", "16",
          "--steps", "6", "--repeats", "2", "--minutes", "6.5"),
         (*_TINY_BESIDE, "--methods", "cpo", "trl-cpo"),
         writes="memory_vs_dpo_llama-2-7b-lora-trl", needs="trl",
     ),
     Part(
-        "profile-13b-lora", "a step of 13B with LoRA at 8k tokens, in parts", 8.5,
+        "profile-13b-lora", "a step of 13B with LoRA at 8k tokens, in parts", 6,
         (*_PROFILE, "--shape", "llama-2-13b", "--tokens", "8192", "--recompute", "none", "all"),
         _TINY_PROFILE, writes="profile_llama-2-13b-lora",
     ),
     Part(
-        "profile-7b-full", "a step of 7B with all parameters at 16k tokens, in parts", 8.5,
+        "profile-7b-full", "a step of 7B with all parameters at 16k tokens, in parts", 5,
         (*_PROFILE, "--shape", "llama-2-7b", "--training", "full", "--tokens", "16384",
          "--recompute", "all", "--deepspeed", "ds_configs/zero3.json",
          "--set", "optim.states=bfloat16"),
         _TINY_PROFILE, writes="profile_llama-2-7b-full", setting="optim.states",
     ),
     Part(
-        "runs-bfloat16", "whole runs in bfloat16 against float32", 8.75,
+        "runs-bfloat16", "whole runs in bfloat16 against float32", 7,
         _tests("tests/system", "tests/ranks", "-k", "bfloat16"), sources=TESTS,
     ),
     Part(
-        "runs-others", "all other whole runs on a GPU", 8.75,
+        "runs-others", "all other whole runs on a GPU", 7,
         _tests("tests/system", "tests/ranks", "-k", "not bfloat16"), sources=TESTS,
     ),
     Part(
-        "planner", "the planner's estimates against memory that runs hold", 6,
+        "planner", "the planner's estimates against memory that runs hold", 3,
         ("benchmarks/planner_check.py", "--cases", "1", "5", "8", "10", "15"), ("--cases", "10"),
         writes="planner_small",
     ),
     Part(
-        "all-1b", "every method, TinyLlama's shape with all parameters", 8.5,
+        "all-1b", "every method, TinyLlama's shape with all parameters", 8,
         ("benchmarks/memory_vs_dpo.py", "--dtype", "bfloat16", "--shape", "tinyllama-1.1b",
          "--training", "full", "--methods", "all", "--pairs-per-step", "32", "--steps", "8",
          "--repeats", "3", "--minutes", "6.5"),
         (*_TINY_BESIDE, "--methods", "cpo"), writes="memory_vs_dpo_tinyllama-1.1b",
     ),
     Part(
-        "head", "the head and the loss alone", 8,
+        "head", "the head and the loss alone", 3,
         ("benchmarks/head_memory.py", "--dtype", "bfloat16"),
         ("--quick", "--heads", "chunked", "--weight", "frozen", "--tokens", "256",
          "--threads", "1"),
         writes="head_hidden-1024",
     ),
     Part(
-        "ablations-1b", "the gain of each technique, TinyLlama's shape", 8.75,
+        "ablations-1b", "the gain of each technique, TinyLlama's shape", 5,
         ("benchmarks/ablations.py", "--shape", "tinyllama-1.1b", "--dtype", "bfloat16",
          "--pairs-per-step", "32"),
         _TINY_BESIDE, writes="ablations_tinyllama-1.1b",
     ),
     Part(
-        "ranks", "as many ranks as this host has GPUs", 8,
+        "ranks", "as many ranks as this host has GPUs", 3,
         ("benchmarks/rank_scaling.py", "--dtype", "bfloat16"),
         ("--quick", "--ranks", "1", "--deepspeed", "ds_configs/zero0.json"),
         writes="ranks_llama-25m",
@@ -177,5 +178,5 @@ def choose(
 
 
 def fits(part: Part, minutes_left: float | None) -> bool:
-    """Whether a part would end in the time that is left, in any case; None is no limit."""
+    """Whether a part is expected to end in the time that is left; None is no limit."""
     return minutes_left is None or part.minutes <= minutes_left
