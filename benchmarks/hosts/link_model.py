@@ -59,20 +59,20 @@ def deepspeed_settings(configuration: str, num_weights: int, ranks_per_host: int
     """Returns the DeepSpeed file of a configuration, scaled down to this model.
 
     ds_configs/zero3.json keeps small parameters whole and fetches others ahead, by limits made for
-    7 billion weights. With those limits a small model would stay whole on every rank, as in
-    `zero3-kept`. Nothing is kept between the passes, since a prediction counts two gathers.
+    7 billion weights. With those limits a small model would stay whole on every rank. In
+    `zero3-kept` it stays whole from the forward to the backward pass; elsewhere nothing is kept
+    between the passes, since a prediction counts two gathers.
     """
     name = "zero2" if configuration == "zero2" else "zero3"
     text = (ROOT / "ds_configs" / f"{name}.json").read_text(encoding="utf-8")
     settings = json.loads(text)
     zero = settings["zero_optimization"]
+    scaled = ["stage3_param_persistence_threshold"] if name == "zero3" else []
     if configuration in ("zero3", "hierarchical"):
-        for key in (
-            "stage3_prefetch_bucket_size",
-            "stage3_max_live_parameters",
-        ):
-            zero[key] = round(zero[key] * num_weights / _LARGE)
+        scaled += ["stage3_prefetch_bucket_size", "stage3_max_live_parameters"]
         zero["stage3_max_reuse_distance"] = 0
+    for key in scaled:
+        zero[key] = round(zero[key] * num_weights / _LARGE)
     if configuration == "hierarchical":
         zero["zero_hpz_partition_size"] = ranks_per_host
     return settings

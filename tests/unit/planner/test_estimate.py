@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from repository import ROOT
 
 from cpo_ds.engine.zero import ZeroSettings, zero_settings
+from cpo_ds.model.shapes import shape_config
 from cpo_ds.planner.choice import RESERVE
 from cpo_ds.planner.estimate import memory_plan
 from cpo_ds.planner.outlines import Outlines
@@ -119,6 +120,19 @@ def test_files_in_ds_configs_are_read():
     assert read["zero0"] == ZeroSettings()
     assert read["zero2"].reduce_bucket == 200_000_000 and read["zero2"].overlap_communication
     assert read["zero3-offload"].offload_parameters and read["zero3-offload"].offload_optimizer
+
+
+@pytest.mark.parametrize("name", ["zero3", "zero3-hierarchical", "zero3-offload", "zeropp"])
+def test_zero3_files_fetch_a_whole_13b_layer_ahead_and_keep_its_adapter_whole(name):
+    """DeepSpeed looks ahead once a layer, and each GPU waits for what is not fetched by then."""
+    file = json.loads((ROOT / f"ds_configs/{name}.json").read_text())
+    zero = zero_settings(file["zero_optimization"] | {"zero_hpz_partition_size": 1})
+    shape = shape_config("llama-2-13b")
+    attention, mlp = 4 * shape.hidden_size**2, 3 * shape.hidden_size * shape.intermediate_size
+    assert zero.prefetch_bucket >= attention + mlp + 2 * shape.hidden_size
+    assert zero.max_live_parameters >= 3 * (attention + mlp)
+    adapter_rank = 64
+    assert zero.persistence_threshold >= adapter_rank * shape.intermediate_size
 
 
 @given(st.integers(1, 4096), st.integers(1, 512), st.integers(1, 10**6))
