@@ -221,8 +221,10 @@ def load_causal_lm(
 
 def disable_dropout(causal_lm: nn.Module) -> None:
     """Switches off the model's own dropout (LoRA's is set by `lora.dropout`)."""
+    layers = [layer for layer in causal_lm.modules() if isinstance(layer, BaseTunerLayer)]
+    of_adapters = {module for layer in layers for module in layer.modules()}
     for module in causal_lm.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout) and module not in of_adapters:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]

@@ -59,7 +59,9 @@ def measure_passes(
     fewest = -(-config.model.head_chunk_tokens // sum(pair[1:]))
     # Run models of two small depths: layers are alike, and a deep model takes long.
     with FakeTensorMode(allow_non_fake_inputs=True), _linear(saves_inputs):
-        policy = _policy(language_model, config, recomputes, flash, saves_inputs)
+        policy = _policy(
+            language_model, config, recomputes=recomputes, flash=flash, saves_inputs=saves_inputs
+        )
         decoder = policy.causal_lm.get_decoder()
         deep = min(len(decoder.layers), 4)
         runs: dict[int, tuple[PassMemory, PassMemory]] = {}
@@ -98,7 +100,12 @@ def _drop_gradient(parameter: nn.Parameter) -> None:
 
 
 def _policy(
-    language_model: Any, config: Config, recomputes: bool, flash: bool, saves_inputs: bool
+    language_model: Any,
+    config: Config,
+    *,
+    recomputes: bool,
+    flash: bool,
+    saves_inputs: bool = False,
 ) -> PolicyModel:
     """Builds the policy like `model.load.load_policy`, but on fake CPU tensors."""
     base = getattr(language_model, "get_base_model", lambda: language_model)()

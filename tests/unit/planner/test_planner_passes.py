@@ -57,7 +57,9 @@ def recipe(folder, layers, **values):
     return parse_config({"model": model, "data": {"format": "sample"}} | values, "test")
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4, "target_modules": ["down_proj"]}])
+@pytest.mark.parametrize(
+    "lora", [None, {"rank": 4, "target_modules": ["down_proj"], "dropout": 0.0}]
+)
 def test_any_number_of_recomputed_layers_is_planned_exactly(lora, tmp_path):
     """Planned from models of two depths, and measured in the whole model."""
     tiny_config("llama", num_hidden_layers=6).save_pretrained(tmp_path)
