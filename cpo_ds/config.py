@@ -215,8 +215,9 @@ class Config(Section):
     logging: LoggingConfig = LoggingConfig()
     deepspeed: str = Field(
         "zero3",
-        description="DeepSpeed file: a shipped one's name, a path, or auto, the first of zero0, "
-        "zero2, zero3 and zero3-offload that fits by the planner's estimate",
+        description="DeepSpeed file: a shipped one's name, a path, or auto, the first of zero0 "
+        "(adapters in half precision: zero1), zero2, zero3 and zero3-offload that fits by the "
+        "planner's estimate",
     )
     output_dir: str = Field("runs/default", description="folder for everything that the run writes")
 

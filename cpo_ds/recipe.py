@@ -18,7 +18,7 @@ from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 
 # What `deepspeed: auto` chooses from, the one that sends least first.
-DEEPSPEED_CHOICES = ("zero0", "zero2", "zero3", "zero3-offload")
+DEEPSPEED_CHOICES = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
 
 
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:

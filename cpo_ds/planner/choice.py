@@ -6,6 +6,9 @@ A DeepSpeed file whose plan fits is taken in this order, since each sends more t
 2. `zero3`
 3. `zero3-offload`
 
+For an adapter in half precision on GPUs `zero1` comes before `zero0`: at stage 0 DeepSpeed casts
+each trained tensor by itself and makes the host wait for its norm. There are hundreds of them.
+
 Of the layers as few as fit are recomputed. So recomputation comes before splitting the weights, and
 all else before offloading. A plan fits if it leaves `RESERVE` of the GPU free.
 """
@@ -20,11 +23,13 @@ from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.errors import UserError
 from cpo_ds.planner.estimate import GIB, MemoryPlan, memory_plan
 from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.states import ELEMENT_BYTES
 from cpo_ds.recipe import DEEPSPEED_CHOICES
 
 _ORDER = (("zero0", "zero2"), ("zero3",), ("zero3-offload",))
 _STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "zero3-offload": 3}
-assert tuple(name for group in _ORDER for name in group) == DEEPSPEED_CHOICES
+_BEFORE_ZERO0 = "zero1"  # for an adapter in half precision
+assert {_BEFORE_ZERO0, *(name for group in _ORDER for name in group)} == {*DEEPSPEED_CHOICES}
 
 # Part of a GPU that a choice leaves free: the largest error of the estimate in any measurement.
 RESERVE = 0.08
@@ -71,7 +76,7 @@ def settle(
     """
     if not leaves_choice(config):
         return config, []
-    groups = _groups(config, stage)
+    groups = _groups(config, stage, on_gpu=memory_gib is not None)
     if memory_gib is None:
         return _without_plan(config, groups, read_zero)
     depth = outlines.depth(config)
@@ -102,13 +107,15 @@ def settle(
     return taken.config, _lines(config, taken, others, depth, stage)
 
 
-def _groups(config: Config, stage: int | None) -> list[tuple[str, ...]]:
+def _groups(config: Config, stage: int | None, *, on_gpu: bool) -> list[tuple[str, ...]]:
     """Names of DeepSpeed files to choose from, by group in the order of choice."""
     if config.deepspeed != "auto":
         return [(config.deepspeed,)]
-    if stage == 1:
-        return [("zero1",)]
-    kept = (tuple(n for n in group if stage in (None, _STAGES[n])) for group in _ORDER)
+    order: tuple[tuple[str, ...], ...] = _ORDER
+    waits_at_0 = on_gpu and config.trains_adapter and ELEMENT_BYTES[config.model.dtype] == 2
+    if waits_at_0 or stage == 1:
+        order = ((_BEFORE_ZERO0, *_ORDER[0]), *_ORDER[1:])
+    kept = (tuple(n for n in group if stage in (None, _STAGES[n])) for group in order)
     return [group for group in kept if group]
 
 

@@ -29,9 +29,9 @@ def choose(config, gib, stage=None):
     return taken.deepspeed, taken.model.gradient_checkpointing, lines
 
 
-def need(deepspeed, layers):
+def need(deepspeed, layers, **values):
     """GiB of a GPU on which a choice just fits."""
-    config = recipe(deepspeed, layers)
+    config = recipe(deepspeed, layers, **values)
     zero = read_zero(config, RANKS)
     passes = OUTLINES.passes(config, stage=zero.stage)
     weights = OUTLINES.weights(config)
@@ -79,6 +79,16 @@ def test_the_stage_of_a_checkpoint_is_kept(stage, name):
     assert choose(recipe("auto"), None, stage)[0] == name
 
 
+def test_an_adapter_in_half_precision_spares_the_host_a_wait_for_each_tensor():
+    assert choose(recipe("auto", lora={}), 100.0)[0] == "zero1"
+    assert choose(recipe("auto", lora={}, dtype="float32"), 100.0)[0] == "zero0"
+    assert choose(recipe("auto", lora={}), None)[0] == "zero0"
+    # The buffers of stage 1 are no reason to recompute.
+    gib = need("zero0", 0, lora={})
+    assert need("zero1", 0, lora={}) > gib
+    assert choose(recipe("auto", "auto", lora={}), gib)[:2] == ("zero0", 0)
+
+
 def test_on_cpus_nothing_is_split_or_recomputed():
     name, layers, lines = choose(recipe("auto", "auto"), None)
     assert (name, layers) == ("zero0", 0) and all("CPUs is not planned" in line for line in lines)
@@ -105,5 +115,6 @@ def test_auto_never_rounds_optimizer_states_by_itself():
 
 def test_files_that_training_refuses_are_left_out():
     assert choose(recipe("auto", dtype="float16"), 100.0)[0] == "zero2"
+    assert choose(recipe("auto", dtype="float16", lora={}), 100.0)[0] == "zero1"
     with pytest.raises(UserError, match="float16"):
         choose(recipe("auto", dtype="float16"), 100.0, stage=0)
