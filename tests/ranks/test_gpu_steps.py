@@ -21,14 +21,15 @@ from test_invariance import random_rows
 from workers import steps
 
 FILE = Path(__file__).with_name("step_counts.json")
-STAGES = (0, 2, 3)
-KINDS = ("full", "lora", "lora recomputed")
+STAGES = (0, 1, 2, 3)
+KINDS = ("full", "lora", "lora recomputed", "full in bfloat16", "lora in bfloat16")
 # No weight is kept whole, or kept from the forward pass for the backward pass, as at real sizes.
 GATHER_ALL = {
     "stage3_param_persistence_threshold": 0,
     "stage3_max_live_parameters": 0,
     "stage3_max_reuse_distance": 0,
 }
+LORA_TENSORS = 8  # two for each of four layers
 CASES = [(ranks, stage, kind) for ranks in (1, 2) for stage in STAGES for kind in KINDS]
 
 
@@ -37,10 +38,10 @@ def recipe(folder: Path, stage: int, kind: str) -> dict[str, Any]:
     return {
         "model": {
             "name_or_path": str(folder / "model"),
-            "dtype": "float32",
+            "dtype": "bfloat16" if kind.endswith("bfloat16") else "float32",
             "gradient_checkpointing": kind == "lora recomputed",
         },
-        "lora": None if kind == "full" else lora,
+        "lora": None if kind.startswith("full") else lora,
         "data": {"format": "pairs", "path": str(folder / "pairs.jsonl")},
         "batch": {"pairs": 8, "tokens_per_rank": 180},
         "train": {"max_steps": 3},
@@ -56,6 +57,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     save_tiny_model(folder / "model", num_hidden_layers=4)
     write(folder / "pairs.jsonl", random_rows(24))
     sections: dict[int, dict[str, Any]] = {stage: {"stage": stage} for stage in STAGES}
+    sections[1] |= {"overlap_comm": False}
     sections[3] |= GATHER_ALL
     for stage, section in sections.items():
         (folder / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": section}))
@@ -86,7 +88,17 @@ def test_no_host_waits_before_the_update(counts: Any, ranks: int, stage: int, ki
     assert counts[f"{ranks} ranks, ZeRO-{stage}, {kind}"]["waits"]["before the update"] == 0
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+def test_stage_0_alone_waits_for_each_tensor_in_half_precision(counts: Any) -> None:
+    """Hence an adapter on GPUs takes stage 1 if `deepspeed` is auto."""
+    for ranks in (1, 2):
+        waits = [
+            counts[f"{ranks} ranks, ZeRO-{stage}, lora in bfloat16"]["waits"]["after the update"]
+            for stage in (0, 1, 2)
+        ]
+        assert waits[0] > LORA_TENSORS and max(waits[1:]) < LORA_TENSORS
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_only_gradients_are_exchanged_if_weights_are_whole(counts: Any, stage: int) -> None:
     for kind in KINDS:
         of_step = counts[f"2 ranks, ZeRO-{stage}, {kind}"]
