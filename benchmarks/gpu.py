@@ -7,8 +7,8 @@
 
 A part is done if its results are there and neither sources, device nor its command have changed
 since; so a call goes on where the last one ended, also from a copy of the results. A part that
-fails is named at the end, and its log is kept; the others run. A part ends after 8.75 minutes.
-Models are made on the spot: no network is needed.
+fails is named at the end, and its log is kept; the others run, and the next call tries it last. A
+part is stopped after 8.75 minutes. Models are made on the spot: no network is needed.
 
 For a machine that lacks packages and has no network, gather their wheels on another:
 

@@ -172,9 +172,14 @@ def why_again(line: Line | None, wanted: Line, files: Sequence[Path]) -> str | N
 def choose(
     parts: Sequence[Part], names: Sequence[str], again: Mapping[str, str | None]
 ) -> list[Part]:
-    """The parts that are named, or all, less those that need not run again, in the parts' order."""
+    """The parts that are named, or all, less those that are done, in the parts' order.
+
+    Those that have not ended well come last, lest they take the time of the others in each call.
+    `again` says why a part is to be run.
+    """
     chosen = [part for part in parts if not names or part.name in names]
-    return [part for part in chosen if again[part.name] is not None]
+    left = [part for part in chosen if again[part.name] is not None]
+    return sorted(left, key=lambda part: str(again[part.name]).startswith((FAILED, STOPPED)))
 
 
 def fits(part: Part, minutes_left: float | None) -> bool:

@@ -103,6 +103,8 @@ def test_parts_are_chosen_in_order_and_by_time() -> None:
     again = {"one": None, "two": NOT_RUN, "three": NOT_RUN}
     assert choose([one, two, three], [], again) == [two, three]
     assert choose([one, two, three], ["three", "one"], again) == [three]
+    again = {"one": "failed: exit code 1", "two": NOT_RUN, "three": "done with another source"}
+    assert choose([one, two, three], [], again) == [two, three, one]
     assert fits(one, None) and fits(one, 1.0) and not fits(one, 0.9)
 
 
