@@ -219,8 +219,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="scored tokens, multiples of twice --completion-tokens (256 .. 8192)")  # fmt: skip
     add("--hidden-size", type=int, default=1024, help="(1024)")
     add("--completion-tokens", type=int, default=64, help="tokens of a completion (64)")
-    add("--chunk-tokens", type=int, default=HeadTransform.chunk_tokens,
-        help=f"chunk of this project's head ({HeadTransform.chunk_tokens})")  # fmt: skip
+    add("--chunk-tokens", type=int, default=512,
+        help="chunk of this project's head (512)")  # fmt: skip
     add("--passes", type=int, default=1, help="passes on the clock (1)")
     add("--repeats", type=int, default=1, help="processes per row (1)")
     add("--threads", type=int, help="CPU threads (all cores)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cpo_ds.objective import LossConfig
 from cpo_ds.section import Section
@@ -48,7 +48,11 @@ class ModelConfig(Section):
         description="recompute activations to save memory: of all layers, of none, of as many from "
         "the first on, or auto, the fewest by the planner's estimate",
     )
-    head_chunk_tokens: int = Field(512, gt=0, description="scored tokens per chunk of logits")
+    head_chunk_tokens: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="scored tokens per chunk of logits; auto: 512 to 2048, by the vocabulary and "
+        "whether the head is trained",
+    )
 
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -167,6 +167,8 @@ def _type_text(annotation: Any) -> str:
         return "none, or the fields below"
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type_text(part) for part in get_args(annotation))
+    if get_origin(annotation) is Annotated:  # with limits
+        return _type_text(get_args(annotation)[0])
     text = annotation.__name__ if type(annotation) is type else str(annotation)
     return text.replace("NoneType", "none")
 

@@ -237,7 +237,7 @@ def head_transform(model_config: Any, model: ModelConfig) -> HeadTransform:
     return HeadTransform(
         scale=scale,
         softcap=getattr(model_config, "final_logit_softcapping", None),
-        chunk_tokens=model.head_chunk_tokens,
+        chunk_tokens=None if model.head_chunk_tokens == "auto" else model.head_chunk_tokens,
     )
 
 

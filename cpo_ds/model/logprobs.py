@@ -26,7 +26,17 @@ class HeadTransform:
 
     scale: float = 1.0
     softcap: float | None = None
-    chunk_tokens: int = 512
+    chunk_tokens: int | None = None  # None: by `chunk_tokens`
+
+
+def chunk_tokens(vocabulary: int, *, trained: bool) -> int:
+    """Scored tokens in a chunk of logits: a multiple of 128, from 512 to 2048.
+
+    Each chunk reads the head's weight, and if that is trained also reads and writes the sum of its
+    gradient. So a chunk's float32 logits fill 64 MiB, or 256 MiB with a trained head.
+    """
+    size = 2**28 if trained else 2**26
+    return min(2048, max(512, size // (4 * vocabulary) // 128 * 128))
 
 
 def token_logps(
@@ -56,7 +66,9 @@ class _TokenLogps(torch.autograd.Function):
         direction_SE = torch.empty_like(hidden_SE) if needs_hidden and not needs_weight else None
         logps = []
         ctx.last_descent_CV = None
-        for chunk in _chunks(len(targets_S), transform.chunk_tokens):
+        size = transform.chunk_tokens or chunk_tokens(len(weight_VE), trained=needs_weight)
+        ctx.chunks = _chunks(len(targets_S), size)
+        for chunk in ctx.chunks:
             logps_CV, slope_CV = _chunk_logps(hidden_SE[chunk], weight_VE, transform)
             logps.append(logps_CV.gather(-1, targets_S[chunk, None])[:, 0])
             if direction_SE is not None:
@@ -83,7 +95,7 @@ class _TokenLogps(torch.autograd.Function):
         hidden_SE, weight_VE, targets_S = ctx.saved_tensors
         grad_hidden_SE = torch.empty_like(hidden_SE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=grad_S.dtype)
-        for chunk in reversed(_chunks(len(targets_S), ctx.transform.chunk_tokens)):
+        for chunk in reversed(ctx.chunks):
             # The gradient that the forward pass kept is used once; later it is computed again.
             grad_CV, ctx.last_descent_CV = ctx.last_descent_CV, None
             if grad_CV is None:

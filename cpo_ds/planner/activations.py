@@ -25,6 +25,7 @@ from cpo_ds.model.attention_choice import choose_backend
 from cpo_ds.model.fused_layers import fuse_layers
 from cpo_ds.model.layer_parts import EAGER
 from cpo_ds.model.load import disable_dropout, head_transform
+from cpo_ds.model.logprobs import chunk_tokens
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.model.recomputation import recompute_layers
 from cpo_ds.model.shared_prefix import SharedPrefixLayout, gather_keys
@@ -56,7 +57,7 @@ def measure_passes(
     the tokens of (prefix, chosen, rejected).
     """
     # As many pairs as fill a chunk of the head, rounded up.
-    fewest = -(-config.model.head_chunk_tokens // sum(pair[1:]))
+    fewest = -(-_chunk(language_model, config) // sum(pair[1:]))
     # Run models of two small depths: layers are alike, and a deep model takes long.
     with FakeTensorMode(allow_non_fake_inputs=True), _linear(saves_inputs):
         policy = _policy(
@@ -121,6 +122,13 @@ def _policy(
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     return policy.train()
+
+
+def _chunk(language_model: Any, config: Config) -> int:
+    """Scored tokens in a chunk of the head's."""
+    chunk = config.model.head_chunk_tokens
+    weight = language_model.get_output_embeddings().weight
+    return chunk_tokens(len(weight), trained=weight.requires_grad) if chunk == "auto" else chunk
 
 
 def _attention(base: Any, config: Config) -> str:

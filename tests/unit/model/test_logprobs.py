@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpo_ds.model import logprobs
-from cpo_ds.model.logprobs import HeadTransform, token_logps
+from cpo_ds.model.logprobs import HeadTransform, chunk_tokens, token_logps
 
 TRANSFORMS = {
     "plain": {},
@@ -215,3 +215,14 @@ def test_the_last_chunk_of_a_trained_head_is_computed_once(scored: int, computed
         logits = [len(call.args[0]) for call in chunk_logps.call_args_list]
     assert len(logits) == computed
     assert sum(logits) == 2 * scored - CHUNK
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "trained", "expected"),
+    [(32_000, False, 512), (32_000, True, 2048), (49_152, True, 1280), (256_000, True, 512),
+     (1_000, False, 2048)],
+)  # fmt: skip
+def test_a_chunk_is_as_large_as_the_vocabulary_and_a_trained_head_allow(
+    vocabulary: int, trained: bool, expected: int
+) -> None:
+    assert chunk_tokens(vocabulary, trained=trained) == expected
