@@ -49,8 +49,7 @@ def run_ours(
     # Build the run as training does, with that monitor.
     config = config_of(job, folder)
     set_arithmetic(deterministic=config.train.deterministic)
-    if not torch.cuda.is_available():
-        keep_freed_memory()
+    keep_freed_memory()
     settings = read_deepspeed_settings(config)
     ranks = init_ranks()
     pairs = tokenized_pairs(job) if pairs is None else pairs

@@ -23,12 +23,15 @@ def let_gpu_memory_grow() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keeps memory that this process frees for its next step, unless the user has set it up.
+    """Keeps memory that this process frees for its next step, if it computes on a CPU.
 
     The C library would give each large block back to the system. The next step would get it page by
-    page, filled with zeros, for about a tenth of a step's time on a CPU.
+    page, filled with zeros, for about a tenth of a step's time. Does nothing if the user has set up
+    the library.
     """
-    if any(name in os.environ for name in _OF_C_LIBRARY):
+    import torch  # here, since `let_gpu_memory_grow` has to come before
+
+    if torch.cuda.is_available() or any(name in os.environ for name in _OF_C_LIBRARY):
         return
     try:
         library = ctypes.CDLL("libc.so.6")

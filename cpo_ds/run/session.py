@@ -39,8 +39,7 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     Raises `UserError`, `NonFiniteError`, and `Stopped` if the run was asked to stop.
     """
     set_arithmetic(deterministic=config.train.deterministic)
-    if not torch.cuda.is_available():
-        keep_freed_memory()
+    keep_freed_memory()
     ranks = init_ranks(config.train.stall_minutes)
     config, precision = with_precision(config, ranks)
     config, planned = with_plan(config, ranks)
