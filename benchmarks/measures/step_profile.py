@@ -10,14 +10,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from measures.step_ranges import ATTENTION, HEAD, LORA, MATRIX, OPTIMIZER, OTHER, PREFIX
+from measures.step_ranges import ATTENTION, HEAD, MATRIX, OPTIMIZER, OTHER, PREFIX
 
 FORWARD, RECOMPUTED, BACKWARD, UPDATE = "forward", "recomputation", "backward", "update"
 PASSES = (FORWARD, RECOMPUTED, BACKWARD, UPDATE)
 IDLE = "launches and idle"
 
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm")
-_KEEP_PRODUCTS = (ATTENTION, LORA, HEAD, OPTIMIZER)  # parts to which products inside them belong
+_PRODUCTS = (
+    "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm",
+)  # fmt: skip
+# Parts to which products inside them belong. An adapter's are joined with those of its layer.
+_KEEP_PRODUCTS = (ATTENTION, HEAD, OPTIMIZER)
 _NODE = "autograd::engine::evaluate_function"
 _NAME_LENGTH = 120
 

@@ -121,6 +121,6 @@ Ranges around the model's modules tell the profiler which part an operation of t
 belongs to; an operation of the backward pass belongs to the part that its forward operation does.
 On a GPU the time of a part is that of its kernels, and what is left of the step without a profiler
 is "launches and idle". On a CPU it is the operations' own time in the profiled step, and the rest
-is Python. Matrix products count as such wherever they are, except those of attention, LoRA, the
-head and the optimizer. The ceiling is the speed of the model's matrix products alone, measured
-in the same call; the peak is the vendor's."""
+is Python. Matrix products count as such wherever they are, LoRA's among them, except those of
+attention, the head and the optimizer. The ceiling is the speed of the model's matrix products
+alone, measured in the same call; the peak is the vendor's."""

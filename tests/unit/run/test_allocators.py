@@ -16,7 +16,8 @@ from cpo_ds.run.main import main
 real = builtins.__import__
 def spy(name, *others):
     if name == "torch":
-        print({k: v for k, v in os.environ.items() if k.endswith("ALLOC_CONF")})
+        print({k: v for k, v in os.environ.items() if k.endswith("ALLOC_CONF")},
+              flush=True)
         os._exit(0)
     return real(name, *others)
 builtins.__import__ = spy
