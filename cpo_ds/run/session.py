@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -30,7 +29,7 @@ from cpo_ds.run.folder import (
 from cpo_ds.run.pairs import prepare_pairs
 from cpo_ds.run.planned import with_plan
 from cpo_ds.run.trainer import planned_steps, train
-from cpo_ds.storage.lock import hold_folder
+from cpo_ds.storage.lock import FolderLock, hold_folder
 
 
 def run_recipe(config: Config, *, verbose: bool = False) -> None:
@@ -51,7 +50,7 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     # Keep other runs out of the folder; each host has one if checkpoints are on its own disk.
     folder = Path(config.output_dir)
     ranks.everywhere(lambda: make_output_folder(folder))
-    locks: list[IO[str]] = []  # open files, which hold the lock as long as this function runs
+    locks: list[FolderLock] = []  # held as long as this function runs
     in_folders = ranks.per_folder(is_local=settings.keeps_local_checkpoints)
     in_folders(lambda: locks.append(hold_folder(folder)))
     # From here on each rank writes its own log, and a lost or hung rank ends the run.

@@ -10,10 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cpo_ds.errors import UserError
-from cpo_ds.storage.lock import hold_folder
+from cpo_ds.storage.lock import FolderLock, hold_folder
 
 
 def content_key(*contents: str | None) -> str:
@@ -26,8 +26,8 @@ def cache_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.cache")
 
 
-def hold_cache(folder: Path) -> IO[str]:
-    """Makes a folder of finished work and locks it until the returned file is closed.
+def hold_cache(folder: Path) -> FolderLock:
+    """Makes a folder of finished work and locks it until the returned lock is closed.
 
     Raises `UserError` if the folder cannot be made, or if another process holds its lock.
     """

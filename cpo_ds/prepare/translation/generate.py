@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -22,6 +22,7 @@ from cpo_ds.prepare.translation.lines import Sources
 from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
 from cpo_ds.ranks.progress import SENTENCES, Progress, duration
 from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
+from cpo_ds.storage.lock import FolderLock
 from cpo_ds.storage.results import cache_of, content_key, hold_cache
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _translate(
 
     kept = KeptTranslations(arguments.output, ranks.rank)
     jobs: list[Job] = []  # on rank 0 alone
-    locks: list[IO[str]] = []  # keeps rank 0's locked file open
+    locks: list[FolderLock] = []  # held as long as this function runs
 
     def plan() -> list[list[Item]]:
         """The batches without a kept translation. Rank 0 alone reads and locks."""
