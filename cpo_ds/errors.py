@@ -14,6 +14,13 @@ class UserError(Exception):
     """
 
 
+class EndedBySignal(UserError):
+    """A process that works for a run was ended by a signal. Another start of the run may succeed.
+
+    Programs exit with `EXIT_RANK_LOST`, so that `scripts/supervise.sh` starts the run again.
+    """
+
+
 class NonFiniteError(Exception):
     """A loss or gradient was not finite. The weights are still those of the step before."""
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from cpo_ds.checkpoint.manifest import Manifest, inspect, read_entry, write_manifest
 from cpo_ds.checkpoint.publish import publish_folder, unfinished_name
-from cpo_ds.errors import UserError
+from cpo_ds.errors import EndedBySignal, UserError
 from cpo_ds.ranks.liveness import ByteWatch, count_work
 
 _LOOK_SECONDS = 1.0  # between looks at whether the converter makes progress
@@ -94,7 +95,10 @@ def _is_intact(folder: Path, source: Mapping[str, object]) -> bool:
 
 
 def _run_converter(path: Path, unfinished: Path) -> None:
-    """Runs DeepSpeed's converter as a process of its own. Raises `UserError` if it fails."""
+    """Runs DeepSpeed's converter as a process of its own.
+
+    Raises `UserError` if it fails, and `EndedBySignal` if a signal ends it.
+    """
     command = [
         sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
         "--input_folder", str(path), "--output_folder", str(unfinished),
@@ -109,6 +113,13 @@ def _run_converter(path: Path, unfinished: Path) -> None:
     (unfinished.parent / "latest_universal").unlink(missing_ok=True)  # the folder is named instead
     if code:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if code < 0:
+            raise EndedBySignal(
+                f"{path} was not converted for another number of ranks, because DeepSpeed's "
+                f"converter was ended by signal {-code}, {signal.strsignal(-code)} (9 often "
+                "means that the host ran out of memory). Start the run again, or resume on the "
+                "number of ranks that it was saved by."
+            )
         last = output.strip().splitlines()[-1:] or ["it printed nothing"]
         raise UserError(
             f"{path} could not be converted for another number of ranks: {last[0]} (DeepSpeed's "

@@ -68,26 +68,27 @@ class Ranks:
     def on_first(self, function: Callable[[], Result]) -> Result:
         """Calls a function on rank 0 alone; all ranks get its result.
 
-        If it raises `UserError` or `OSError`, all ranks raise `UserError`.
+        If it raises `UserError`, all ranks raise the same error, and for `OSError` a `UserError`.
         """
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             outcome = list(_outcome(function))
         dist.broadcast_object_list(outcome, src=0, group=self.control)
         if outcome[1] is not None:
-            raise UserError(outcome[1])
+            raise outcome[1]
         return outcome[0]
 
     def on_each_host(self, function: Callable[[], Result]) -> Result:
         """Calls a function on the first rank of each host; the ranks of a host get its result.
 
-        If it raises `UserError` or `OSError` on one host, all ranks of all hosts raise `UserError`.
+        If it raises `UserError` or `OSError` on one host, all ranks of all hosts raise it, as in
+        `on_first`.
         """
         first = self.on_this_host[0]
         outcomes = self.gather(_outcome(function) if self.rank == first else (None, None))
-        error = next((message for _, message in outcomes if message is not None), None)
+        error = next((error for _, error in outcomes if error is not None), None)
         if error is not None:
-            raise UserError(error)
+            raise error
         return outcomes[first][0]  # type: ignore[return-value]
 
     def per_folder(self, *, is_local: bool) -> Callable[[Callable[[], Result]], Result]:
@@ -97,24 +98,24 @@ class Ranks:
     def everywhere(self, function: Callable[[], Result]) -> Result:
         """Calls a function on every rank; returns this rank's result.
 
-        If it raises `UserError` or `OSError` on some ranks, all ranks raise the first one's message
-        as a `UserError`.
+        If it raises `UserError` or `OSError` on some ranks, all ranks raise the first one's error,
+        as in `on_first`.
         """
         result, error = _outcome(function)
-        errors = [message for message in self.gather(error) if message is not None]
+        errors = [error for error in self.gather(error) if error is not None]
         if errors:
-            raise UserError(errors[0])
+            raise errors[0]
         return result
 
 
-def _outcome(function: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The result of a function and None, or None and the message of its error."""
+def _outcome(function: Callable[[], Any]) -> tuple[Any, UserError | None]:
+    """The result of a function and None, or None and its error."""
     try:
         return function(), None
     except UserError as error:
-        return None, str(error)
+        return None, error
     except OSError as error:
-        return None, f"{error.filename or 'a file'}: {error.strerror or error}."
+        return None, UserError(f"{error.filename or 'a file'}: {error.strerror or error}.")
 
 
 def init_ranks(stall_minutes: float | None = None) -> Ranks:

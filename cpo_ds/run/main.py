@@ -17,6 +17,7 @@ from cpo_ds.errors import (
     EXIT_RANK_LOST,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
+    EndedBySignal,
     NonFiniteError,
     Stopped,
     UserError,
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> int:
 
         run_recipe(config, verbose=arguments.verbose)
     except UserError as error:
-        return _fail("error", str(error), EXIT_USER_ERROR)
+        code = EXIT_RANK_LOST if isinstance(error, EndedBySignal) else EXIT_USER_ERROR
+        return _fail("error", str(error), code)
     except NonFiniteError as error:
         return _fail("stopped", str(error), EXIT_NON_FINITE)
     except Stopped as error:
