@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import reprlib
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from types import UnionType
@@ -19,6 +21,8 @@ from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 
 # What `deepspeed: auto` chooses from, the one that sends least first.
 DEEPSPEED_CHOICES = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
+
+_MOST_VALUES = 100_000  # of a recipe, written out
 
 
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
@@ -55,6 +59,8 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Validates nested values. Raises `UserError`, with the name of their `source`."""
+    if "\\u0000" in json.dumps(values, default=str, skipkeys=True):  # no path or name may hold it
+        raise UserError(f"{source}: a value holds a character of code 0; remove it.")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -64,7 +70,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
         if first["type"] == "missing":
             raise UserError(f"{source}: {field} is missing; add it to the recipe.") from None
         named = f"{field}: " if field and field.split(".")[0] + "." not in message else ""
-        given = "" if first["type"] == "value_error" else f" (it is {first['input']!r})"
+        given = "" if first["type"] == "value_error" else f" (it is {reprlib.repr(first['input'])})"
         raise UserError(f"{source}: {named}{message}{given}.") from None
 
 
@@ -84,14 +90,22 @@ def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
     if path is None:
         raise UserError(f"deepspeed: there is no file {named}; see ds_configs/.")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} must be a JSON object; see ds_configs/.")
     return path, settings
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object. Raises `ValueError` for a key that is given twice."""
+    counts = Counter(key for key, _ in pairs)
+    if twice := next((key for key, count in counts.items() if count > 1), None):
+        raise ValueError(f"{twice} is given twice in one part; keep one of them")
+    return dict(pairs)
 
 
 def read_deepspeed_files(config: Config) -> list[tuple[Path, dict[str, Any]]]:
@@ -192,12 +206,48 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no recipe {path}; give --config an existing YAML file.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is not None:
+            _check_nodes(node, path, {})
+        values = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a mapping of sections; see recipes/demo.yaml.")
     return values
+
+
+def _check_nodes(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
+    """Returns the number of values that a YAML node stands for, with its aliases written out.
+
+    `sizes` has those of finished nodes by id, and 0 for nodes around this one. Raises `UserError`
+    for faults that loading does not report: a key that is given twice, of which the last would
+    count, an alias inside the value that it names, and aliases that make a file huge.
+    """
+    line = f"{path}, line {node.start_mark.line + 1}"
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise UserError(f"{line}: an alias (*) stands inside the value that it names.")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in parts if isinstance(key, yaml.ScalarNode)):
+            number = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(
+                    f"{path}: {key.value} is given twice in one part, in lines {lines[key.value]} "
+                    f"and {number}; keep one of them."
+                )
+            lines[key.value] = number
+        parts = [part for pair in parts for part in pair]
+    size = 1 + sum(_check_nodes(part, path, sizes) for part in parts)
+    if size > _MOST_VALUES:
+        raise UserError(f"{line}: aliases (*) make more than {_MOST_VALUES} values of it.")
+    sizes[id(node)] = size
+    return size
 
 
 def _check_keys(
