@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.errors import UserError
+from cpo_ds.errors import UserError, one_line
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _FILE_LIKE = (*_SUFFIXES, ".json", ".json.gz", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zst")
@@ -84,9 +84,29 @@ class RawRow:
         value, field = self.get(*path), ".".join(path)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(field, f"is not a number but {_show(value)}")
-        if not math.isfinite(value):
-            raise self.error(field, f"is {value}; give it a number or remove the row")
-        return float(value)
+        if (number := finite(value)) is None:
+            raise self.error(field, f"is {_show(value)}; give it a number or remove the row")
+        return number
+
+
+def finite(value: object) -> float | None:
+    """A value as a float; None unless it is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A value of a file that Python has no form for, such as a date in the year 10000."""
+
+    reason: str
+
+    def __repr__(self) -> str:
+        return f"an unreadable value ({self.reason})"
 
 
 def read_raw(path: str, split: str) -> Iterator[RawRow | None]:
@@ -196,12 +216,28 @@ def _read_parquet(path: Path, label: str) -> Iterator[RawRow | None]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
-                for values in batch.to_pylist():
+                for values in zip(*map(_cells, batch.columns), strict=True):
                     number += 1
-                    yield RawRow(label, "row", number, values)
+                    named = dict(zip(batch.schema.names, values, strict=True))
+                    yield RawRow(label, "row", number, named)
     except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{label} is not a valid parquet file ({reason}); make it again.") from None
+
+
+def _cells(column: Any) -> list[Any]:
+    """The values of a column in a parquet file; those that Python cannot hold are `Unreadable`."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):  # a row may do without the field that holds it
+        return [_cell(value) for value in column]
+
+
+def _cell(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError) as error:
+        return Unreadable(one_line(error))
 
 
 def _read_saved_dataset(path: Path, split: str) -> Iterator[RawRow | None]:
@@ -243,8 +279,15 @@ def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
 
 
 def _dataset_rows(dataset: Any, label: str) -> Iterator[RawRow | None]:
-    for number, values in enumerate(dataset, start=1):
-        yield RawRow(label, "row", number, values)
+    number = 0
+    try:
+        for number, values in enumerate(dataset, start=1):
+            yield RawRow(label, "row", number, values)
+    except (ValueError, OverflowError) as error:  # such as a date in the year 10000
+        raise UserError(
+            f"{label}, row {number + 1}: a value cannot be read ({one_line(error)}); correct it, "
+            "or remove its column."
+        ) from None
 
 
 def _show(value: Any) -> str:

@@ -17,7 +17,8 @@ Line = dict[str, Any]  # one JSON object: the metrics of a step or of an evaluat
 def read_metrics(run: Path, last_step: int | None = None) -> tuple[list[Line], list[Line]]:
     """Reads the training lines and the evaluation lines of a run's metrics.jsonl.
 
-    With `last_step`, only lines up to that step. Raises `UserError` if the file does not exist.
+    With `last_step`, only lines up to that step. Raises `UserError` if the file does not exist
+    or has a damaged line.
     """
     path = run / METRICS_FILE
     if not path.is_file():
@@ -28,9 +29,19 @@ def read_metrics(run: Path, last_step: int | None = None) -> tuple[list[Line], l
 
 
 def _lines(path: Path) -> list[Line]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]  # a run that was killed may leave half a line
-    return [json.loads(line) for line in whole.splitlines()]
+    lines = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+            int(lines[-1]["step"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(
+                f"{path}, line {number}: not a line of metrics, a JSON object with a step; remove "
+                "that line."
+            ) from None
+    return lines
 
 
 def cut_back_metrics(folder: Path, step: int) -> None:
@@ -50,7 +61,7 @@ def cut_back_metrics(folder: Path, step: int) -> None:
             # its step again: only the step's own line, which has a loss, is kept.
             if content["step"] < step or (content["step"] == step and "loss" in content):
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # the last line of a run that was killed while it wrote
     if kept == lines:
         return

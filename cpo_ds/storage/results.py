@@ -53,14 +53,16 @@ class ResultFiles:
         self._file = folder / f"{name}.{rank}.jsonl"
 
     def read(self) -> dict[str, Any]:
-        """Reads the results of all processes. Skips a line that a kill cut off."""
+        """Reads the results of all processes. Skips damaged lines, such as those a kill cut off."""
         results: dict[str, Any] = {}
         for file in sorted(self._folder.glob(f"{self._name}.*.jsonl")):
             for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
-                    results |= json.loads(line)
-                except ValueError:
+                    batch = json.loads(line)
+                except (ValueError, RecursionError):
                     continue
+                if isinstance(batch, dict):
+                    results |= batch
         return results
 
     def add(self, results: Mapping[str, Any]) -> None:

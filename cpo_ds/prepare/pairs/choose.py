@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.data.sources import finite
 from cpo_ds.errors import UserError
 from cpo_ds.scoring.metrics import short_name
 
@@ -122,13 +122,12 @@ def scores_of(row: CandidateRow) -> dict[str, dict[str, Any]]:
 
 def _number(row: CandidateRow, metric: str, name: str, value: Any) -> float:
     """A score as a finite number. Raises `UserError` if it is none."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    if (number := finite(value)) is None:
         raise UserError(
             f"{row.where}: field scores.{metric}.{name} is not a finite number but {value!r:.40}; "
             "correct it, or remove that score."
         )
-    return float(value)
+    return number
 
 
 def human_preference(row: CandidateRow) -> tuple[str, str] | None:

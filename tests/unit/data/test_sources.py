@@ -119,3 +119,22 @@ def test_folder_without_data_and_empty_member(tmp_path: Path) -> None:
     write(tmp_path / "b.jsonl", [])
     with pytest.raises(UserError, match=r"b\.jsonl is empty"):
         read(tmp_path, "pairs")
+
+
+def test_a_date_out_of_range_stops_only_rows_that_need_it(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = {name: ["a", f"{name} text"] for name in ("prompt", "chosen", "rejected")}
+    dates = pyarrow.array([0, 2**62], pyarrow.timestamp("us"))
+    path = tmp_path / "dated.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(texts | {"when": dates}), path)
+    rows, report = read(path, "pairs")
+    assert [row.chosen for row in rows] == ["chosen text"] and report.read == 2
+    pyarrow.parquet.write_table(pyarrow.table(texts | {"chosen": dates}), path)
+    with pytest.raises(UserError, match=r"dated.parquet, row 1: field chosen is not a string"):
+        read(path, "pairs")
+    only_bad = pyarrow.table(texts | {"chosen": dates}).slice(1)
+    pyarrow.parquet.write_table(only_bad, path)
+    with pytest.raises(UserError, match=r"is not a string but an unreadable value \("):
+        read(path, "pairs")

@@ -115,6 +115,7 @@ def test_without_py3langid_it_says_what_to_install(
         ({"scores": {"kiwi": 1}}, [], "line 2: field scores is not an object of objects"),
         ({"scores": {"kiwi": {"a": float("nan")}}}, [], "2: field scores.kiwi.a is not a finite"),
         ({"scores": {"kiwi": {"a": True}}}, [], "field scores.kiwi.a is not a finite number"),
+        ({"scores": {"kiwi": {"a": 10**400}}}, [], "field scores.kiwi.a is not a finite number"),
         (
             {"scores": {"kiwi": {"a": "1"}}},
             [],

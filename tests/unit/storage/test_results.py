@@ -43,3 +43,12 @@ def test_parts_that_cannot_be_written_are_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="finished work is kept"):
         ResultFiles(tmp_path / "file" / "x", "metric").add({"a": 1})
+
+
+@pytest.mark.parametrize("line", ["[]", '["ab"]', "1", "null", '"a"', "[" * 100_000])
+def test_lines_that_are_no_objects_are_skipped(tmp_path: Path, line: str) -> None:
+    results = ResultFiles(tmp_path, "metric")
+    results.add({"a": 1})
+    with (tmp_path / "metric.0.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    assert results.read() == {"a": 1}
