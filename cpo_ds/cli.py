@@ -12,6 +12,7 @@ import sys
 from typing import Any, NamedTuple
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from cpo_ds.ranks.console import plain_console
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -59,8 +60,12 @@ PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code, 2 for a `UserError`, 130 for an interrupt."""
+    with plain_console():
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
     # Arguments that the parser does not know are a recipe's options, for commands that take them.
-    argv = sys.argv[1:] if argv is None else argv
     parser = _parser(argv)
     arguments, recipe = parser.parse_known_args(argv)
     if recipe and not arguments.takes_recipe:

@@ -25,6 +25,7 @@ from cpo_ds.doctor.sessions import HostGroup, Ssh, sessions
 from cpo_ds.doctor.survey import PlannedRun, Survey
 from cpo_ds.doctor.table import report
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from cpo_ds.ranks.console import print_colored
 from cpo_ds.ranks.environment_file import read_environment_files
 
 _PROGRAMS = {"pdsh": "pdsh", "openmpi": "mpirun"}  # launcher -> the program that it calls
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         width = min(shutil.get_terminal_size((100, 24)).columns, 120)
         colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(report(rows, width, colored))
+        print_colored(report(rows, width, colored))
     return 0 if is_fine else EXIT_USER_ERROR
 
 

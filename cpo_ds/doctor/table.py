@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cpo_ds.doctor.checks.findings import Finding, Row
 from cpo_ds.doctor.hostfile import fold
+from cpo_ds.ranks.console import escaped
 
 _COLORS = {"ok": "32", "warn": "33", "fix": "31", "-": "2"}  # ANSI: green, yellow, red, dim
 _CHECK_WIDTH = 14
@@ -21,7 +22,7 @@ def report(rows: Sequence[Row], width: int = 100, colored: bool = False) -> str:
         if colored:
             state = f"\033[{_COLORS[row.state]}m{state}\033[0m"
         indent = " " * (6 + _CHECK_WIDTH + 1)
-        seen = textwrap.wrap(row.seen or "not known", max(width - len(indent), 40)) or [""]
+        seen = textwrap.wrap(escaped(row.seen) or "not known", max(width - len(indent), 40)) or [""]
         lines.append(f"{state}  {row.check:{_CHECK_WIDTH}} {seen[0]}")
         lines += [indent + more for more in seen[1:]]
 
@@ -44,7 +45,7 @@ def _numbered(title: str, findings: Sequence[Finding], start: int, width: int) -
         for text, mark in ((hosts + finding.problem, f"{number:2}. "), (finding.fix, "    -> ")):
             # People copy commands and paths from these lines, so none is broken at a hyphen.
             lines += textwrap.wrap(
-                text,
+                escaped(text),
                 width,
                 initial_indent=mark,
                 subsequent_indent=" " * len(mark),

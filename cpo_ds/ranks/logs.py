@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from cpo_ds.ranks.console import escaped
+
 _HEAD = "--- rank"  # the first words of each start's part of a file
 _TAIL_LINES = 20
 
@@ -102,7 +104,7 @@ class _Both:
     def write(self, text: str) -> int:
         if "\r" not in text:  # progress bars go back to the start of their line
             with contextlib.suppress(OSError):
-                self._file.write(text)
+                self._file.write(escaped(text))
         return self._console.write(text)
 
     def flush(self) -> None:

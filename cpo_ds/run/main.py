@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 
-# None of these imports torch: the environment is set before, and --help answers at once.
 from cpo_ds.errors import (
     EXIT_NON_FINITE,
     EXIT_RANK_LOST,
@@ -22,6 +21,9 @@ from cpo_ds.errors import (
     Stopped,
     UserError,
 )
+
+# None of these imports torch: the environment is set before, and --help answers at once.
+from cpo_ds.ranks.console import plain_console
 from cpo_ds.ranks.environment_file import apply_environment_files
 from cpo_ds.ranks.place import place
 from cpo_ds.ranks.quiet import silence_libraries
@@ -31,6 +33,11 @@ from cpo_ds.run.allocators import let_gpu_memory_grow
 
 def main(argv: list[str]) -> int:
     """Runs a recipe; returns the exit code."""
+    with plain_console():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     if "--verbose" not in argv:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
