@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cpo_ds.checkpoint.manifest import Manifest, inspect
 from cpo_ds.checkpoint.publish import (
+    Hold,
     checkpoint_name,
     checkpoints,
     is_checkpoint_name,
@@ -15,27 +17,59 @@ from cpo_ds.checkpoint.publish import (
 )
 from cpo_ds.errors import UserError
 
+_LOOKS = 10  # at a list whose checkpoints a run removes meanwhile
 
-def find_intact(
-    run: Path, checkpoint: str | None, say: Callable[[str], None]
-) -> tuple[Path, Manifest]:
+
+class Intact(NamedTuple):
+    """A checkpoint that is whole, and stays so as long as `hold` exists."""
+
+    path: Path
+    manifest: Manifest
+    hold: Hold
+
+
+def find_intact(run: Path, checkpoint: str | None, say: Callable[[str], None]) -> Intact:
     """Finds the named checkpoint (a step or a folder), else the newest intact one.
 
     `run` may be a step-... folder itself. Every byte is verified. Damaged checkpoints that are
-    passed over are reported by `say`. Raises `UserError` if there is no checkpoint, or if the named
-    one is damaged.
+    passed over are reported by `say`. A run may save and prune meanwhile. Raises `UserError` if
+    there is no checkpoint, or if the named one is damaged.
     """
-    damaged: list[str] = []
-    for path in _candidates(run, checkpoint):
-        manifest, problems = inspect(path)
-        if manifest is not None and not problems:
-            for problem in damaged:
-                say(f"warning: damaged: {problem}. Taking {path.name}.")
-            return path, manifest
-        damaged.append(problems[0])
     is_named = checkpoint is not None or _is_checkpoint(run)
+    for _ in range(_LOOKS):
+        damaged: list[str] = []
+        was_pruned = False
+        for path in _candidates(run, checkpoint):
+            hold, manifest, problems = _inspect_held(path)
+            if hold is None:
+                was_pruned = True
+                continue
+            if manifest is not None and not problems:
+                for problem in damaged:
+                    say(f"warning: damaged: {problem}. Taking {path.name}.")
+                return Intact(path, manifest, hold)
+            damaged.append(problems[0])
+        if not was_pruned:
+            break
+    if not damaged:
+        raise UserError(
+            f"the checkpoints of {run} were removed while they were looked at, because a run there "
+            "saves newer ones; give the same command again, or raise checkpoint.keep_last."
+        )
     advice = "name another one" if is_named else "none of the run's checkpoints is intact"
     raise UserError(f"{'; '.join(damaged)}; {advice} (`cpo-ds checkpoints RUN` lists them).")
+
+
+def _inspect_held(path: Path) -> tuple[Hold | None, Manifest | None, list[str]]:
+    """Verifies a checkpoint and keeps it from being pruned; (None, None, []) if it is gone."""
+    try:
+        hold = Hold(path)
+    except FileNotFoundError:
+        return None, None, []
+    manifest, problems = inspect(path)
+    if problems and not path.is_dir():  # pruned, on a file system without locks
+        return None, None, []
+    return hold, manifest, problems
 
 
 def newest(run: Path) -> Path | None:
@@ -90,9 +124,11 @@ def list_checkpoints(run: Path) -> tuple[str, bool]:
     lines = [f"{'step':>10}  {'size':>10}  {'ranks':>5}  {'ZeRO':>4}  state"]
     all_intact = True
     for path in paths:
-        manifest, problems = inspect(path)
+        hold, manifest, problems = _inspect_held(path)
         all_intact = all_intact and not problems
         state = f"damaged: {'; '.join(problems)}" if problems else "intact"
+        if hold is None:
+            state = "removed meanwhile by the run, which saved newer ones"
         size, ranks, stage = "?", "?", "?"
         if manifest is not None:
             size = f"{manifest.size / 2**20:.1f} MiB"

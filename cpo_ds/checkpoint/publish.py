@@ -9,6 +9,9 @@ A folder gets its name only when every file in it is on disk, so a name is a pro
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import re
 import shutil
 from pathlib import Path
@@ -126,18 +129,59 @@ def restore_replaced(folder: Path) -> None:
             aside.rename(final)
 
 
+class Hold:
+    """Keeps a checkpoint from being pruned until it is closed, or until the process ends.
+
+    On a file system without locks it keeps nothing. Raises `FileNotFoundError` if the checkpoint is
+    gone.
+    """
+
+    _descriptor: int | None = None
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        if not os.path.samestat(path.stat(), os.fstat(self._descriptor)):
+            raise FileNotFoundError(path)  # another one took its place before the lock
+
+    def close(self) -> None:
+        """Lets the checkpoint go. Does nothing if that is done already."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _withdraw(path: Path) -> None:
+    """Takes a checkpoint's name away, unless a process keeps it by a `Hold`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Locked until it is renamed, so that a hold taken now finds it gone.
+        with contextlib.suppress(OSError):  # the file system has no locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        path.rename(path.with_name(f"tmp-old-{path.name}"))
+    finally:
+        os.close(descriptor)
+
+
 def prune(folder: Path, newest: str, keep_last: int) -> None:
     """Removes all but `keep_last` checkpoints up to `newest`, which was just published.
 
-    Checkpoints after `newest`, unfinished ones and converted ones are removed too.
+    Checkpoints after `newest`, unfinished ones and converted ones are removed too. A checkpoint
+    that a process holds stays until a later call.
     """
     remove_unfinished(folder)  # first, since a leftover may have a name that is needed below
     published = checkpoints(folder)
     kept = [p for p in published if step_of(p.name) <= step_of(newest)][-keep_last:]
     for path in published:
         if path not in kept:
-            # Renamed first: a folder that is half removed must not bear a checkpoint's name.
-            path.rename(folder / f"tmp-old-{path.name}")
+            _withdraw(path)  # a folder that is half removed must not bear a checkpoint's name
     remove_unfinished(folder)
     for path in folder.glob("universal-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises `UserError` for a checkpoint that is missing or damaged, and if the conversion fails.
     """
-    path, manifest = find_intact(arguments.run, arguments.checkpoint, print)
+    path, manifest, _hold = find_intact(arguments.run, arguments.checkpoint, print)
     if manifest.zero_stage == 0:
         print(f"{path} was saved at ZeRO stage 0 and fits any number of ranks as it is")
         return 0

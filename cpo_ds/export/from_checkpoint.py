@@ -49,7 +49,7 @@ def export(
     written.
     """
     # Find the checkpoint, and the folder to write to.
-    path, manifest = find_intact(run, checkpoint, say)
+    path, manifest, _hold = find_intact(run, checkpoint, say)
     config = parse_config(manifest.configuration, f"{path}/manifest.json")
     config = config.model_copy(update={"output_dir": str(path.parent.parent)})
     merges = config.trains_adapter and (merge or not exports_adapter(config))
