@@ -19,8 +19,9 @@ from typing import TextIO
 
 import torch.distributed as dist
 
-from cpo_ds.errors import EXIT_RANK_LOST, NonFiniteError, Stopped, UserError
+from cpo_ds.errors import EXIT_RANK_LOST, EXIT_USER_ERROR, NonFiniteError, Stopped, UserError
 from cpo_ds.ranks.connections import a_connection_broke
+from cpo_ds.ranks.limits import limit_problem
 from cpo_ds.ranks.liveness import Beat, ByteWatch, count_work, own_beat, ranks_behind, work_done
 from cpo_ds.ranks.logs import last_words, log_file
 from cpo_ds.ranks.processes import RankProcess, is_running, own_process
@@ -188,10 +189,14 @@ class Watch:
         """Tells the other ranks why this one is about to end; waits until rank 0 has printed it."""
         process = self._processes[self._ranks.rank]
         log = log_file(self._run_folder, process.rank)
-        verdict = Verdict(
-            f"{process} failed with the error below; its whole output is in {log}.",
-            traceback="".join(traceback.format_exception(error)),
-        )
+        if problem := limit_problem(error):
+            verdict = Verdict(f"{process}: {problem}", is_error=True, code=EXIT_USER_ERROR)
+        else:
+            verdict = Verdict(
+                f"{process} failed with the error below; its whole output is in {log}.",
+                traceback="".join(traceback.format_exception(error)),
+                is_error=True,
+            )
         try:
             is_first = self._store.decide(verdict, self._stop_watching)
             if process.rank > 0 or not is_first:  # Python prints rank 0's own error, at the end
@@ -221,7 +226,7 @@ class Watch:
 
         Standard error is the console on rank 0, and the rank's log on the others.
         """
-        if not verdict.traceback and self._over.wait(_GRACE_SECONDS):
+        if not verdict.is_error and self._over.wait(_GRACE_SECONDS):
             return
         # A crashed rank's last lines are in its log. Those of rank 0 are on the console already.
         crashed = [last_words(self._run_folder, rank) for rank in verdict.lost if rank]
@@ -234,7 +239,7 @@ class Watch:
             time.sleep(BEAT_SECONDS)  # the store ends with this process; let others read it
         else:
             self._wait_until_shown()
-        os._exit(EXIT_RANK_LOST)
+        os._exit(verdict.code)
 
     def _end_without_store(self) -> None:
         """Ends this process because rank 0 is lost; one rank of each host prints the message."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from cpo_ds.errors import EXIT_RANK_LOST
 from cpo_ds.ranks.liveness import Beat
 from cpo_ds.ranks.ranks import Ranks
 
@@ -24,11 +25,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Verdict:
-    """The reason why the run ends, the same on all ranks: lost ranks, or one rank's traceback."""
+    """The reason why the run ends, the same on all ranks: lost ranks, or one rank's error."""
 
     message: str
     lost: list[int] = field(default_factory=list)
     traceback: str = ""
+    is_error: bool = False  # of one rank, which ends by itself
+    code: int = EXIT_RANK_LOST  # of the processes that the verdict ends
 
 
 class WatchStore:

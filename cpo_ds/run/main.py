@@ -64,8 +64,11 @@ def _main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("stopped", "interrupted.", 130)  # 128 + SIGINT, as shells count
     except Exception as error:
-        from cpo_ds.ranks.watch import is_loss_of_others  # imports torch
+        from cpo_ds.ranks.limits import limit_problem  # both import torch
+        from cpo_ds.ranks.watch import is_loss_of_others
 
+        if problem := limit_problem(error):
+            return _fail("error", problem, EXIT_USER_ERROR)
         if is_loss_of_others(error):
             # The watch is about to find out which rank was lost. It says so and ends this process.
             time.sleep(60)

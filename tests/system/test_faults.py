@@ -153,7 +153,7 @@ def test_a_rank_whose_connection_broke_is_named_sooner(recipe: Path) -> None:
 def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
     output = recipe.parent / "error"
     options = ["--config", str(recipe), "--output_dir", str(output)]
-    first, second = on_ranks(faults.fail_alone, [2, 1, *options], ranks=2, timeout=90)
+    first, second = on_ranks(faults.fail_alone, [2, 1, "bug", *options], ranks=2, timeout=90)
     assert first.code == 5 and second.code == 1
     said, _, last = first.output.partition("cpo_ds: stopped: rank 1 on host ")
     assert "Traceback" not in said and last.rstrip().endswith("ValueError: of rank 1 alone")
@@ -167,10 +167,26 @@ def test_an_error_of_one_rank_alone_is_told_and_ends_all(recipe: Path) -> None:
 def test_an_error_of_rank_0_alone_is_told_once_and_ends_all(recipe: Path) -> None:
     output = recipe.parent / "error-0"
     options = ["--config", str(recipe), "--output_dir", str(output)]
-    first, second = on_ranks(faults.fail_alone, [2, 0, *options], ranks=2, timeout=90)
+    first, second = on_ranks(faults.fail_alone, [2, 0, "bug", *options], ranks=2, timeout=90)
     assert (first.code, second.code) in [(1, 5), (1, -9)]  # rank 0 is waited for by nobody
     assert first.output.count("ValueError: of rank 0 alone") == 1
     assert "stopped: rank" not in first.output
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("limit", "advice"), [("memory", "Lower batch.tokens_per_rank"), ("files", "ulimit -n")]
+)
+def test_a_limit_that_one_rank_meets_is_a_paragraph(
+    rank: int, limit: str, advice: str, recipe: Path
+) -> None:
+    output = recipe.parent / f"{limit}-{rank}"
+    options = ["--config", str(recipe), "--output_dir", str(output)]
+    done = on_ranks(faults.fail_alone, [2, rank, limit, *options], ranks=2, timeout=90)
+    codes = {one.code for one in done}  # the launcher kills the other rank once one ends
+    assert 2 in codes and codes <= {2, -9}, done
+    said = "".join(one.output for one in done)
+    assert "Traceback" not in said and said.count(advice) == 1, said
 
 
 def test_kills_at_random_leave_no_trace(tmp_path: Path) -> None:

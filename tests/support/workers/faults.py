@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import signal
 import tempfile
 import time
@@ -174,8 +175,10 @@ def suspend_with_a_broken_connection(step: int, *arguments: str) -> int:
         return main(list(arguments))
 
 
-def fail_alone(step: int, rank: int, *arguments: str) -> int:
+def fail_alone(step: int, rank: int, error: str, *arguments: str) -> int:
     """Trains, but one rank fails at a step without telling the others.
+
+    `error` is `bug`, `memory` or `files`.
 
     The watch asks all the time, so also between the rank's error report and its end.
     """
@@ -183,6 +186,11 @@ def fail_alone(step: int, rank: int, *arguments: str) -> int:
 
     def plan_or_fail(run: trainer.Run, now: int) -> Any:
         if now == step and run.ranks.rank == rank:
+            if error == "memory":
+                torch.empty(2**50)
+            if error == "files":
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+                os.dup(0)
             raise ValueError(f"of rank {rank} alone")
         return plan(run, now)
 
