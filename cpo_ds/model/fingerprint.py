@@ -10,7 +10,11 @@ from torch import nn
 
 from cpo_ds.ranks.liveness import count_work
 
-_CHUNK = 2**18  # numbers read at once; they fit a processor's cache
+_WIDTH = 2**10  # numbers in a row of the matrix that a tensor is read as
+_BLOCK = 2**24  # numbers whose sums of rows are kept at a time
+# Rows read at once. On a CPU they fit its cache, and they are too few for torch to share them out
+# between threads: those would wait for each other many times, for long on cores that are busy.
+_ROWS, _GPU_ROWS = 31, 2**12
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -50,11 +54,34 @@ def checksum(values: torch.Tensor, start: int) -> torch.Tensor:
     """
     sums = torch.zeros(2, dtype=torch.int64, device=values.device)
     bits = values.view(_AS_INTEGERS[values.element_size()])
-    positions = torch.arange(1, min(_CHUNK, len(bits)) + 1, device=values.device)
-    for offset in range(0, len(bits), _CHUNK):
-        count_work()
-        chunk = bits[offset : offset + _CHUNK].to(torch.int64)
-        plain = chunk.sum()
-        sums[0] += plain
-        sums[1] += (chunk * positions[: len(chunk)]).sum() + plain * (start + offset)
+    for offset in range(0, len(bits), _BLOCK):
+        sums += _block_sums(bits[offset : offset + _BLOCK], start + offset)
     return sums
+
+
+def _block_sums(bits: torch.Tensor, start: int) -> torch.Tensor:
+    """The checksum of integers, from sums of the rows and columns of a matrix that they fill.
+
+    A number's position is that of its row plus its place in the row, so no number needs a product
+    of its own.
+    """
+    matrix, rest = bits.split([len(bits) // _WIDTH * _WIDTH, len(bits) % _WIDTH])
+    matrix = matrix.view(-1, _WIDTH)
+    row_sums = bits.new_zeros(len(matrix) + 1, dtype=torch.int64)
+    column_sums = bits.new_zeros(_WIDTH, dtype=torch.int64)
+
+    # Add up some rows at a time, and the incomplete last row.
+    step = _ROWS if bits.device.type == "cpu" else _GPU_ROWS
+    for first in range(0, len(matrix), step):
+        count_work()
+        rows = matrix[first : first + step].to(torch.int64)
+        row_sums[first : first + len(rows)] = rows.sum(1)
+        column_sums += rows.sum(0)
+    row_sums[-1] = rest.sum(dtype=torch.int64)
+    column_sums[: len(rest)] += rest
+
+    # Multiply by the positions: the number before each row, and those within a row.
+    places = torch.arange(1, _WIDTH + 1, device=bits.device)
+    before = start + _WIDTH * torch.arange(len(row_sums), device=bits.device)
+    weighted = (row_sums * before).sum() + (column_sums * places).sum()
+    return torch.stack([row_sums.sum(), weighted])

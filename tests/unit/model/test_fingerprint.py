@@ -44,12 +44,37 @@ def test_checksums_of_parts_add_up(
     assert torch.equal(torch.stack(parts).sum(0), checksum(whole, 0))
 
 
-def test_long_tensors_are_read_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = torch.randn(1000)
-    expected = checksum(values, 5)
-    for chunk in (1, 7, 999, 1000, 1001):
-        monkeypatch.setattr(fingerprint, "_CHUNK", chunk)
-        assert torch.equal(checksum(values, 5), expected)
+def by_definition(values: torch.Tensor, start: int) -> torch.Tensor:
+    """The checksum in a formula of one line, which holds every number and its product."""
+    bits = values.view(INTEGERS[values.element_size()]).to(torch.int64)
+    positions = torch.arange(start + 1, start + len(bits) + 1)
+    return torch.stack([bits.sum(), (bits * positions).sum()])
+
+
+@pytest.mark.parametrize("width, rows, block", [(1, 1, 1), (7, 3, 64), (16, 31, 999), (64, 5, 500)])
+def test_any_shape_of_the_matrix_gives_the_checksum(
+    width: int, rows: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_WIDTH", width), ("_ROWS", rows), ("_BLOCK", block)):
+        monkeypatch.setattr(fingerprint, name, value)
+    for dtype in DTYPES:
+        values = torch.randn(1000).to(dtype)
+        for count in (1, width, 999, 1000):
+            assert torch.equal(checksum(values[:count], 5), by_definition(values[:count], 5))
+
+
+@PROPERTY
+@given(st.integers(1, 100_000), st.integers(0, 2**40), st.sampled_from(DTYPES))
+def test_checksums_are_as_defined(count: int, start: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(count)
+    size = count * dtype.itemsize
+    values = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator).view(dtype)
+    assert torch.equal(checksum(values, start), by_definition(values, start))
+
+
+def test_pieces_are_too_small_for_threads() -> None:
+    """torch shares out operations on 32768 numbers or more, and waits for its threads each time."""
+    assert fingerprint._ROWS * fingerprint._WIDTH < 32768
 
 
 def test_checksum_by_hand() -> None:
@@ -79,6 +104,22 @@ def test_swapped_elements_show(bits: list[int], dtype: torch.dtype, data: st.Dat
     integers = INTEGERS[dtype.itemsize]
     same = torch.equal(before.view(integers), after.view(integers))
     assert torch.equal(checksum(before, 0), checksum(after, 0)) == same
+
+
+@PROPERTY
+@given(st.data())
+def test_elements_swapped_between_parameters_show(data: st.DataObject) -> None:
+    weights = of_bits(data.draw(st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=8)),
+                      torch.bfloat16)  # fmt: skip
+    first, second = (data.draw(st.integers(*bounds)) for bounds in ((0, 3), (4, 7)))
+    swapped = weights.clone()
+    swapped[first], swapped[second] = weights[second], weights[first]
+    before, after = (
+        torch.nn.ParameterList([part.clone() for part in values.split(4)])
+        for values in (weights, swapped)
+    )
+    is_same = torch.equal(weights.view(torch.int16), swapped.view(torch.int16))
+    assert (weights_fingerprint(before, never) == weights_fingerprint(after, never)) == is_same
 
 
 def never(sums: torch.Tensor) -> None:
