@@ -120,9 +120,14 @@ def as_variant(policy: PolicyModel, variant: Variant) -> PolicyModel:
 
 def pairs_of(job: Job, sharing: Sharing) -> list[TokenizedPair]:
     """Returns the job's pairs, sharing as many tokens as the variant allows."""
-    limits = {"max_prompt_tokens": job.max_tokens, "max_tokens": job.max_tokens}
-    tokenizer = load_tokenizer(job.model)
-    return tokenize_rows(read_rows_file(job.rows), tokenizer, sharing=sharing, **limits)[0]
+    pairs, _ = tokenize_rows(
+        read_rows_file(job.rows),
+        load_tokenizer(job.model),
+        max_prompt_tokens=job.max_tokens,
+        max_tokens=job.max_tokens,
+        sharing=sharing,
+    )
+    return pairs
 
 
 def run_variant(name: str, job: Job) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +38,7 @@ class TokenReport:
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     merged_boundaries: int = 0
+    unshared: int = 0
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -46,6 +47,11 @@ class TokenReport:
         if self.merged_boundaries:
             lines.append(
                 f"  prompt tokenized differently before its completion: {self.merged_boundaries}"
+            )
+        if self.unshared:
+            lines.append(
+                "  without a shared prefix, since the model's rotary positions differ by length: "
+                f"{self.unshared}"
             )
         for name, values in self.lengths.items():
             p50, p95 = np.percentile(values, [50, 95])
@@ -63,12 +69,14 @@ def tokenize_rows(
     max_prompt_tokens: int,
     max_tokens: int,
     sharing: Sharing = "common",
+    rope_key: Callable[[int], Hashable] = lambda length: 0,
 ) -> tuple[list[TokenizedPair], TokenReport]:
     """Tokenizes rows, in order; returns the pairs, and a report that counts the dropped ones.
 
     Drops pairs that are too long, or whose completions are the same in tokens. `max_tokens` limits
-    prompt + one completion, with special tokens. Raises `UserError` if the tokenizer has no
-    end-of-sequence token, or if no pair is left.
+    prompt + one completion, with special tokens. A pair shares its prefix only if both sequences
+    get the same rotary positions: if `rope_key` is the same for their lengths. Raises `UserError`
+    if the tokenizer has no end-of-sequence token, or if no pair is left.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -89,7 +97,10 @@ def tokenize_rows(
             report.dropped["chosen and rejected are the same in tokens"] += 1
         else:
             report.merged_boundaries += merged
-            pairs.append(make_pair(chosen, rejected, row.direction, row.origin, sharing))
+            is_alike = rope_key(len(chosen.ids)) == rope_key(len(rejected.ids))
+            report.unshared += sharing != "none" and not is_alike
+            pair_sharing = sharing if is_alike else "none"
+            pairs.append(make_pair(chosen, rejected, row.direction, row.origin, pair_sharing))
 
     # Report.
     if not pairs:

@@ -27,6 +27,7 @@ from cpo_ds.model.fused_layers import choose_parts, fuse_layers
 from cpo_ds.model.hub import unavailable
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
+from cpo_ds.model.positions import longest_unchanged, rotate_each_sequence
 from cpo_ds.model.quantization import prepare_quantized, quantizer
 from cpo_ds.model.recomputation import recompute_layers
 
@@ -126,6 +127,8 @@ def load_policy(
     fingerprint = fingerprint or weights_fingerprint(causal_lm, _sum_over_ranks)
     prepare_quantized(causal_lm)
     disable_dropout(causal_lm)
+    if config.data.max_tokens > longest_unchanged(model_config):
+        rotate_each_sequence(causal_lm.get_decoder())
     recompute_layers(causal_lm, model.gradient_checkpointing)
     language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
     parts, layers = choose_parts(model.kernels, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from cpo_ds.config import Config
@@ -11,6 +12,7 @@ from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.model.file_checks import check_plain_lora
 from cpo_ds.model.load import check_token_ids, load_model_config, load_tokenizer
+from cpo_ds.model.positions import rope_key
 from cpo_ds.schema import PreferenceRow, TokenizedPair
 
 
@@ -46,6 +48,7 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_tokens=config.data.max_tokens,
             sharing=config.batch.share_prefix,
+            rope_key=partial(rope_key, model_config),
         )
         report(f"{name}: {len(pairs)}", *token_report.lines())
         check_budget(pairs, config.batch.tokens_per_rank)

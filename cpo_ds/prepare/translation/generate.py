@@ -63,11 +63,14 @@ class Item:
     tokens: tuple[int, ...]
 
 
-def plan_batches(items: Sequence[Item], generation: Generation, budget: int) -> list[list[Item]]:
+def plan_batches(
+    items: Sequence[Item], generation: Generation, budget: int, *, longest: int = sys.maxsize
+) -> list[list[Item]]:
     """Batches of distinct prompts of about the same length, the longest first: a pure function.
 
     A batch holds at most `budget` tokens at a time, sentences x beams x (longest prompt + new
-    tokens), or a single sentence.
+    tokens), or a single sentence. A prompt that may get longer than `longest` with its answer is
+    alone: from that length on, it would change the rotary positions of the others.
     """
     unique = {item.key: item for item in items}.values()
     batches: list[list[Item]] = []
@@ -75,8 +78,8 @@ def plan_batches(items: Sequence[Item], generation: Generation, budget: int) -> 
     for item in sorted(unique, key=lambda item: (-len(item.tokens), item.tokens)):
         if room == 0:
             batches.append([])
-            each = generation.num_beams * (len(item.tokens) + generation.max_new_tokens)
-            room = max(1, budget // each)
+            tokens = len(item.tokens) + generation.max_new_tokens
+            room = max(1, budget // (generation.num_beams * tokens)) if tokens <= longest else 1
         batches[-1].append(item)
         room -= 1
     return batches
@@ -123,6 +126,7 @@ def _translate(
     """Translates on all ranks; rank 0 reads the sources and writes the rows."""
     # Imported late: torch and transformers take seconds.
     from cpo_ds.model.load import load_tokenizer, read_model_config
+    from cpo_ds.model.positions import longest_unchanged
     from cpo_ds.prepare.translation.local_model import LocalModel, identity
 
     kept = KeptTranslations(arguments.output, ranks.rank)
@@ -139,7 +143,12 @@ def _translate(
         job, items = _job(sources, name, prompt_of, tokenizer, config, generation, model)
         jobs.append(job)
         known = kept.read()
-        batches = plan_batches(items, generation, arguments.batch_tokens or 16384)
+        batches = plan_batches(
+            items,
+            generation,
+            arguments.batch_tokens or 16384,
+            longest=longest_unchanged(config),
+        )
         missing = [[item for item in batch if item.key not in known] for batch in batches]
         _print_plan(batches, missing)
         return [batch for batch in missing if batch]

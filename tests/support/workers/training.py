@@ -74,9 +74,10 @@ def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     stand_ins = torch.tensor(sum(not batch.counted for batches in plans for batch in batches))
     weights = _whole_weights(run.engine)
     run.engine._deepspeed.destroy()
-    lines = Path(run.config.output_dir, "metrics.jsonl").read_text().splitlines()
+    written = Path(run.config.output_dir, "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in written]
     return {
-        "losses": [json.loads(line)["loss"] for line in lines if '"loss"' in line],
+        "losses": [line["loss"] for line in lines if "loss" in line],
         "gradients": gradients,
         "start": start,
         "weights": weights,

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import save_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from rope_models import CHANGING, LIMIT
 
+from cpo_ds.model.load import load_tokenizer, read_model_config
+from cpo_ds.model.positions import longest_unchanged
 from cpo_ds.prepare.translation.generate import Generation, Item, plan_batches
 from cpo_ds.prepare.translation.job import KeptTranslations, Translation
-from cpo_ds.prepare.translation.local_model import folder_fingerprint
+from cpo_ds.prepare.translation.local_model import LocalModel, folder_fingerprint
 
 # What is kept, and in which batches.
 
@@ -47,6 +51,16 @@ def test_batches_hold_every_prompt_once_whatever_the_order(
     assert plan_batches(items, generation, budget) == batches
 
 
+@given(ITEMS, st.integers(1, 16))
+def test_prompts_that_may_get_too_long_are_alone(prompts: list[list[int]], longest: int) -> None:
+    items = [Item(str(tokens), tuple(tokens)) for tokens in prompts]
+    generation = Generation("float32", 1, 5, None, None, 0)
+    batches = plan_batches(items, generation, 40, longest=longest)
+    assert sorted(i.key for b in batches for i in b) == sorted({item.key for item in items})
+    for batch in batches:
+        assert len(batch) == 1 or all(len(item.tokens) + 5 <= longest for item in batch)
+
+
 # Models of transformers.
 
 
@@ -70,3 +84,34 @@ def test_a_model_is_known_by_what_is_in_its_folder(tmp_path: Path, model: Path) 
     (copy / "tokenizer.json").write_text("{}")
     seen.add(folder_fingerprint(copy))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("name", ["longrope", "longrope, phi3"])
+def test_a_long_prompt_does_not_change_the_translation_of_a_short_one(
+    tmp_path: Path, name: str
+) -> None:
+    """transformers chooses the frequencies of `longrope` by the longest prompt of a batch."""
+    family, overrides = CHANGING[name]
+    folder = str(save_tiny_model(tmp_path / "model", family, **overrides))
+    model = LocalModel(folder, None, "float32", load_tokenizer(folder), torch.device("cpu"))
+    generation = Generation("float32", 2, 8, None, None, 0)
+    lengths = [LIMIT + 9, LIMIT - 4, *range(LIMIT - 8, LIMIT - 14, -1)]
+    items = [Item(str(n), tuple((n + 7 * i) % 120 + 5 for i in range(n))) for n in lengths]
+
+    def translated(batches: list[list[Item]]) -> dict[str, Translation]:
+        return {
+            item.key: translation
+            for batch in batches
+            for item, translation in zip(
+                batch,
+                model.translate([i.tokens for i in batch], 0, **generation.arguments),
+                strict=True,
+            )
+        }
+
+    alone = translated([[item] for item in items])
+    unchanged = longest_unchanged(read_model_config(folder))
+    planned = plan_batches(items, generation, 10**6, longest=unchanged)
+    assert [len(batch) for batch in planned] == [1, 1, 6]
+    assert translated(planned) == alone
+    assert translated(plan_batches(items, generation, 10**6)) != alone  # negative control
