@@ -33,9 +33,10 @@ from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import epoch_order
 from cpo_ds.data.tokenize import Sharing, tokenize_rows
 from cpo_ds.errors import UserError
-from cpo_ds.model.load import load_policy, load_tokenizer
+from cpo_ds.model.load import load_policy
 from cpo_ds.model.policy import PolicyModel, ScoringHead
 from cpo_ds.model.shapes import SHAPES, shape_config
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.schema import PackedBatch, TokenizedPair
 
 BENCHMARK = "ablations"
@@ -120,14 +121,15 @@ def as_variant(policy: PolicyModel, variant: Variant) -> PolicyModel:
 
 def pairs_of(job: Job, sharing: Sharing) -> list[TokenizedPair]:
     """Returns the job's pairs, sharing as many tokens as the variant allows."""
-    pairs, _ = tokenize_rows(
+    tokenizer = load_tokenizer(job.model)
+    return tokenize_rows(
         read_rows_file(job.rows),
-        load_tokenizer(job.model),
+        tokenizer,
         max_prompt_tokens=job.max_tokens,
         max_tokens=job.max_tokens,
         sharing=sharing,
-    )
-    return pairs
+        add_bos="always",  # as TRL does
+    )[0]
 
 
 def run_variant(name: str, job: Job) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from models.synthetic import WMT22_LENGTHS
 from models.workload import MAX_PROMPT_TOKENS, MAX_TOKENS, WMT_CHOSEN, WMT_REJECTED, read_wmt
 
 from cpo_ds.data.tokenize import tokenize_rows
-from cpo_ds.model.load import load_tokenizer
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.schema import TokenizedPair
 
 COUNT, SEED = 1000, 22
@@ -41,6 +41,7 @@ def main() -> None:
         load_tokenizer(arguments.model),
         max_prompt_tokens=MAX_PROMPT_TOKENS,
         max_tokens=MAX_TOKENS,
+        add_bos="always",  # as TRL does
     )
     lengths = [lengths_of(pair) for pair in pairs[:COUNT]]
     contents = {

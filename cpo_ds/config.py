@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cpo_ds.objective import LossConfig
 from cpo_ds.section import Section
+from cpo_ds.texts import TextSettings
 
 
 class ModelConfig(Section):
@@ -63,7 +64,7 @@ class ModelConfig(Section):
         return value
 
 
-class DataConfig(Section):
+class DataConfig(TextSettings):
     """The preference pairs: their source, format and limits."""
 
     format: Literal["pairs", "alma-r", "x-alma", "triplets", "sample"] = Field(
@@ -99,6 +100,14 @@ class DataConfig(Section):
             )
         if self.prompt_style == "chat" and self.format == "pairs":
             raise ValueError("data.prompt_style has no effect with data.format: pairs; remove it")
+        if self.special_tokens and self.format != "pairs":
+            raise ValueError(
+                f"data.special_tokens has no effect with data.format: {self.format}; remove it"
+            )
+        if self.chat_template_kwargs and self.prompt_style == "alma" and self.format != "pairs":
+            raise ValueError(
+                "data.chat_template_kwargs has no effect with data.prompt_style: alma; remove it"
+            )
         if self.eval_fraction and self.eval_path:
             raise ValueError("set data.eval_fraction or data.eval_path, not both")
         return self

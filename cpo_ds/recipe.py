@@ -181,6 +181,8 @@ def _type_text(annotation: Any) -> str:
         return "none, or the fields below"
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type_text(part) for part in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "mapping"
     if get_origin(annotation) is Annotated:  # with limits
         return _type_text(get_args(annotation)[0])
     text = annotation.__name__ if type(annotation) is type else str(annotation)

@@ -18,7 +18,9 @@ class PreferenceRow:
     """One preference: the prompt exactly as the model sees it, and two completions.
 
     `direction` is like `"en-de"`, or `""` if it is not known. `origin` is the row's file and line,
-    like `"pairs.jsonl:12"`, for messages.
+    like `"pairs.jsonl:12"`, for messages. `is_chat` says that a chat template rendered the texts,
+    with the tokens that begin a conversation and end a turn. Texts that spell a special token are
+    marked (see `data.encoder`).
     """
 
     prompt: str
@@ -26,6 +28,7 @@ class PreferenceRow:
     rejected: str
     direction: str
     origin: str
+    is_chat: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ FLOORS: list[dict[str, str]] = [
         "schema": "rows, pairs, batches",
         "shipped": "files in a wheel",
         "section": "strict sections",
+        "texts": "text settings",
         "objective": "loss settings",
         "config": "typed settings",
         "recipe": "YAML and options",

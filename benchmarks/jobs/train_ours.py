@@ -104,11 +104,13 @@ def split(run: Any, peak: float, libraries: float) -> dict[str, float]:
 def tokenized_pairs(job: Job) -> list[TokenizedPair]:
     """The job's pairs in this trainer's tokens."""
     from cpo_ds.data.tokenize import tokenize_rows
-    from cpo_ds.model.load import load_tokenizer
+    from cpo_ds.model.tokenizer import load_tokenizer
 
     rows, longest = read_rows_file(job.rows), job.max_tokens
     tokenizer = load_tokenizer(job.model)
-    return tokenize_rows(rows, tokenizer, max_prompt_tokens=longest, max_tokens=longest)[0]
+    return tokenize_rows(
+        rows, tokenizer, max_prompt_tokens=longest, max_tokens=longest, add_bos="always"
+    )[0]
 
 
 def config_of(job: Job, folder: str) -> Config:

@@ -27,7 +27,7 @@ def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     import transformers
 
     from cpo_ds.data.plan import epoch_order
-    from cpo_ds.model.load import load_tokenizer
+    from cpo_ds.model.tokenizer import load_tokenizer
 
     trainer_class, config_class, settings = _classes(job.method)
     special: dict[str, Any] = {}

@@ -22,7 +22,8 @@ from cpo_ds.data.prompts import alma_prompt, parse_direction
 from cpo_ds.data.rows import read_rows
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.errors import UserError
-from cpo_ds.model.load import load_model_config, load_tokenizer
+from cpo_ds.model.load import load_model_config
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.schema import PreferenceRow, StepTotals, TokenizedPair
 from models.synthetic import (
     Lengths,
@@ -135,6 +136,7 @@ def pairs_for(
         load_tokenizer(model),
         max_prompt_tokens=max(MAX_PROMPT_TOKENS, longest),
         max_tokens=longest,
+        add_bos="always",  # as TRL does
     )
     if len(pairs) < count:
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -87,9 +88,23 @@ def stage_to_resume(checkpoint: CheckpointConfig, folder: Path) -> int | None:
 
     It changes nothing in the folder, so it may be called before the folder is locked.
     """
+    manifest = _first_manifest(checkpoint, folder)
+    return manifest.zero_stage if manifest else None
+
+
+def saved_configuration(checkpoint: CheckpointConfig, folder: Path) -> dict[str, Any]:
+    """The recipe of the first readable checkpoint to resume from; empty for a new run.
+
+    It changes nothing in the folder, so it may be called before the folder is locked.
+    """
+    manifest = _first_manifest(checkpoint, folder)
+    return manifest.configuration if manifest else {}
+
+
+def _first_manifest(checkpoint: CheckpointConfig, folder: Path) -> Manifest | None:
     for path in _listed(checkpoint, folder):
         try:
-            return read_manifest(path).zero_stage
+            return read_manifest(path)
         except DamagedCheckpoint:
             continue
     return None

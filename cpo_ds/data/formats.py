@@ -33,6 +33,7 @@ class Texts(NamedTuple):
     source: str
     chosen: str
     rejected: str
+    is_chat: bool = False  # whether a chat template rendered the texts
 
 
 class Format(NamedTuple):
@@ -252,9 +253,11 @@ def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
         problem = "is a conversation, but the tokenizer has no chat template; use plain strings"
         raise raw.error("chosen", problem)
     if raw.values.get("chat_template_kwargs"):
-        raise raw.error("chat_template_kwargs", "is not supported; remove it")
-    texts = Texts(*render_pair(*_conversations(raw), render_chat))
-    for field, text in zip(("prompt", "chosen", "rejected"), texts, strict=True):
+        raise raw.error(
+            "chat_template_kwargs", "is not supported; remove it, or set data.chat_template_kwargs"
+        )
+    texts = Texts(*render_pair(*_conversations(raw), render_chat), is_chat=True)
+    for field, text in zip(("prompt", "chosen", "rejected"), texts[:3], strict=True):
         if not text.strip():
             raise raw.error(field, "is empty after the chat template has rendered it")
     return texts

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import TemplateError
 
 from cpo_ds.config import DataConfig
-from cpo_ds.data.formats import Format, format_of
+from cpo_ds.data.chat import render_answers
+from cpo_ds.data.formats import Format, Texts, format_of
 from cpo_ds.data.prompts import Message, RenderChat, alma_prompt, parse_direction, source_of
 from cpo_ds.data.sources import RawRow, read_folder, read_raw
 from cpo_ds.errors import UserError
@@ -41,12 +42,16 @@ class RowReport:
 
 
 def read_rows(
-    data: DataConfig, render_chat: RenderChat | None, path: str | None = None
+    data: DataConfig,
+    render_chat: RenderChat | None,
+    path: str | None = None,
+    plain: Callable[[str], str] = str,
 ) -> tuple[list[PreferenceRow], RowReport]:
     """Reads the preference pairs of `data.path`, or of `path` if given, in the order of the files.
 
     `render_chat` is the tokenizer's chat template, or None if it has none. Conversations and
-    `data.prompt_style: chat` need it. Raises `UserError` for a row that does not fit `data.format`,
+    `data.prompt_style: chat` need it. `plain` marks what spells a special token in texts that no
+    template renders. Raises `UserError` for a row that does not fit `data.format`,
     for a selected direction that no row has, and if no pair is left.
     """
     # Check the settings before any file is read.
@@ -75,7 +80,7 @@ def read_rows(
             if data.directions is not None and direction not in data.directions:
                 report.dropped["direction not selected"] += 1
                 continue
-            row = _make_row(raw, direction, row_format, data, render_chat)
+            row = _make_row(raw, direction, row_format, data, render_chat, plain)
             if isinstance(row, str):
                 report.dropped[row] += 1
                 continue
@@ -115,6 +120,7 @@ def _make_row(
     row_format: Format,
     data: DataConfig,
     render_chat: RenderChat | None,
+    plain: Callable[[str], str],
 ) -> PreferenceRow | str:
     """The pair of a row in one direction, or the reason why there is none."""
     try:
@@ -123,22 +129,30 @@ def _make_row(
             return texts
         if texts.chosen == texts.rejected:
             return "chosen equals rejected"
-        prompt = _prompt(texts.source, direction, data, render_chat)
+        texts = _with_prompt(texts, direction, data, render_chat)
     except TemplateError as error:
         raise UserError(
             f"{raw.where}: the tokenizer's chat template refuses this conversation ({error}); "
-            "change the row to fit the template, or use plain strings."
+            "change the row to fit the template, or use plain strings (data.prompt_style: alma)."
         ) from None
-    return PreferenceRow(prompt, texts.chosen, texts.rejected, direction, raw.origin)
+    if not texts.is_chat:
+        texts = Texts(plain(texts.source), plain(texts.chosen), plain(texts.rejected))
+    return PreferenceRow(
+        texts.source, texts.chosen, texts.rejected, direction, raw.origin, texts.is_chat
+    )
 
 
-def _prompt(source: str, direction: str, data: DataConfig, render_chat: RenderChat | None) -> str:
+def _with_prompt(
+    texts: Texts, direction: str, data: DataConfig, render_chat: RenderChat | None
+) -> Texts:
+    """The texts with the whole prompt in place of the source, rendered if the recipe says so."""
     if data.format == "pairs":
-        return source
-    prompt = alma_prompt(source, *parse_direction(direction))
+        return texts
+    prompt = alma_prompt(texts.source, *parse_direction(direction))
     if data.prompt_style == "chat" and render_chat is not None:
-        return render_chat([{"role": "user", "content": prompt}], True)
-    return prompt
+        rendered = render_answers(prompt, texts.chosen, texts.rejected, render_chat)
+        return Texts(*rendered, is_chat=True)
+    return texts._replace(source=prompt)
 
 
 def split_held_out(

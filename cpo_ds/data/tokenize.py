@@ -1,25 +1,27 @@
 """Tokenizes rows into `TokenizedPair`s: shared prefix, two branches, and the scored tokens.
 
-The tokens are those of TRL's CPOTrainer. Prompt + completion is tokenized as one text. The
-completion begins after the prompt's own tokens, or earlier if a merge at the boundary changed the
-last of them. The sequence begins with the beginning-of-sequence token and ends with the
-end-of-sequence token; each is added if it is missing. Sequences are never cut: pairs that are too
-long are dropped and counted.
+Prompt + completion is tokenized as one text. The completion begins after the prompt's own tokens,
+or earlier if a merge at the boundary changed the last of them. `data.encoder` adds the tokens of
+the beginning. A completion ends as the chat template ends a turn, or by the end-of-sequence token
+if no template does. With `add_bos="always"` texts have the tokens of TRL's CPOTrainer. Sequences
+are never cut: pairs that are too long are dropped and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from cpo_ds.data.encoder import TextEncoder, is_marked
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
 from cpo_ds.schema import PreferenceRow, TokenizedPair
+from cpo_ds.texts import AddBos
 
 Sharing = Literal["common", "prompt", "none"]
 
@@ -39,6 +41,8 @@ class TokenReport:
     dropped: Counter[str] = field(default_factory=Counter)
     merged_boundaries: int = 0
     unshared: int = 0
+    spelled: int = 0  # rows whose texts spell special tokens
+    unstopped: Counter[str] = field(default_factory=Counter)  # by the token that ends them
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -52,6 +56,13 @@ class TokenReport:
             lines.append(
                 "  without a shared prefix, since the model's rotary positions differ by length: "
                 f"{self.unshared}"
+            )
+        if self.spelled:
+            lines.append(f"  text of a special token, taken as characters: {self.spelled} rows")
+        for token, count in self.unstopped.items():
+            lines.append(
+                f"  completions end with {token}, at which the model's generation does not stop "
+                f"(eos_token_id of its generation_config.json): {count}"
             )
         for name, values in self.lengths.items():
             p50, p95 = np.percentile(values, [50, 95])
@@ -70,24 +81,22 @@ def tokenize_rows(
     max_tokens: int,
     sharing: Sharing = "common",
     rope_key: Callable[[int], Hashable] = lambda length: 0,
+    add_bos: AddBos = "auto",
+    stops: Collection[int] = (),
 ) -> tuple[list[TokenizedPair], TokenReport]:
     """Tokenizes rows, in order; returns the pairs, and a report that counts the dropped ones.
 
     Drops pairs that are too long, or whose completions are the same in tokens. `max_tokens` limits
     prompt + one completion, with special tokens. A pair shares its prefix only if both sequences
-    get the same rotary positions: if `rope_key` is the same for their lengths. Raises `UserError`
-    if the tokenizer has no end-of-sequence token, or if no pair is left.
+    get the same rotary positions: if `rope_key` is the same for their lengths. `stops` are the
+    tokens at which the model ends an answer. Raises `UserError` if a completion has no end and the
+    tokenizer no end-of-sequence token, or if no pair is left.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-sequence token, so a model could not learn where a "
-            "translation ends; set eos_token in its tokenizer_config.json."
-        )
-
     # Tokenize, and drop pairs that do not fit.
+    encoder = TextEncoder(tokenizer, add_bos, stops)
     report = TokenReport()
     pairs = []
-    for row, chosen, rejected, merged in _tokenized(rows, tokenizer):
+    for row, chosen, rejected, merged in _tokenized(rows, encoder):
         prompt_tokens = max(chosen.start, rejected.start)
         if prompt_tokens > max_prompt_tokens:
             report.dropped[f"prompt longer than {max_prompt_tokens} tokens"] += 1
@@ -97,6 +106,10 @@ def tokenize_rows(
             report.dropped["chosen and rejected are the same in tokens"] += 1
         else:
             report.merged_boundaries += merged
+            report.spelled += any(map(is_marked, (row.prompt, row.chosen, row.rejected)))
+            for last in (chosen.ids[-1], rejected.ids[-1]):
+                if last not in encoder.stops:
+                    report.unstopped[encoder.name(last)] += 1
             is_alike = rope_key(len(chosen.ids)) == rope_key(len(rejected.ids))
             report.unshared += sharing != "none" and not is_alike
             pair_sharing = sharing if is_alike else "none"
@@ -157,44 +170,59 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _tokenized(
-    rows: Sequence[PreferenceRow], tokenizer: Any, chunk: int = 4096
+    rows: Sequence[PreferenceRow], encoder: TextEncoder, chunk: int = 4096
 ) -> Iterator[tuple[PreferenceRow, Tokens, Tokens, bool]]:
     """Yields (row, chosen, rejected, whether a boundary merged), tokenizing `chunk` rows at a time.
 
     A boundary merges if the tokenizer joins the end of the prompt and the beginning of a completion
-    into one token.
+    into one token. Raises `UserError` if a completion needs an end-of-sequence token and there is
+    none.
     """
     for begin in range(0, len(rows), chunk):
         count_work()
         part = rows[begin : begin + chunk]
-        prompts = _encode(tokenizer, [row.prompt for row in part])
-        chosen = _encode(tokenizer, [row.prompt + row.chosen for row in part])
-        rejected = _encode(tokenizer, [row.prompt + row.rejected for row in part])
-        for row, prompt, full_chosen, full_rejected in zip(
-            part, prompts, chosen, rejected, strict=True
-        ):
-            merged = any(full[: len(prompt)] != prompt for full in (full_chosen, full_rejected))
-            yield (
-                row,
-                _with_special_tokens(prompt, full_chosen, tokenizer),
-                _with_special_tokens(prompt, full_rejected, tokenizer),
-                merged,
-            )
+        prompts = encoder.encode([row.prompt for row in part])
+        chosen, rejected = (
+            _sides(part, prompts, [getattr(row, name) for row in part], encoder)
+            for name in ("chosen", "rejected")
+        )
+        for row, (good, merged), (bad, also_merged) in zip(part, chosen, rejected, strict=True):
+            yield row, good, bad, merged or also_merged
 
 
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _sides(
+    rows: Sequence[PreferenceRow],
+    prompts: list[list[int]],
+    completions: list[str],
+    encoder: TextEncoder,
+) -> list[tuple[Tokens, bool]]:
+    """The tokens of each prompt + completion, and whether the boundary merged."""
+    # A chat template ends completions itself.
+    ended = [False] * len(rows)
+    for index, row in enumerate(rows):
+        if row.is_chat:
+            completions[index], ended[index] = encoder.end_of_turn(completions[index])
+    fulls = encoder.encode([row.prompt + text for row, text in zip(rows, completions, strict=True)])
+
+    sides = []
+    for row, prompt, full, has_end in zip(rows, prompts, fulls, ended, strict=True):
+        start = common_prefix_length(prompt, full)  # the whole prompt, unless its end merged
+        ids, first = encoder.begin(full, start, is_chat=row.is_chat)
+        if not has_end:
+            ids = _with_end(ids, first, encoder.tokenizer.eos_token_id)
+        # No token predicts the very first one.
+        sides.append((Tokens(ids, max(first, 1)), start < len(prompt)))
+    return sides
 
 
-def _with_special_tokens(prompt: list[int], full: list[int], tokenizer: Any) -> Tokens:
-    """Adds the tokens for beginning and end if they are missing, and finds the first scored one."""
-    start = common_prefix_length(prompt, full)  # the whole prompt, unless its end merged
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is not None and (start == 0 or full[0] != bos):
-        full, start = [bos, *full], start + 1
-    if len(full) == start or full[-1] != eos:
-        full = [*full, eos]
-    return Tokens(full, max(start, 1))  # no token predicts the very first one
+def _with_end(ids: list[int], start: int, eos: int | None) -> list[int]:
+    """Adds the end-of-sequence token unless the completion has it."""
+    if eos is None:
+        raise UserError(
+            "the tokenizer has no end-of-sequence token, so a model could not learn where a "
+            "translation ends; set eos_token in its tokenizer_config.json."
+        )
+    return ids if len(ids) > start and ids[-1] == eos else [*ids, eos]
 
 
 def _length_table(pairs: Sequence[TokenizedPair]) -> dict[str, np.ndarray]:

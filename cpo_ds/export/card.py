@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cpo_ds.checkpoint.manifest import Manifest
-from cpo_ds.config import Config
+from cpo_ds.config import Config, DataConfig
 from cpo_ds.data.prompts import LANGUAGES, alma_prompt
 from cpo_ds.errors import UserError
 from cpo_ds.objective import LOSS_FIELDS
@@ -189,17 +189,16 @@ def _use(config: Config, manifest: Manifest, facts: CardFacts) -> str:
     )
     # The prompt, in the run's own style.
     source, target = ((_directions(manifest) or ["en-de"])[0]).split("-")
-    text = alma_prompt("...", source, target)
-    prompt = f"prompt = {text!r}"
-    encode = "tokenizer(prompt, return_tensors='pt')"
-    if config.data.format == "pairs":
-        prompt = "prompt = '...'  # as in the training data"
-    elif config.data.prompt_style == "chat":
-        prompt = f"messages = [{{'role': 'user', 'content': {text!r}}}]"
-        encode = (
-            "tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
-            "return_dict=True, return_tensors='pt')"
-        )
+    data, text = config.data, alma_prompt("...", source, target)
+    if data.format == "pairs":
+        inputs = "prompt = '...'  # as in the training data\n" + _encoded_text(data)
+    elif data.prompt_style == "chat":
+        messages = f"messages = [{{'role': 'user', 'content': {text!r}}}]\n"
+        inputs = messages + _encoded_chat(data)
+    else:
+        inputs = f"prompt = {text!r}\n" + _encoded_text(data)
+    day = data.template_date
+    note = f"\n\nThe chat template prints the day; in training it was {day}." if day else ""
     return f"""```python
 import torch
 from {package} import {loader}
@@ -208,11 +207,37 @@ from transformers import AutoTokenizer
 folder = '.'  # the folder of this file
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = {loader}.from_pretrained(folder, dtype=torch.{facts.dtype})
-{prompt}
-inputs = {encode}
+{inputs}
 output = model.generate(**inputs, max_new_tokens=256, num_beams=5, do_sample=False)
 print(tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True))
-```"""
+```{note}"""
+
+
+def _encoded_text(data: DataConfig) -> str:
+    """Code that makes tokens of a text as `TextEncoder` does."""
+    plain = "" if data.special_tokens == "parsed" else "split_special_tokens=True, "
+    if data.add_bos == "auto":
+        return f"inputs = tokenizer(prompt, {plain}return_tensors='pt')"
+    inputs = f"inputs = tokenizer(prompt, add_special_tokens=False, {plain}return_tensors='pt')"
+    if data.add_bos == "never":
+        return inputs
+    beginning = "prompt = (tokenizer.bos_token or '') + prompt\n"
+    return beginning + inputs.replace("split_special_tokens=True, ", "")
+
+
+def _encoded_chat(data: DataConfig) -> str:
+    """Code that makes tokens of a conversation as `TextEncoder` does."""
+    own = "".join(f"{name}={value!r}, " for name, value in data.chat_template_kwargs.items())
+    render = f"tokenizer.apply_chat_template(messages, add_generation_prompt=True, {own}"
+    if data.add_bos == "auto":
+        return f"inputs = {render}return_dict=True, return_tensors='pt')"
+    # The template may write the token itself.
+    beginning = "(tokenizer.bos_token or '') + " if data.add_bos == "always" else ""
+    return (
+        f"prompt = {render}tokenize=False)\n"
+        f"prompt = {beginning}prompt.removeprefix(tokenizer.bos_token or '')\n"
+        "inputs = tokenizer(prompt, add_special_tokens=False, return_tensors='pt')"
+    )
 
 
 def _table(header: tuple[str, ...], rows: Sequence[Row]) -> str:

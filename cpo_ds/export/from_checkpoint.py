@@ -20,8 +20,8 @@ from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.export.folder import SHARD_BYTES, exports_adapter, make_export, write_folder
 from cpo_ds.model.fingerprint import weights_fingerprint
-from cpo_ds.model.load import load_tokenizer
 from cpo_ds.model.offline import LazyMerge, load_base, outline
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.recipe import parse_config
 
 _PREFIX = "language_model."  # the policy's name of the model that is exported

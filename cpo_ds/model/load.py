@@ -1,4 +1,4 @@
-"""Loads tokenizer, policy and reference from folders or by Hugging Face names."""
+"""Loads policy and reference from folders or by Hugging Face names."""
 
 from __future__ import annotations
 
@@ -37,14 +37,6 @@ SUPPORTED_MODEL_TYPES = (
     "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral",
     "olmo2", "phi3", "qwen2", "qwen3",
 )  # fmt: skip
-
-
-def load_tokenizer(name_or_path: str) -> Any:
-    """The model's tokenizer. Raises `UserError` if it cannot be read."""
-    try:
-        return transformers.AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise unavailable("tokenizer", name_or_path, error) from None
 
 
 def read_model_config(name_or_path: str) -> Any:

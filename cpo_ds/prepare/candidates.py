@@ -114,6 +114,18 @@ _LOCAL_OPTIONS = (
         "precision of the model (bfloat16)",
         choices=("float32", "bfloat16", "float16"),
     ),
+    _Option(
+        "--add-bos",
+        (LOCAL_MODEL,),
+        "beginning-of-sequence token before prompts, as data.add_bos (auto)",
+        choices=("auto", "always", "never"),
+    ),
+    _Option(
+        "--chat-template-kwargs",
+        (LOCAL_MODEL,),
+        "arguments of the chat template, as data.chat_template_kwargs",
+        metavar="JSON",
+    ),
     _Option("--beams", (LOCAL_MODEL,), "beams of the search (5)", int, at_least=1),
     _Option(
         "--batch-tokens",

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from cpo_ds.checkpoint.resume import saved_configuration
 from cpo_ds.config import Config
+from cpo_ds.data.chat import chat_renderer, prints_date
+from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.data.plan import check_budget
-from cpo_ds.data.prompts import RenderChat
 from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import tokenize_rows
+from cpo_ds.errors import UserError
 from cpo_ds.model.file_checks import check_plain_lora
-from cpo_ds.model.load import check_token_ids, load_model_config, load_tokenizer
+from cpo_ds.model.load import check_token_ids, load_model_config
 from cpo_ds.model.positions import rope_key
+from cpo_ds.model.tokenizer import load_tokenizer, stop_tokens
 from cpo_ds.schema import PreferenceRow, TokenizedPair
 
 
@@ -24,16 +31,36 @@ class PreparedPairs(NamedTuple):
     held_out: list[TokenizedPair]  # empty if the recipe asks for none
 
 
+def with_template_date(config: Config) -> Config:
+    """The configuration with the day that the chat template prints, if it prints one.
+
+    It is the day on which the run started first, by the checkpoint that it resumes from, so that a
+    run that goes on tomorrow has the same tokens. Raises `UserError` for a tokenizer that cannot be
+    read.
+    """
+    data = config.data
+    uses_template = data.prompt_style == "chat" or data.format == "pairs"
+    if data.template_date or not uses_template:
+        return config
+    if not prints_date(load_tokenizer(config.model.name_or_path)):
+        return config
+    saved = saved_configuration(config.checkpoint, Path(config.output_dir) / "checkpoints")
+    day = saved.get("data", {}).get("template_date") or date.today().isoformat()
+    return config.model_copy(update={"data": data.model_copy(update={"template_date": day})})
+
+
 def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
     """Reads, splits and tokenizes the recipe's data; prints how many pairs are kept and dropped.
 
     Raises `UserError` for data, a model or an adapter that cannot be trained with.
     """
     # The model's configuration and the adapter's settings are refused now, before the long part.
-    model_config = load_model_config(config.model.name_or_path)
+    data, name_or_path = config.data, config.model.name_or_path
+    model_config = load_model_config(name_or_path)
     if config.model.adapter:
         check_plain_lora(config.model.adapter)
-    tokenizer = load_tokenizer(config.model.name_or_path)
+    tokenizer = load_tokenizer(name_or_path)
+    stops = stop_tokens(name_or_path, model_config)
 
     def report(*lines: str) -> None:
         if prints_counts:
@@ -45,10 +72,12 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
         pairs, token_report = tokenize_rows(
             rows,
             tokenizer,
-            max_prompt_tokens=config.data.max_prompt_tokens,
-            max_tokens=config.data.max_tokens,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_tokens=data.max_tokens,
             sharing=config.batch.share_prefix,
             rope_key=partial(rope_key, model_config),
+            add_bos=data.add_bos,
+            stops=stops,
         )
         report(f"{name}: {len(pairs)}", *token_report.lines())
         check_budget(pairs, config.batch.tokens_per_rank)
@@ -56,24 +85,33 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
         return pairs
 
     # Held-out pairs are rows of their own or a part of the training rows.
-    render_chat = chat_renderer(tokenizer)
-    rows, row_report = read_rows(config.data, render_chat)
+    encoder = TextEncoder(tokenizer)
+    render_chat = chat_renderer(
+        tokenizer, encoder.plain, data.chat_template_kwargs, data.template_date
+    )
+    plain = encoder.parsed if data.special_tokens == "parsed" else encoder.plain
+    rows, row_report = read_rows(data, render_chat, plain=plain)
     report(*row_report.lines())
+    if data.format == "pairs" and data.special_tokens is None:
+        _check_not_rendered(rows, encoder)
     held_out: list[PreferenceRow] = []
-    if config.data.eval_path:
-        held_out, held_out_report = read_rows(config.data, render_chat, path=config.data.eval_path)
+    if data.eval_path:
+        held_out, held_out_report = read_rows(data, render_chat, path=data.eval_path, plain=plain)
         report("held out:", *held_out_report.lines())
-    elif config.data.eval_fraction:
-        rows, held_out = split_held_out(rows, config.data.eval_fraction, config.train.seed)
+    elif data.eval_fraction:
+        rows, held_out = split_held_out(rows, data.eval_fraction, config.train.seed)
     return PreparedPairs(
         tokenizer, tokenize("training pairs", rows), tokenize("held-out pairs", held_out)
     )
 
 
-def chat_renderer(tokenizer: Any) -> RenderChat | None:
-    """The tokenizer's chat template as a function of messages, None if it has no template."""
-    if tokenizer.chat_template is None:
-        return None
-    return lambda messages, add_generation_prompt: tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+def _check_not_rendered(rows: Sequence[PreferenceRow], encoder: TextEncoder) -> None:
+    """Raises `UserError` if most texts look as if a chat template had rendered them before."""
+    texts = [row for row in rows if not row.is_chat]
+    looks = [row for row in texts if encoder.looks_rendered(row.prompt, row.chosen)]
+    if 2 * len(looks) > len(texts):
+        raise UserError(
+            f"{looks[0].origin}: the prompt begins, or the completion ends, with a special token, "
+            f"as do {len(looks)} of {len(texts)} pairs. Set data.special_tokens: "
+            "parsed if these are the tokens that they spell, or plain if they are characters."
+        )

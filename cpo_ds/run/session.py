@@ -26,7 +26,7 @@ from cpo_ds.run.folder import (
     write_config,
     write_finished,
 )
-from cpo_ds.run.pairs import prepare_pairs
+from cpo_ds.run.pairs import prepare_pairs, with_template_date
 from cpo_ds.run.planned import with_plan
 from cpo_ds.run.trainer import planned_steps, train
 from cpo_ds.storage.lock import FolderLock, hold_folder
@@ -71,6 +71,7 @@ def _train_and_export(
     config: Config, settings: DeepSpeedSettings, ranks: Ranks, stop: StopRequest
 ) -> None:
     folder = Path(config.output_dir)
+    config = ranks.on_first(lambda: with_template_date(config))
     # Read and tokenize the pairs once, on rank 0; the other ranks wait for them.
     tokenizer, train_pairs, eval_pairs = ranks.on_first(
         lambda: prepare_pairs(config, prints_counts=True)

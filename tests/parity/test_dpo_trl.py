@@ -13,6 +13,7 @@ import torch
 import transformers
 from helpers import save_tiny_model, tiny_tokenizer
 from launch import main_on_ranks
+from merging_tokenizer import NO_LIMIT
 from runs import lines, small_recipe
 from trl_numbers import TrlNumbers, largest_sketch_error, sketch
 
@@ -116,7 +117,7 @@ def test_trl_gives_the_same_loss_rewards_and_gradients(
     config = our_config(models["policy"], ours)
     policy, _ = load_policy(config, device=torch.device("cpu"))
     reference = load_reference(our_config(models["reference"], ours), device=torch.device("cpu"))
-    pairs, _ = tokenize_rows(ROWS, tiny_tokenizer(), max_prompt_tokens=1000, max_tokens=1000)
+    pairs, _ = tokenize_rows(ROWS, tiny_tokenizer(), **NO_LIMIT)
     everything = tuple(range(len(pairs)))
     packed = pack(pairs, everything)
     counts = (packed.num_chosen_tokens, packed.num_rejected_tokens)

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from helpers import save_tiny_model, sequences, tiny_tokenizer
+from merging_tokenizer import NO_LIMIT
 from repository import WMT22
 from trl_numbers import TrlNumbers, largest_sketch_error, sketch
 
@@ -156,7 +157,7 @@ def our_config(folder: Path, loss: dict[str, Any]) -> Config:
 
 
 def our_pairs(rows: list[PreferenceRow]) -> list[TokenizedPair]:
-    pairs, _ = tokenize_rows(rows, tiny_tokenizer(), max_prompt_tokens=100_000, max_tokens=100_000)
+    pairs, _ = tokenize_rows(rows, tiny_tokenizer(), **NO_LIMIT)
     return pairs
 
 
@@ -205,9 +206,7 @@ def test_same_tokens(setting: Setting, trl_numbers: TrlNumbers) -> None:
 
 
 def test_the_random_rows_merge_at_the_boundary_and_share_beginnings() -> None:
-    pairs, report = tokenize_rows(
-        random_rows(), tiny_tokenizer(), max_prompt_tokens=1000, max_tokens=1000
-    )
+    pairs, report = tokenize_rows(random_rows(), tiny_tokenizer(), **NO_LIMIT)
     assert report.merged_boundaries >= 1
     assert any(p.num_prefix > max(p.chosen_start, p.rejected_start) for p in pairs)
 

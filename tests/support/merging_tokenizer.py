@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from cpo_ds.data.tokenize import Sharing, tokenize_rows
 from cpo_ds.schema import PreferenceRow, TokenizedPair
 
-NO_LIMIT = {"max_prompt_tokens": 10**6, "max_tokens": 10**6}
+NO_LIMIT = {"max_prompt_tokens": 10**6, "max_tokens": 10**6, "add_bos": "always"}  # as TRL
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"

@@ -9,17 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from cpo_ds.errors import UserError, one_line
+from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.job import Job, KeptTranslations, read_untranslated
 from cpo_ds.prepare.translation.lines import Sources
 from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
+from cpo_ds.prepare.translation.tokens import (
+    PromptSettings,
+    prompt_settings,
+    template_date,
+    tokenize_prompts,
+)
 from cpo_ds.ranks.progress import SENTENCES, Progress, duration
 from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
 from cpo_ds.storage.lock import FolderLock
@@ -87,7 +92,7 @@ def plan_batches(
 
 def translate(arguments: argparse.Namespace, name: str) -> int:
     """Translates on the ranks that were asked for; returns the exit code. Raises `UserError`."""
-    generation = _generation(arguments)
+    generation, settings = _generation(arguments), prompt_settings(arguments)
     style = arguments.prompt or "alma"
     prompt_of = prompt_maker(style, arguments.examples, arguments.shots)
 
@@ -95,7 +100,7 @@ def translate(arguments: argparse.Namespace, name: str) -> int:
     if (arguments.ranks > 1 or arguments.hostfile) and not is_rank():
         become_ranks(sys.executable, arguments.argv, arguments.ranks, arguments.hostfile)
     with as_one_of_ranks() as ranks:
-        _translate(arguments, name, generation, prompt_of, ranks)
+        _translate(arguments, name, generation, settings, prompt_of, ranks)
     return 0
 
 
@@ -120,13 +125,15 @@ def _translate(
     arguments: argparse.Namespace,
     name: str,
     generation: Generation,
+    prompts: PromptSettings,
     prompt_of: PromptOf,
     ranks: Ranks,
 ) -> None:
     """Translates on all ranks; rank 0 reads the sources and writes the rows."""
     # Imported late: torch and transformers take seconds.
-    from cpo_ds.model.load import load_tokenizer, read_model_config
+    from cpo_ds.model.load import read_model_config
     from cpo_ds.model.positions import longest_unchanged
+    from cpo_ds.model.tokenizer import load_tokenizer
     from cpo_ds.prepare.translation.local_model import LocalModel, identity
 
     kept = KeptTranslations(arguments.output, ranks.rank)
@@ -140,7 +147,11 @@ def _translate(
         config = read_model_config(arguments.model)
         settings = json.dumps(asdict(generation))
         model = content_key(identity(arguments.model, arguments.adapter), settings)
-        job, items = _job(sources, name, prompt_of, tokenizer, config, generation, model)
+        day = template_date(tokenizer, kept.folder)
+        ids_of = partial(
+            tokenize_prompts, tokenizer=tokenizer, settings=replace(prompts, template_date=day)
+        )
+        job, items = _job(sources, name, prompt_of, ids_of, config, generation, model)
         jobs.append(job)
         known = kept.read()
         batches = plan_batches(
@@ -196,7 +207,7 @@ def _job(
     sources: Sources,
     name: str,
     prompt_of: PromptOf,
-    tokenizer: Any,
+    ids_of: Callable[[Sequence[Prompt]], list[list[int]]],
     config: Any,
     generation: Generation,
     model: str,
@@ -210,7 +221,7 @@ def _job(
 
     # Tokenize the prompts, and find those that leave room for an answer.
     prompts = [prompt_of(row) for row in sources.rows]
-    tokens = tokenize_prompts(prompts, tokenizer)
+    tokens = ids_of(prompts)
     check_token_ids(tokens, config)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     fits = [len(ids) + generation.max_new_tokens <= longest for ids in tokens]
@@ -225,38 +236,6 @@ def _job(
     keys = tuple(item.key if fit else None for item, fit in zip(items, fits, strict=True))
     job = Job(sources, name, tuple(prompts), keys, _TOO_LONG)
     return job, [item for item, fit in zip(items, fits, strict=True) if fit]
-
-
-def tokenize_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]:
-    """The tokens of each prompt, either all texts or all conversations.
-
-    Texts get the special tokens that the tokenizer puts first. Conversations are rendered by its
-    chat template. Raises `UserError` if there is no template, or it refuses a conversation.
-    """
-    # Render conversations as text.
-    is_chat = not isinstance(prompts[0], str)
-    if is_chat and tokenizer.chat_template is None:
-        raise UserError(
-            "the model's tokenizer has no chat template; take --prompt alma, or a model with one."
-        )
-    texts = prompts
-    if is_chat:
-        try:
-            texts = [
-                tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
-                for p in prompts
-            ]
-        except TemplateError as error:
-            raise UserError(
-                f"the tokenizer's chat template refuses the prompt ({one_line(error)}); take "
-                "--prompt chat, which has no system message, or --prompt alma."
-            ) from None
-
-    # Tokenize. A template writes the special tokens itself.
-    tokens = tokenizer(texts, add_special_tokens=not is_chat)["input_ids"]
-    end = tokenizer.eos_token_id
-    # Some tokenizers end every text; a prompt must go on.
-    return [ids[:-1] if not is_chat and ids[-1] == end else ids for ids in tokens]
 
 
 def _translate_share(

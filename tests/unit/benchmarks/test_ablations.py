@@ -20,8 +20,9 @@ from cpo_ds.data.plan import step_totals
 from cpo_ds.data.tokenize import make_pair, tokenize_rows
 from cpo_ds.errors import UserError
 from cpo_ds.losses import pair_terms, step_share
-from cpo_ds.model.load import load_policy, load_tokenizer
+from cpo_ds.model.load import load_policy
 from cpo_ds.model.logprobs import HeadTransform, token_logps
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.objective import LossConfig
 from cpo_ds.recipe import parse_config
 from cpo_ds.schema import PairLogps

@@ -105,7 +105,9 @@ def test_what_is_too_long_or_the_same_is_dropped_and_counted() -> None:
         row("x", "y", "y</s>", "the same once </s> is added"),
         row("x", "y", "z", "kept"),
     ]
-    pairs, report = tokenize_rows(rows, merging_tokenizer(), max_prompt_tokens=4, max_tokens=8)
+    pairs, report = tokenize_rows(
+        rows, merging_tokenizer(), max_prompt_tokens=4, max_tokens=8, add_bos="always"
+    )
     assert [pair.origin[:4] for pair in pairs] == ["kept", "kept"]
     assert max(len(s) for s in sequences(pairs[0])) == 8
     assert report.kept == 2
@@ -124,7 +126,9 @@ def test_what_is_too_long_or_the_same_is_dropped_and_counted() -> None:
 def test_the_longer_of_two_prompts_counts() -> None:
     """`x:` is <s> x before the merged `:d`, and <s> x : before `e`."""
     rows = [row("x:", "d", "e"), row("x", "d", "e")]
-    pairs, report = tokenize_rows(rows, merging_tokenizer(), max_prompt_tokens=2, max_tokens=99)
+    pairs, report = tokenize_rows(
+        rows, merging_tokenizer(), max_prompt_tokens=2, max_tokens=99, add_bos="always"
+    )
     assert len(pairs) == 1 and report.dropped == {"prompt longer than 2 tokens": 1}
 
 
@@ -137,7 +141,13 @@ def test_order_is_kept_over_many_rows() -> None:
 
 def test_nothing_left_is_an_error_that_says_why() -> None:
     with pytest.raises(UserError, match=r"no pairs are left .*\(1 prompt longer than 1 tokens\)"):
-        tokenize_rows([row("xx", "y", "z")], merging_tokenizer(), max_prompt_tokens=1, max_tokens=9)
+        tokenize_rows(
+            [row("xx", "y", "z")],
+            merging_tokenizer(),
+            max_prompt_tokens=1,
+            max_tokens=9,
+            add_bos="always",
+        )
 
 
 def test_tokenizer_without_eos_is_refused() -> None:

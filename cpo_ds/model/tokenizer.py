@@ -1,0 +1,113 @@
+"""Loads a model's tokenizer, and refuses one that gives other tokens than the model knows."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers.models import BPE
+
+from cpo_ds.errors import UserError
+from cpo_ds.model.hub import unavailable
+
+_SENTENCEPIECE = "tokenizer.model"
+
+# Texts that conversions of SentencePiece models get wrong: the first word, digits, spaces in a row,
+# indents, joined scripts, letters with several code points, and bytes.
+_PROBES = (
+    "Translate this from English to German:\nEnglish: The old house.\nGerman:",
+    "a  b   c    d     e",
+    "if x:\n    return 12345 + 6.7\n\n\tend ",
+    "2026年11月 東京は猫 кот und Straße, naïve e\u0301te\u0301",
+    "ﬁ Å ① \u00a0 \u3000 … “q” 😀 👩‍👩‍👧 \u200b ᚠ",
+)
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The model's tokenizer. Raises `UserError` if it cannot be read, or was converted wrongly."""
+    tokenizer = _load(transformers.AutoTokenizer, name_or_path)
+    file = Path(name_or_path) / _SENTENCEPIECE
+    if not file.is_file() or (file.parent / "tokenizer.json").is_file():
+        return tokenizer
+    return _like_sentencepiece(tokenizer, file)
+
+
+def stop_tokens(name_or_path: str, model_config: Any) -> list[int]:
+    """The tokens at which the model's generation ends, by its files; none if they do not say."""
+    try:
+        generation = transformers.GenerationConfig.from_pretrained(name_or_path)
+        ends = generation.eos_token_id
+    except (OSError, ValueError):  # most base models have no such file
+        ends = None
+    if ends is None:
+        ends = getattr(model_config.get_text_config(), "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or [])
+
+
+def _load(loader: Any, name_or_path: str) -> Any:
+    try:
+        return loader.from_pretrained(name_or_path)
+    except Exception as error:  # tokenizers, written in Rust, raises plain exceptions
+        raise unavailable("tokenizer", name_or_path, error) from None
+
+
+def _like_sentencepiece(tokenizer: Any, file: Path) -> Any:
+    """The tokenizer of a folder with a SentencePiece model alone, if its tokens are the model's.
+
+    transformers converts such a model, but may leave out the space that begins a text, and orders
+    merges by the pieces' numbers and not by their scores. Raises `UserError` if a conversion
+    without these faults gives other tokens, too.
+    """
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError):  # models of tiktoken may have that name, too
+        return tokenizer
+    problem = _differing(tokenizer, model)
+    if problem is None:
+        return tokenizer
+    other = _load(transformers.LlamaTokenizer, str(file.parent))
+    other.chat_template = tokenizer.chat_template
+    other.backend_tokenizer.model = _bpe(model)
+    if _differing(other, model) is None and _differing(_exported(other, file), model) is None:
+        return other
+    raise UserError(
+        f"{file} is a SentencePiece model without a tokenizer.json, and transformers makes a "
+        f"tokenizer of it that gives other tokens, for example of {problem!r}; add the "
+        "tokenizer.json that belongs to the model."
+    )
+
+
+def _exported(tokenizer: Any, file: Path) -> Any:
+    """The tokenizer as transformers reads it from a run's export."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        if (settings := file.with_name("config.json")).is_file():
+            shutil.copy(settings, folder)
+        return _load(transformers.AutoTokenizer, folder)
+
+
+def _bpe(model: Any) -> BPE:
+    """SentencePiece's pieces as a BPE that joins the pair of the highest score first."""
+    pieces = {model.id_to_piece(token): token for token in range(model.get_piece_size())}
+    merges = [
+        (-model.get_score(token), token, (piece[:cut], piece[cut:]))
+        for piece, token in pieces.items()
+        if not (model.is_control(token) or model.is_unknown(token) or model.is_byte(token))
+        for cut in range(1, len(piece))
+        if piece[:cut] in pieces and piece[cut:] in pieces
+    ]
+    ranked = [pair for _, _, pair in sorted(merges)]
+    return BPE(vocab=pieces, merges=ranked, fuse_unk=True, byte_fallback=True)
+
+
+def _differing(tokenizer: Any, model: Any) -> str | None:
+    """The first text of which a tokenizer gives other tokens than the SentencePiece model."""
+    for text in _PROBES:
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != model.encode(text):
+            return text
+    return None

@@ -1,0 +1,92 @@
+"""Chat templates: arguments, days, several of them, and those that refuse."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+from doors import tokenizers as kinds
+from jinja2 import TemplateError
+
+from cpo_ds.data.chat import chat_renderer, prints_date, render_answers
+from cpo_ds.errors import UserError
+
+USER = {"role": "user", "content": "Hi?"}
+
+
+def rendered(template: Any, messages: list[dict[str, str]] | None = None, **options: Any) -> str:
+    render = chat_renderer(kinds.byte_level(template), **options)
+    assert render is not None
+    return render(messages or [USER], True)
+
+
+def test_no_template_is_no_renderer() -> None:
+    assert chat_renderer(kinds.byte_level()) is None
+
+
+def test_arguments_reach_the_template() -> None:
+    off = rendered(kinds.QWEN3, arguments={"enable_thinking": False})
+    assert off == rendered(kinds.QWEN3) + "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"enable_thinkin": False}, r"no argument enable_thinkin \(did you mean enable_thinking"),
+        ({"tokenize": True}, "no argument tokenize"),
+        ({"add_generation_prompt": False}, "no argument add_generation_prompt"),
+        ({"messages": []}, "no argument messages"),
+        ({"chat_template": "rag"}, "chat templates default, and none is named rag"),
+    ],
+)
+def test_arguments_that_the_template_lacks(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rendered(kinds.QWEN3, arguments=arguments)
+
+
+def test_several_templates() -> None:
+    both = {"default": kinds.CHATML, "short": kinds.LLAMA2}
+    assert rendered(both) == rendered(kinds.CHATML)
+    short = rendered(both, arguments={"chat_template": "short"})
+    assert short == rendered(kinds.LLAMA2)
+    with pytest.raises(UserError, match=r"templates a, b, and none of them is the default; choose"):
+        rendered({"b": kinds.CHATML, "a": kinds.CHATML})
+
+
+def test_the_day_that_a_template_prints() -> None:
+    assert "Today Date: 31 Jan 2026<" in rendered(kinds.DATED, day="2026-01-31")
+    assert "Today Date: 01 Feb 2026<" in rendered(kinds.DATED, day="2026-02-01")
+    assert date.today().strftime(": %d %b %Y<") in rendered(kinds.DATED)
+    assert prints_date(kinds.byte_level(kinds.DATED))
+    assert prints_date(kinds.byte_level({"a": kinds.CHATML, "b": kinds.DATED}))
+    assert not prints_date(kinds.byte_level(kinds.CHATML)) and not prints_date(kinds.byte_level())
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (kinds.NEEDS_SYSTEM, "no system"),
+        (kinds.PARTS, "leaves out"),
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{{ messages[0].content.absent.more }}", "no attribute"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages[0].content | upper }}", "changes the user's text"),
+    ],
+)
+def test_a_template_that_fails_is_one_kind_of_error(template: str, message: str) -> None:
+    with pytest.raises(TemplateError, match=message):
+        rendered(template)
+
+
+def test_answers_follow_the_prompt_that_a_model_continues() -> None:
+    for template, end in ((kinds.CHATML, "<|im_end|>\n"), (kinds.LLAMA3, "<|eot_id|>")):
+        render = chat_renderer(kinds.byte_level(template))
+        assert render is not None
+        prompt, chosen, rejected = render_answers("Hi?", "Hallo", "He", render)
+        assert (prompt, chosen, rejected) == (render([USER], True), "Hallo" + end, "He" + end)
+    thinking = chat_renderer(kinds.byte_level(kinds.OPEN_THOUGHT))
+    assert thinking is not None
+    with pytest.raises(TemplateError, match="writes the prompt otherwise if an answer follows"):
+        render_answers("Hi?", "Hallo", "He", thinking)
