@@ -68,7 +68,11 @@ def main() -> None:
     # Pairs and policy as training reads them.
     values = {
         "model": {"name_or_path": arguments.model, "dtype": "float32"},
-        "data": {"format": "sample", "directions": ["en-de", "zh-en", "cs-en", "en-ru"]},
+        "data": {
+            "format": "sample",
+            "directions": ["en-de", "zh-en", "cs-en", "en-ru"],
+            "add_bos": "always",
+        },
     }
     config = parse_config(values, "quantized_weights")
     _, pairs, _ = prepare_pairs(config, prints_counts=False)

@@ -45,7 +45,12 @@ def configuration(task: dict[str, Any], states: str) -> Any:
 
     values: dict[str, Any] = {
         "model": {"name_or_path": task["model"], "dtype": "bfloat16"},
-        "data": {"format": "sample", "directions": DIRECTIONS, "eval_fraction": 0.1},
+        "data": {
+            "format": "sample",
+            "directions": DIRECTIONS,
+            "eval_fraction": 0.1,
+            "add_bos": "always",
+        },
         "batch": {"pairs": task["pairs"]},
         "train": {"max_steps": task["steps"], "epochs": task["steps"], "seed": task["seed"]},
         "optim": {

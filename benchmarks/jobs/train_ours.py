@@ -128,7 +128,7 @@ def config_of(job: Job, folder: str) -> Config:
             "dtype": job.dtype,
             "gradient_checkpointing": job.gradient_checkpointing,
         },
-        "data": {"format": "pairs", "path": job.rows},
+        "data": {"format": "pairs", "path": job.rows, "add_bos": "always"},  # as TRL
         "loss": {"beta": BETA} | OURS[job.method],
         "lora": lora if job.training == "lora" else None,
         "optim": {

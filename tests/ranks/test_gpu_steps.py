@@ -42,7 +42,7 @@ def recipe(folder: Path, stage: int, kind: str) -> dict[str, Any]:
             "gradient_checkpointing": kind == "lora recomputed",
         },
         "lora": None if kind.startswith("full") else lora,
-        "data": {"format": "pairs", "path": str(folder / "pairs.jsonl")},
+        "data": {"format": "pairs", "path": str(folder / "pairs.jsonl"), "add_bos": "always"},
         "batch": {"pairs": 8, "tokens_per_rank": 180},
         "train": {"max_steps": 3},
         "logging": {"tensorboard": False},

@@ -29,7 +29,12 @@ def small_recipe(folder: Path, *, stage: int = 3, **sections: Any) -> Path:
     (folder / "deepspeed.json").write_text(json.dumps({"zero_optimization": zero}))
     values: dict[str, Any] = {
         "model": {"name_or_path": str(model), "dtype": "float32"},
-        "data": {"format": "sample", "directions": DIRECTIONS, "eval_fraction": 0.1},
+        "data": {
+            "format": "sample",
+            "directions": DIRECTIONS,
+            "eval_fraction": 0.1,
+            "add_bos": "always",  # as TRL, with which some tests compare
+        },
         "batch": {"pairs": 8, "tokens_per_rank": 1024},
         "train": {"max_steps": 8, "eval_every_steps": 2},
         "optim": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_ratio": 0.25},
