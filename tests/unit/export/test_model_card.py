@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
+from doors import tokenizers as kinds
 
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.config import Config
+from cpo_ds.data.chat import chat_renderer
+from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.export.card import CardFacts, card_facts, model_card
 from cpo_ds.objective import LOSS_FIELDS
 from cpo_ds.recipe import parse_config
@@ -72,6 +76,59 @@ def test_the_prompt_is_that_of_training() -> None:
     assert "apply_chat_template(messages" in model_card(chat, MANIFEST, FACTS)
     own = model_card(make(data={"format": "pairs", "path": "p"}), MANIFEST, FACTS)
     assert "Translate this" not in own
+
+
+@pytest.mark.parametrize("add_bos", ["auto", "always", "never"])
+@pytest.mark.parametrize("puts_bos", [True, False])
+@pytest.mark.parametrize("style", ["alma", "chat", "pairs", "parsed", "thinking"])
+def test_its_program_makes_the_tokens_of_training(
+    tmp_path: Path, style: str, puts_bos: bool, add_bos: Any
+) -> None:
+    tokenizer = kinds.byte_level(kinds.QWEN3 if style == "thinking" else kinds.LLAMA3)
+    if puts_bos:
+        tokenizer = kinds.byte_level(tokenizer.chat_template, puts_bos=True)
+    tokenizer.save_pretrained(tmp_path)
+    data: dict[str, Any] = {"format": "alma-r", "path": "p", "add_bos": add_bos}
+    if style in ("pairs", "parsed"):
+        data |= {"format": "pairs", "special_tokens": "parsed" if style == "parsed" else None}
+    elif style != "alma":
+        data["prompt_style"] = "chat"
+    if style == "thinking":
+        data["chat_template_kwargs"] = {"enable_thinking": False}
+    # Run the card's program up to the model's inputs, in the export's folder.
+    card = model_card(make(data=data), MANIFEST, FACTS)
+    program = card.partition("```python\n")[2].partition("output = ")[0]
+    lines = [
+        line for line in program.splitlines() if "import " not in line and "model = " not in line
+    ]
+    values: dict[str, Any] = {"AutoTokenizer": transformers.AutoTokenizer}
+    code = "\n".join(lines).replace("folder = '.'", f"folder = {str(tmp_path)!r}")
+    text = "Translate this from English to German:\nEnglish: ...\nGerman:"
+    if style in ("pairs", "parsed"):
+        text = "a </s> b"
+        code = code.replace("'...'", repr(text))
+    exec(code, values)  # our own program
+    # Training's tokens.
+    encoder = TextEncoder(tokenizer, add_bos)
+    if data.get("prompt_style") == "chat":
+        render = chat_renderer(tokenizer, encoder.plain, data.get("chat_template_kwargs"))
+        assert render is not None
+        expected = encoder.prompts(
+            [render([{"role": "user", "content": text}], True)], is_chat=True
+        )
+    else:
+        text = encoder.parsed(text) if style == "parsed" else encoder.plain(text)
+        expected = encoder.prompts([text], is_chat=False)
+    if style == "pairs" and add_bos == "always":
+        return  # the program writes a special token as text, so all of the text is parsed
+    assert values["inputs"]["input_ids"].tolist() == expected
+
+
+def test_the_day_of_training_is_named() -> None:
+    data = {"format": "pairs", "path": "p", "template_date": "2026-01-31"}
+    assert "prints the day; in training it was 2026-01-31." in model_card(
+        make(data=data), MANIFEST, FACTS
+    )
 
 
 def test_local_folders_are_named_without_their_paths(tmp_path: Path) -> None:
