@@ -140,16 +140,14 @@ class TextEncoder:
         """
         if not getattr(self.tokenizer, "is_fast", False):
             if self._written.search(text):
-                raise UserError(
-                    f"a text spells a special token ({unmarked(text)[:60]!r}...), and this kind of "
-                    "tokenizer cannot take it as characters within a chat template; remove the "
-                    "text, or give the model a tokenizer.json."
-                )
+                raise _inseparable(text)
             options = {"add_special_tokens": False, "split_special_tokens": True}
             return self.tokenizer(unmarked(text), **options)["input_ids"]
         backend, stand_ins, originals = self._copy
-        replaced = self._written.sub(lambda match: stand_ins[match[0]], text)
+        replaced, count = self._written.subn(lambda match: stand_ins[match[0]], text)
         ids = backend.encode(unmarked(replaced), add_special_tokens=False).ids
+        if sum(token in originals for token in ids) != count:
+            raise _inseparable(text)  # its normalizer changes special tokens
         return [originals.get(token, token) for token in ids]
 
     @cached_property
@@ -175,3 +173,13 @@ class TextEncoder:
             backend.token_to_id(texts[name]): index for name, (index, _) in self._special.items()
         }
         return backend, texts, originals
+
+
+def _inseparable(text: str) -> UserError:
+    """The error for a text whose special tokens cannot be told from those that the text spells."""
+    begin = max(0, text.find(_MARK) - 20)
+    return UserError(
+        f"a text spells a special token (...{unmarked(text[begin:])[:60]!r}...), which this kind "
+        "of tokenizer cannot take as characters within a chat template; remove the row, or take "
+        "prompts without a template."
+    )

@@ -9,11 +9,10 @@ from typing import Any
 
 import transformers
 from tokenizers.models import BPE
+from transformers.utils import cached_file
 
 from cpo_ds.errors import UserError
 from cpo_ds.model.hub import unavailable
-
-_SENTENCEPIECE = "tokenizer.model"
 
 # Texts that conversions of SentencePiece models get wrong: the first word, digits, spaces in a row,
 # indents, joined scripts, letters with several code points, and bytes.
@@ -29,8 +28,8 @@ _PROBES = (
 def load_tokenizer(name_or_path: str) -> Any:
     """The model's tokenizer. Raises `UserError` if it cannot be read, or was converted wrongly."""
     tokenizer = _load(transformers.AutoTokenizer, name_or_path)
-    file = Path(name_or_path) / _SENTENCEPIECE
-    if not file.is_file() or (file.parent / "tokenizer.json").is_file():
+    file = _find(name_or_path, "tokenizer.model")
+    if file is None or _find(name_or_path, "tokenizer.json"):
         return tokenizer
     return _like_sentencepiece(tokenizer, file)
 
@@ -45,6 +44,15 @@ def stop_tokens(name_or_path: str, model_config: Any) -> list[int]:
     if ends is None:
         ends = getattr(model_config.get_text_config(), "eos_token_id", None)
     return [ends] if isinstance(ends, int) else list(ends or [])
+
+
+def _find(name_or_path: str, name: str) -> Path | None:
+    """A file of a model's folder, or of its repository; None if there is none."""
+    try:
+        path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):  # the tokenizer was read, so it lies somewhere else
+        return None
+    return None if path is None else Path(path)
 
 
 def _load(loader: Any, name_or_path: str) -> Any:

@@ -12,10 +12,11 @@ import transformers
 from doors import tokenizers as kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from cpo_ds.data.chat import chat_renderer
 from cpo_ds.data.encoder import TextEncoder, is_marked, unmarked
+from cpo_ds.errors import UserError
 
 SPELLED = [*kinds.SPECIAL, "<s>", "</s>", "<pad>", "<unk>"]
 
@@ -106,6 +107,23 @@ def test_overlapping_special_tokens_are_characters_too() -> None:
         expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert encoder.encode([encoder.plain(text)]) == [expected]
         assert encoder.encode([text]) != [expected]
+
+
+def test_special_tokens_that_a_normalizer_changes_are_refused_beside_text_that_spells_one() -> None:
+    """The tokenizer of transformers 4 for Llama-2, with special tokens looked up after it."""
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of("sentencepiece").backend_tokenizer, eos_token="</s>"
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.add_tokens([AddedToken("<|x|>", special=True, normalized=True)])
+    encoder = TextEncoder(tokenizer)
+    text = encoder.plain("a </s>")
+    assert len(encoder.encode([text])[0]) > 3
+    with pytest.raises(UserError, match=r"spells a special token \(...'a </s>x<|x|>'"):
+        encoder.encode([f"{text}x<|x|>"])
 
 
 @pytest.mark.parametrize(
