@@ -154,12 +154,8 @@ def _translate(
         job, items = _job(sources, name, prompt_of, ids_of, config, generation, model)
         jobs.append(job)
         known = kept.read()
-        batches = plan_batches(
-            items,
-            generation,
-            arguments.batch_tokens or 16384,
-            longest=longest_unchanged(config),
-        )
+        budget, longest = arguments.batch_tokens or 16384, longest_unchanged(config)
+        batches = plan_batches(items, generation, budget, longest=longest)
         missing = [[item for item in batch if item.key not in known] for batch in batches]
         _print_plan(batches, missing)
         return [batch for batch in missing if batch]

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rope_models import CHANGING, LIMIT
 
-from cpo_ds.model.load import load_tokenizer, read_model_config
+from cpo_ds.model.load import read_model_config
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.model.positions import longest_unchanged
 from cpo_ds.prepare.translation.generate import Generation, Item, plan_batches
 from cpo_ds.prepare.translation.job import KeptTranslations, Translation
