@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+from cpo_ds.data.sameness import is_blank
+
 PROMPT, REASONING, LABEL = "repeated prompt removed", "reasoning removed", "label removed"
-FIRST_LINE, SPACES = "cut after the first line", "spaces around it removed"
+FENCE, FIRST_LINE = "code fence removed", "cut after the first line"
+SPACES = "spaces around it removed"
 
 
 def clean(text: str, target_language: str, prompt: str = "") -> tuple[str, tuple[str, ...]]:
@@ -13,9 +16,9 @@ def clean(text: str, target_language: str, prompt: str = "") -> tuple[str, tuple
 
     As for ALMA, the translation is the first line that is not empty, without spaces around it. Some
     models repeat the prompt first, or begin with `German:` (the target language's name), or reason
-    before they answer. All of this is removed, too.
+    before they answer, or put the answer into a fenced block. All of this is removed, too.
     """
-    # Remove everything before the translation.
+    # Remove everything before the translation. A label may stand before the block or in it.
     done = []
     if prompt and text.lstrip().startswith(prompt.strip()):
         text = text.lstrip().removeprefix(prompt.strip())
@@ -24,13 +27,16 @@ def clean(text: str, target_language: str, prompt: str = "") -> tuple[str, tuple
         _, ended, answer = text.rpartition("</think>")
         text = answer if ended else ""
         done.append(REASONING)
-    if label := re.match(rf"(\s*(### )?{re.escape(target_language)}:)+", text):
-        text = text[label.end() :]
-        done.append(LABEL)
+    text, had_label = _without_label(text, target_language)
+    text, had_fence = _without_fence(text)
+    if had_fence:
+        text, had_inner_label = _without_label(text, target_language)
+        had_label |= had_inner_label
+    done += [LABEL] * had_label + [FENCE] * had_fence
 
-    # Take the first line that holds anything.
+    # Take the first line that shows anything.
     lines = text.split("\n")
-    filled = [line for line in lines if line.strip()]
+    filled = [line for line in lines if not is_blank(line)]
     if not filled:
         return "", tuple(done)
     translation = filled[0].strip()
@@ -39,3 +45,25 @@ def clean(text: str, target_language: str, prompt: str = "") -> tuple[str, tuple
     if translation != (lines[0] if len(filled) > 1 else text):
         done.append(SPACES)
     return translation, tuple(done)
+
+
+def _without_label(text: str, language: str) -> tuple[str, bool]:
+    """The text without `German:` at its beginning, and whether that was there."""
+    label = re.match(rf"(\s*(### )?{re.escape(language)}:)+", text)
+    return (text[label.end() :], True) if label else (text, False)
+
+
+def _without_fence(text: str) -> tuple[str, bool]:
+    """The content of a fenced block, as of Markdown, if the text begins with one; and whether so.
+
+    A line that ends in a colon may stand before it, and the block's first line may name a language.
+    An answer that was cut off may lack the block's end.
+    """
+    opening = re.match(r"\s*(?:[^\n]*:\s*\n\s*)?(`{3,}|~{3,})", text)
+    if opening is None:
+        return text, False
+    block, end, _ = text[opening.end() :].partition(opening[1])
+    first_line, line_break, content = block.partition("\n")
+    if not line_break:  # all in one line, in which no language is named
+        content = first_line if end else ""
+    return _without_fence(content)[0], True
