@@ -77,6 +77,9 @@ class DataConfig(TextSettings):
     directions: list[str] | None = Field(
         None, description="translation directions to keep, like [en-de, de-en]; none: all"
     )
+    languages: dict[str, str] = Field(
+        {}, description="names of languages for prompts, added to the 50 known ones: {bn: Bengali}"
+    )
     scorer: str = Field(
         "kiwi_xcomet", description="score that picks chosen and rejected text (alma-r, triplets)"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.prompts import parse_direction
+from cpo_ds.data.sameness import is_blank
 from cpo_ds.data.sources import RawRow, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.storage.files import writing
@@ -87,7 +88,7 @@ def _candidate_row(raw: RawRow, skipped: Counter[str]) -> CandidateRow:
 
 
 def _is_blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
+    return isinstance(value, str) and is_blank(value)
 
 
 def left_out(skipped: Counter[str]) -> list[str]:

@@ -18,12 +18,13 @@ from cpo_ds.data.prompts import (
     render_pair,
     split_conversations,
 )
+from cpo_ds.data.sameness import best_and_worst, distinct, is_blank
 from cpo_ds.data.sources import RawRow
 from cpo_ds.errors import UserError, did_you_mean
 
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
-_NO_VERDICT = "all scores equal"
+_NO_VERDICT, SAME_TEXTS = "all scores equal", "chosen equals rejected"
 LEXICAL = ("chrf", "bleu")  # metrics that always compare strings with the reference
 
 
@@ -69,21 +70,11 @@ def _three_texts(raw: RawRow, rejected: str) -> Texts:
     return Texts(raw.text("source"), raw.text("chosen"), raw.text(rejected))
 
 
-def _best_and_worst(candidates: list[tuple[str, float]]) -> tuple[str, str] | None:
-    """The texts with the highest and the lowest score; None if all scores are equal.
-
-    Of several texts with the same score the first counts.
-    """
-    best = max(candidates, key=lambda candidate: candidate[1])
-    worst = min(candidates, key=lambda candidate: candidate[1])
-    return None if best[1] == worst[1] else (best[0], worst[0])
-
-
 # Reading directions.
 
 
 def _known(raw: RawRow, direction: str, field: str) -> str:
-    """The direction itself. Raises `UserError` if it is not known."""
+    """The direction itself. Raises `UserError` if it is none."""
     try:
         parse_direction(direction)
     except UserError as error:
@@ -147,11 +138,10 @@ def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
     if delta:
         better, worse = ("gpt4", "alma") if delta > 0 else ("alma", "gpt4")
         return Texts(source, text[better], text[worse])
-    scored = [
-        (text[name], raw.number_at("translation", f"{name}_{target}_{scorer}")) for name in text
-    ]
-    picked = _best_and_worst(scored)
-    return Texts(source, *picked) if picked else _NO_VERDICT
+    picked = best_and_worst(
+        {name: raw.number_at("translation", f"{name}_{target}_{scorer}") for name in text}
+    )
+    return Texts(source, text[picked[0]], text[picked[1]]) if picked else _NO_VERDICT
 
 
 def _check_alma_scorer(raw: RawRow, target: str, scorer: str) -> None:
@@ -211,13 +201,15 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
         )
     if len(candidates) < 2:
         return "fewer than two candidates"
-    picked = _best_and_worst(
-        [
-            (text, sum(raw.number_at("scores", m, name) for m in metrics) / len(metrics))
-            for name, text in candidates.items()
-        ]
-    )
-    return Texts(source, *picked) if picked else _NO_VERDICT
+    means = {
+        name: sum(raw.number_at("scores", m, name) for m in metrics) / len(metrics)
+        for name in candidates
+    }
+    names = distinct(candidates, candidates)
+    if len(names) < 2:
+        return SAME_TEXTS
+    picked = best_and_worst({name: means[name] for name in names})
+    return Texts(source, candidates[picked[0]], candidates[picked[1]]) if picked else _NO_VERDICT
 
 
 def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
@@ -258,7 +250,7 @@ def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
         )
     texts = Texts(*render_pair(*_conversations(raw), render_chat), is_chat=True)
     for field, text in zip(("prompt", "chosen", "rejected"), texts[:3], strict=True):
-        if not text.strip():
+        if is_blank(text):
             raise raw.error(field, "is empty after the chat template has rendered it")
     return texts
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from cpo_ds.errors import UserError
 
 Message = dict[str, str]
 RenderChat = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
+Languages = Mapping[str, str]  # code -> English name
 
 LANGUAGES: dict[str, str] = {
     "en": "English",
@@ -65,34 +66,80 @@ LANGUAGES: dict[str, str] = {
 }
 
 
-def alma_prompt(source: str, source_code: str, target_code: str) -> str:
+# A code like bn, ben, pt-BR, zh_Hans or ben_Beng.
+_CODE = r"[a-z]{2,3}(?:-(?:[A-Z]{2}|[A-Z][a-z]{3}|[0-9]{3})|_[A-Za-z0-9]+)*"
+_DIRECTION = re.compile(f"({_CODE})-({_CODE})")
+
+
+def with_names(names: Languages, setting: str) -> dict[str, str]:
+    """`LANGUAGES` with more names, or with other ones.
+
+    Raises `UserError`, naming the `setting`, for a code or a name that no prompt could hold.
+    """
+    for code, name in names.items():
+        if re.fullmatch(_CODE, code) is None:
+            raise UserError(f"{setting}: {code!r} is no code of a language; write one like bn.")
+        if not name.strip() or not name.isprintable():
+            raise UserError(f"{setting}: the name of {code} is {name!r}; write one like Bengali.")
+    return LANGUAGES | {code: name.strip() for code, name in names.items()}
+
+
+def unnamed(direction: str, languages: Languages) -> str | None:
+    """The first code of a direction that has no name in `languages`; None if both have one."""
+    return next((code for code in parse_direction(direction) if code not in languages), None)
+
+
+def check_names(direction: str, languages: Languages, where: str, setting: str) -> None:
+    """Raises `UserError` unless both languages of a direction have a name.
+
+    `where` names the row, and `setting` a way to give a name to the language in its `{}`.
+    """
+    code = unnamed(direction, languages)
+    if code is not None:
+        closest = difflib.get_close_matches(code, languages, n=1, cutoff=0.75)
+        raise UserError(
+            f"{where}: the prompt needs the name of the language {code!r} of {direction}, which is "
+            f"not known{f' (did you mean {closest[0]}?)' if closest else ''}; give it by "
+            f"{setting.format(code)}."
+        )
+
+
+def alma_prompt(
+    source: str, source_code: str, target_code: str, languages: Languages = LANGUAGES
+) -> str:
     """The prompt of ALMA and ALMA-R; the translation follows directly after its last colon.
 
-    Raises `UserError` for a language code that is not in `LANGUAGES`.
+    Raises `UserError` for a language code that is not in `languages`.
     """
-    target = _language(target_code)
-    return f"{_opening(_language(source_code), target)}{source}\n{target}:"
+    target = _language(target_code, languages)
+    return f"{_opening(_language(source_code, languages), target)}{source}\n{target}:"
 
 
 def few_shot_prompt(
-    source: str, source_code: str, target_code: str, examples: Iterable[tuple[str, str]]
+    source: str,
+    source_code: str,
+    target_code: str,
+    examples: Iterable[tuple[str, str]],
+    languages: Languages = LANGUAGES,
 ) -> str:
     """ALMA's few-shot prompt, with (source, translation) pairs before the source.
 
     Without examples it equals `alma_prompt`. Raises `UserError` for an unknown language code.
     """
-    names = (_language(source_code), _language(target_code))
+    names = (_language(source_code, languages), _language(target_code, languages))
     shots = "".join(f"\n{names[0]}: {first}\n{names[1]}: {second}" for first, second in examples)
     opening = f"Translate this from {names[0]} to {names[1]}:"
     return f"{opening}{shots}\n{names[0]}: {source}\n{names[1]}:"
 
 
-def gpt4_messages(source: str, source_code: str, target_code: str) -> list[Message]:
+def gpt4_messages(
+    source: str, source_code: str, target_code: str, languages: Languages = LANGUAGES
+) -> list[Message]:
     """The conversation that made GPT-4 translate for ALMA-R (arXiv 2401.08417, appendix B).
 
     Raises `UserError` for an unknown language code.
     """
-    names = (_language(source_code), _language(target_code))
+    names = (_language(source_code, languages), _language(target_code, languages))
     request = (
         f"### Translate this from {names[0]} to {names[1]}, {names[0]}: {source} ### {names[1]}:"
     )
@@ -102,15 +149,15 @@ def gpt4_messages(source: str, source_code: str, target_code: str) -> list[Messa
     ]
 
 
-def source_of(prompt: str, direction: str) -> str | None:
+def source_of(prompt: str, direction: str, languages: Languages = LANGUAGES) -> str | None:
     """The source text in an ALMA prompt, the inverse of `alma_prompt`; None in any other prompt.
 
     `direction` is like `"en-de"`. A chat template may surround the ALMA prompt.
     """
-    codes = direction.split("-")
-    if len(codes) != 2 or not all(code in LANGUAGES for code in codes):
+    codes = _DIRECTION.fullmatch(direction)
+    if codes is None or not all(code in languages for code in codes.groups()):
         return None
-    source_name, target_name = (LANGUAGES[code] for code in codes)
+    source_name, target_name = (languages[code] for code in codes.groups())
     opening = _opening(source_name, target_name)
     start, end = prompt.find(opening), prompt.rfind(f"\n{target_name}:")
     if start < 0 or end < start + len(opening):
@@ -119,26 +166,26 @@ def source_of(prompt: str, direction: str) -> str | None:
 
 
 def parse_direction(direction: str) -> tuple[str, str]:
-    """`"en-de"` -> `("en", "de")`, the source's and the target's code.
+    """`"en-de"` -> `("en", "de")`, the source's and the target's code; any codes will do.
 
     Raises `UserError` for anything else, with the closest known direction if there is one.
     """
-    codes = direction.split("-")
-    if len(codes) == 2 and codes[0] != codes[1] and all(code in LANGUAGES for code in codes):
-        return codes[0], codes[1]
+    codes = _DIRECTION.fullmatch(direction)
+    if codes is not None and codes[1] != codes[2]:
+        return codes[1], codes[2]
     problem = f"unknown direction {direction!r}"
-    unknown = [code for code in codes if code not in LANGUAGES]
-    if len(codes) == 2 and unknown:
-        problem += f": there is no language {unknown[0]!r}"
 
     # Guess from codes or names of languages: "German to english" is close to de-en.
     words = [word for word in re.split(r"[^a-z]+", direction.lower()) if word]
     closest = [_closest_code(word) for word in words]
     if len(closest) == 2 and None not in closest and closest[0] != closest[1]:
         raise UserError(f"{problem}; did you mean {closest[0]}-{closest[1]}?")
-    raise UserError(
-        f"{problem}; write source-target, like en-de. Known languages: {', '.join(LANGUAGES)}."
-    )
+    raise UserError(f"{problem}; write the codes of two languages, source first, like en-de.")
+
+
+def base_code(code: str) -> str:
+    """The code without script and region: `pt-BR` and `pt_BR` -> `pt`."""
+    return re.split("[-_]", code, maxsplit=1)[0]
 
 
 def split_conversations(
@@ -178,10 +225,10 @@ def _opening(source_name: str, target_name: str) -> str:
     return f"Translate this from {source_name} to {target_name}:\n{source_name}: "
 
 
-def _language(code: str) -> str:
+def _language(code: str, languages: Languages) -> str:
     """The English name of a language. Raises `UserError` for an unknown code."""
-    if code in LANGUAGES:
-        return LANGUAGES[code]
+    if code in languages:
+        return languages[code]
     closest = _closest_code(code)
     hint = f"did you mean {closest}?" if closest else f"known codes: {', '.join(LANGUAGES)}."
     raise UserError(f"unknown language code {code!r}; {hint}")

@@ -13,8 +13,19 @@ from jinja2 import TemplateError
 
 from cpo_ds.config import DataConfig
 from cpo_ds.data.chat import render_answers
-from cpo_ds.data.formats import Format, Texts, format_of
-from cpo_ds.data.prompts import Message, RenderChat, alma_prompt, parse_direction, source_of
+from cpo_ds.data.formats import SAME_TEXTS, Format, Texts, format_of
+from cpo_ds.data.prompts import (
+    LANGUAGES,
+    Languages,
+    Message,
+    RenderChat,
+    alma_prompt,
+    check_names,
+    parse_direction,
+    source_of,
+    with_names,
+)
+from cpo_ds.data.sameness import same_text
 from cpo_ds.data.sources import RawRow, read_folder, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
@@ -51,8 +62,9 @@ def read_rows(
 
     `render_chat` is the tokenizer's chat template, or None if it has none. Conversations and
     `data.prompt_style: chat` need it. `plain` marks what spells a special token in texts that no
-    template renders. Raises `UserError` for a row that does not fit `data.format`,
-    for a selected direction that no row has, and if no pair is left.
+    template renders. Raises `UserError` for a row that does not fit `data.format`, for a language
+    without a name that a prompt needs, for a selected direction that no row has, and if no pair is
+    left.
     """
     # Check the settings before any file is read.
     if data.prompt_style == "chat" and data.format != "pairs" and render_chat is None:
@@ -60,6 +72,7 @@ def read_rows(
             "data.prompt_style is chat, but the tokenizer has no chat template; set it to alma, or "
             "use a model with a chat template."
         )
+    languages = with_names(data.languages, "data.languages")
     for direction in data.directions or []:
         _check_selected(direction)
 
@@ -80,7 +93,7 @@ def read_rows(
             if data.directions is not None and direction not in data.directions:
                 report.dropped["direction not selected"] += 1
                 continue
-            row = _make_row(raw, direction, row_format, data, render_chat, plain)
+            row = _make_row(raw, direction, row_format, data, languages, render_chat, plain)
             if isinstance(row, str):
                 report.dropped[row] += 1
                 continue
@@ -91,7 +104,7 @@ def read_rows(
 
 
 def _check_selected(direction: str) -> None:
-    """Raises `UserError` for a direction in `data.directions` that is not known."""
+    """Raises `UserError` for an entry of `data.directions` that is no direction."""
     try:
         parse_direction(direction)
     except UserError as error:
@@ -119,6 +132,7 @@ def _make_row(
     direction: str,
     row_format: Format,
     data: DataConfig,
+    languages: Languages,
     render_chat: RenderChat | None,
     plain: Callable[[str], str],
 ) -> PreferenceRow | str:
@@ -127,9 +141,11 @@ def _make_row(
         texts = row_format.pick(raw, direction)
         if isinstance(texts, str):
             return texts
-        if texts.chosen == texts.rejected:
-            return "chosen equals rejected"
-        texts = _with_prompt(texts, direction, data, render_chat)
+        if same_text(texts.chosen, texts.rejected):
+            return SAME_TEXTS
+        if data.format != "pairs":
+            check_names(direction, languages, raw.where, "data.languages: {{{}: Name}}")
+        texts = _with_prompt(texts, direction, data, languages, render_chat)
     except TemplateError as error:
         raise UserError(
             f"{raw.where}: the tokenizer's chat template refuses this conversation ({error}); "
@@ -143,12 +159,16 @@ def _make_row(
 
 
 def _with_prompt(
-    texts: Texts, direction: str, data: DataConfig, render_chat: RenderChat | None
+    texts: Texts,
+    direction: str,
+    data: DataConfig,
+    languages: Languages,
+    render_chat: RenderChat | None,
 ) -> Texts:
     """The texts with the whole prompt in place of the source, rendered if the recipe says so."""
     if data.format == "pairs":
         return texts
-    prompt = alma_prompt(texts.source, *parse_direction(direction))
+    prompt = alma_prompt(texts.source, *parse_direction(direction), languages)
     if data.prompt_style == "chat" and render_chat is not None:
         rendered = render_answers(prompt, texts.chosen, texts.rejected, render_chat)
         return Texts(*rendered, is_chat=True)
@@ -156,21 +176,21 @@ def _with_prompt(
 
 
 def split_held_out(
-    rows: Sequence[PreferenceRow], fraction: float, seed: int
+    rows: Sequence[PreferenceRow], fraction: float, seed: int, languages: Languages = LANGUAGES
 ) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
     """Splits rows into training and held-out rows, both in the given order.
 
     The same arguments always give the same split. Groups of rows stay together: rows with the same
     prompt, with the same source text (of ALMA prompts, in any direction), or from the same line of
-    a file. Each direction gives its share if the groups allow it. Raises `UserError` if either side
-    would be empty.
+    a file. Each direction gives its share if the groups allow it. `languages` are the names in the
+    prompts. Raises `UserError` if either side would be empty.
     """
     if fraction == 0:
         return list(rows), []
 
     # Hold out groups in random order, as long as at least half of a group fits the quotas.
     quotas = _quotas(Counter(row.direction for row in rows), fraction)
-    groups = _groups(rows)
+    groups = _groups(rows, languages)
     random.Random(seed).shuffle(groups)
     held: set[int] = set()
     for group in groups:
@@ -205,7 +225,7 @@ def _quotas(counts: Counter[str], fraction: float) -> dict[str, int]:
     return quotas
 
 
-def _groups(rows: Sequence[PreferenceRow]) -> list[list[int]]:
+def _groups(rows: Sequence[PreferenceRow], languages: Languages) -> list[list[int]]:
     """Indices of the rows that must be on the same side, grouped, in order of first appearance."""
     # Union-find: rows of a group have the same root, the first row of the group.
     parents = list(range(len(rows)))
@@ -218,7 +238,7 @@ def _groups(rows: Sequence[PreferenceRow]) -> list[list[int]]:
 
     first: dict[tuple[str, str], int] = {}
     for index, row in enumerate(rows):
-        text = source_of(row.prompt, row.direction) or row.prompt
+        text = source_of(row.prompt, row.direction, languages) or row.prompt
         for key in (("text", text), ("origin", row.origin)):
             low, high = sorted((root(first.setdefault(key, index)), root(index)))
             parents[high] = low

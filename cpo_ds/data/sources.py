@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError, one_line
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -61,10 +62,13 @@ class RawRow:
         return self.checked_text(self.get(*path), ".".join(path))
 
     def checked_text(self, value: Any, field: str) -> str:
-        """Returns `value`. Raises `UserError` unless it is a valid string that is not blank."""
+        """Returns `value`. Raises `UserError` unless it is a valid string that is not blank.
+
+        A text of invisible characters only is blank.
+        """
         if not isinstance(value, str):
             raise self.error(field, f"is not a string but {_show(value)}")
-        if not value.strip():
+        if is_blank(value):
             raise self.error(field, "is empty; fill it in or remove the row")
         try:
             value.encode("utf-8")

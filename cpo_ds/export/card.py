@@ -12,7 +12,7 @@ import yaml
 
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.config import Config, DataConfig
-from cpo_ds.data.prompts import LANGUAGES, alma_prompt
+from cpo_ds.data.prompts import alma_prompt, base_code, parse_direction, with_names
 from cpo_ds.errors import UserError
 from cpo_ds.objective import LOSS_FIELDS
 from cpo_ds.storage.metrics_file import Line, read_metrics
@@ -83,7 +83,7 @@ def model_card(config: Config, manifest: Manifest, facts: CardFacts) -> str:
 
 
 def _front_matter(config: Config, manifest: Manifest, facts: CardFacts) -> str:
-    codes = {code for direction in _directions(manifest) for code in direction.split("-")}
+    codes = {base_code(code) for name in _directions(manifest) for code in parse_direction(name)}
     values: dict[str, Any] = {
         "base_model": facts.base,
         "library_name": "peft" if facts.as_adapter else "transformers",
@@ -98,9 +98,9 @@ def _front_matter(config: Config, manifest: Manifest, facts: CardFacts) -> str:
 
 
 def _directions(manifest: Manifest) -> list[str]:
-    """Directions of the pairs between known languages, such as en-de."""
-    names = [name for counts in manifest.data.values() for name in counts]
-    return sorted({name for name in names if all(c in LANGUAGES for c in name.split("-"))})
+    """Directions of the pairs, such as en-de."""
+    names = {name for counts in manifest.data.values() for name in counts}
+    return sorted(names - {"unknown"})
 
 
 def _objective(config: Config) -> str:
@@ -188,8 +188,11 @@ def _use(config: Config, manifest: Manifest, facts: CardFacts) -> str:
         else ("transformers", "AutoModelForCausalLM")
     )
     # The prompt, in the run's own style.
-    source, target = ((_directions(manifest) or ["en-de"])[0]).split("-")
-    data, text = config.data, alma_prompt("...", source, target)
+    languages = with_names(config.data.languages, "data.languages")
+    directions = [parse_direction(direction) for direction in _directions(manifest)]
+    named = [codes for codes in directions if all(code in languages for code in codes)]
+    source, target = named[0] if named else ("en", "de")
+    data, text = config.data, alma_prompt("...", source, target, languages)
     if data.format == "pairs":
         inputs = "prompt = '...'  # as in the training data\n" + _encoded_text(data)
     elif data.prompt_style == "chat":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ds.errors import UserError
+from cpo_ds.prepare.languages import LANGUAGE, add_language_option, all_languages
 from cpo_ds.prepare.translation.lines import read_sources
 from cpo_ds.prepare.translation.systems import add_systems, check_name
 
@@ -177,6 +178,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     for option in _MODEL_OPTIONS:
         option.add_to(group)
+    add_language_option(group)
     group = parser.add_argument_group("a local model")
     for option in _LOCAL_OPTIONS:
         option.add_to(group)
@@ -234,6 +236,9 @@ def _check(arguments: argparse.Namespace, origin: str) -> None:
         option.check_origin(arguments, origin)
     for option in _OPTIONS:
         option.check_value(arguments)
+    if arguments.languages and origin == FILES:
+        raise UserError(f"{LANGUAGE} has no effect with {FILES}; leave it out.")
+    all_languages(arguments)  # refuses malformed ones
     if arguments.top_p is not None and arguments.top_p > 1:
         raise UserError(f"--top-p is {arguments.top_p:g}; give a number up to 1.")
     _check_output(arguments.input, arguments.output)

@@ -19,12 +19,13 @@ from typing import Any
 import regex
 
 from cpo_ds.data.candidates import left_out, write_rows
-from cpo_ds.data.prompts import parse_direction
+from cpo_ds.data.prompts import base_code, parse_direction
+from cpo_ds.data.sameness import is_blank, same_text
 from cpo_ds.data.sources import RawRow, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.storage.results import content_key
 
-UNSPACED = ("zh", "ja", "th")  # of the languages known here
+UNSPACED = ("zh", "yue", "ja", "th", "lo", "km", "my", "bo")  # languages without spaces
 DRAWS = 20  # at most, for a text that stays unchanged or becomes empty
 _UNSPACED_LETTER = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
@@ -47,7 +48,7 @@ def is_unspaced(text: str, direction: str) -> bool:
     The target language of `direction` decides; without a direction, most of the text's letters do.
     """
     if direction:
-        return direction.split("-")[1] in UNSPACED
+        return base_code(parse_direction(direction)[1]) in UNSPACED
     letters = regex.findall(r"\p{L}", text)
     return 2 * sum(1 for letter in letters if _UNSPACED_LETTER.match(letter)) > len(letters)
 
@@ -121,7 +122,9 @@ def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
     rng = random.Random(content_key(str(seed), json.dumps([prompt, chosen], sort_keys=True)))
     unspaced = is_unspaced(text, _direction(raw))
     draws = (noised(text, noise, rng, unspaced=unspaced) for _ in range(DRAWS))
-    rejected = next((draw for draw in draws if draw.strip() and draw != text), None)
+    rejected = next(
+        (draw for draw in draws if not is_blank(draw) and not same_text(draw, text)), None
+    )
     if rejected is None:
         return None
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import left_out, read_candidates, write_rows
-from cpo_ds.data.prompts import alma_prompt, parse_direction
+from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
 from cpo_ds.errors import UserError
+from cpo_ds.prepare.languages import LANGUAGE, add_language_option, all_languages, language_names
 from cpo_ds.prepare.pairs.alma_rows import write_alma_rows
 from cpo_ds.prepare.pairs.choose import Pair
 from cpo_ds.prepare.pairs.selection import Options, Summary, select, summarize
@@ -81,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="alma",
         help="prompts as text, or as a user's turn for a chat template (alma)",
     )
+    add_language_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -97,6 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
             "was written."
         )
 
+    # A prompt names its languages.
+    names = all_languages(arguments)
+    prompted = [pair for pair in selection.pairs if not unnamed(pair.direction, names)]
+    without_prompt = Counter(p.direction for p in selection.pairs if unnamed(p.direction, names))
+
     # Write the folder, whole or not at all.
     summary = summarize(selection)
     record = {
@@ -105,9 +112,10 @@ def run(arguments: argparse.Namespace) -> int:
         "rows": len(rows),
         "left_out": dict(skipped.most_common()),
         **summary,
+        "without_prompt": dict(without_prompt),
     }
     with replacing_folder(arguments.output) as folder:
-        write_rows(folder / PAIRS, [pair_row(p, options.prompt_style) for p in selection.pairs])
+        write_rows(folder / PAIRS, [pair_row(p, options.prompt_style, names) for p in prompted])
         write_alma_rows(folder / ALMA_ROWS, selection.pairs)
         with writing(folder / SUMMARY) as unfinished:
             text = json.dumps(record, ensure_ascii=False, indent=2)
@@ -115,13 +123,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Print the counts.
     print("\n".join([*_lines(len(rows), summary), *left_out(skipped)]))
+    for direction, count in without_prompt.items():
+        print(
+            f"  left out of {PAIRS}, {direction}: {count}; a prompt needs the language's name: "
+            f"{LANGUAGE} {unnamed(direction, names)}=NAME"
+        )
     print(f"written to {arguments.output}: {PAIRS}, {ALMA_ROWS}, {SUMMARY}")
     return 0
 
 
 def _options(arguments: argparse.Namespace) -> Options:
     """The options, checked. Raises `UserError`."""
-    # Directions, each a pair of known languages.
+    # Directions, each a pair of codes.
     directions = None
     if arguments.directions is not None:
         directions = tuple(part.strip() for part in arguments.directions.split(","))
@@ -147,12 +160,13 @@ def _options(arguments: argparse.Namespace) -> Options:
         check_language=confidence,
         max_length_ratio=ratio,
         prompt_style=arguments.prompt_style,
+        languages=language_names(arguments),
     )
 
 
-def pair_row(pair: Pair, prompt_style: str) -> dict[str, Any]:
+def pair_row(pair: Pair, prompt_style: str, languages: Languages) -> dict[str, Any]:
     """A pair as TRL takes it: prompt, chosen and rejected, with their origin beside them."""
-    prompt: Any = alma_prompt(pair.source, *parse_direction(pair.direction))
+    prompt: Any = alma_prompt(pair.source, *parse_direction(pair.direction), languages)
     chosen: Any = pair.chosen
     rejected: Any = pair.rejected
     if prompt_style == "chat":

@@ -13,6 +13,7 @@ from cpo_ds.config import Config
 from cpo_ds.data.chat import chat_renderer, prints_date
 from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.data.plan import check_budget
+from cpo_ds.data.prompts import with_names
 from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.errors import UserError
@@ -99,7 +100,8 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
         held_out, held_out_report = read_rows(data, render_chat, path=data.eval_path, plain=plain)
         report("held out:", *held_out_report.lines())
     elif data.eval_fraction:
-        rows, held_out = split_held_out(rows, data.eval_fraction, config.train.seed)
+        languages = with_names(data.languages, "data.languages")
+        rows, held_out = split_held_out(rows, data.eval_fraction, config.train.seed, languages)
     return PreparedPairs(
         tokenizer, tokenize("training pairs", rows), tokenize("held-out pairs", held_out)
     )

@@ -11,17 +11,18 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 
+from cpo_ds.data.prompts import base_code, parse_direction
 from cpo_ds.scoring.plan import Item
 
 # BLEU's tokenizers for languages without spaces, as in the ALMA evaluation. For Japanese, sacrebleu
 # has one that needs a further package, so characters stand in.
-_UNSPACED = {"zh": "zh", "ja": "char", "th": "char"}
+_UNSPACED = {"zh": "zh", "yue": "zh"} | dict.fromkeys(("ja", "th", "lo", "km", "my", "bo"), "char")
 
 
 def score(name: str, items: list[Item]) -> list[float]:
     """The `chrf` or `bleu` of each translation, from 0 to 100."""
     return [
-        _metric(name, item.language_pair.rpartition("-")[2])
+        _metric(name, base_code(parse_direction(item.language_pair)[1]))
         .sentence_score(item.translation, [item.reference])
         .score
         for item in items

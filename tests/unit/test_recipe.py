@@ -28,6 +28,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "data.path": ("p.jsonl", "p.jsonl", ["--data.format", "pairs"]),
     "data.split": ("validation", "validation", []),
     "data.directions": ("[en-de, is-en]", ["en-de", "is-en"], []),
+    "data.languages": ("{bn: Bengali}", {"bn": "Bengali"}, []),
     "data.scorer": ("xcomet", "xcomet", ["--data.format", "triplets", "--data.path", "p"]),
     "data.prompt_style": ("chat", "chat", []),
     "data.add_bos": ("always", "always", []),

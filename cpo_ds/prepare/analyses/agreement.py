@@ -9,7 +9,8 @@ from itertools import combinations
 
 import numpy as np
 
-from cpo_ds.prepare.analyses.systems import best_and_worst
+from cpo_ds.data.sameness import best_and_worst
+from cpo_ds.prepare.analyses.systems import signs
 
 RowScores = Mapping[str, float]  # of one row's translations, in the order that breaks ties
 
@@ -50,8 +51,8 @@ def rank_pairs(first: np.ndarray, second: np.ndarray) -> RankedPairs:
     for i, j in combinations(range(first.shape[1]), 2):
         # Missing scores are packed to the end of a row: if column j has a score, column i has one.
         has_both = ~np.isnan(first[:, j])
-        order_first = _order(first[has_both, i], first[has_both, j])
-        order_second = _order(second[has_both, i], second[has_both, j])
+        order_first = signs(first[has_both, i], first[has_both, j])
+        order_second = signs(second[has_both, i], second[has_both, j])
         product = order_first * order_second
         alike += int((product > 0).sum())
         opposite += int((product < 0).sum())
@@ -73,11 +74,6 @@ def _pack(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
     packed = (np.take_along_axis(table, columns, axis=1) for table in (first, second))
     packed_first, packed_second = (np.where(missing, np.nan, table) for table in packed)
     return packed_first, packed_second
-
-
-def _order(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """1 if left is higher, -1 if right is higher, 0 for a tie, element by element."""
-    return (left > right).astype(np.int8) - (left < right).astype(np.int8)
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from cpo_ds.data.candidates import CandidateRow
+from cpo_ds.data.sameness import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
 from cpo_ds.prepare.analyses.scored import ScoredRow
-from cpo_ds.prepare.pairs.choose import RatedRow, choose, rate
+from cpo_ds.prepare.pairs.choose import choose, rate
 
 Z95 = 1.959964  # half of a 95% interval, in standard errors
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_NO_ROW = CandidateRow("", "", None, {}, {}, "")  # without a person's preference
+
+
+def signs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """1 if left is higher, -1 if right is higher, 0 if they differ by no more than rounding.
+
+    Works element by element, as `data.sameness.same_score` compares two numbers.
+    """
+    largest = np.maximum(np.abs(left), np.abs(right))
+    limit = np.maximum(RELATIVE_TOLERANCE * largest, ABSOLUTE_TOLERANCE)
+    return np.where(np.abs(left - right) <= limit, 0, np.sign(left - right)).astype(np.int8)
 
 
 # Against the reference.
@@ -48,13 +57,14 @@ class ReferenceComparison:
 
 def versus_reference(system: np.ndarray, reference: np.ndarray) -> ReferenceComparison:
     """Compares two columns of scores, [rows] each. Rows with a NaN do not count."""
-    difference = system - reference
-    difference = difference[~np.isnan(difference)]
+    scored = ~np.isnan(system - reference)
+    order = signs(system[scored], reference[scored])
+    difference = system[scored] - reference[scored]
     count = len(difference)
     return ReferenceComparison(
-        better=int((difference > 0).sum()),
-        equal=int((difference == 0).sum()),
-        worse=int((difference < 0).sum()),
+        better=int((order > 0).sum()),
+        equal=int((order == 0).sum()),
+        worse=int((order < 0).sum()),
         difference=float(difference.mean()) if count else math.nan,
         margin=Z95 * float(difference.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan,
     )
@@ -71,12 +81,6 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 # Chosen and rejected.
-
-
-def best_and_worst(scores: Mapping[str, float]) -> tuple[str, str] | None:
-    """The names that `cpo-ds prepare select` chooses and rejects by these scores, if any."""
-    pairs = choose(RatedRow(_NO_ROW, {}, scores, 0, False), "best-worst")
-    return None if isinstance(pairs, str) else (pairs[0].chosen_system, pairs[0].rejected_system)
 
 
 @dataclass(frozen=True)

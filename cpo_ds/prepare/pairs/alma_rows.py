@@ -19,6 +19,7 @@ import yaml
 
 from cpo_ds.data.candidates import REFERENCE, write_rows
 from cpo_ds.data.prompts import parse_direction
+from cpo_ds.data.sameness import best_and_worst
 from cpo_ds.prepare.pairs.choose import Pair, scorer_name
 from cpo_ds.scoring.metrics import short_name
 from cpo_ds.storage.files import writing
@@ -32,9 +33,13 @@ def config_name(direction: str) -> str:
     return f"{first}-{second}"
 
 
-def picked_names(names: Sequence[str], means: Mapping[str, float]) -> tuple[str, str]:
-    """The names that ALMA's rule chooses and rejects if `names` stand in its three slots."""
-    return max(names, key=means.__getitem__), min(names, key=means.__getitem__)
+def picks(names: Sequence[str], means: Mapping[str, float], pair: tuple[str, str]) -> bool:
+    """Whether ALMA's rule chooses and rejects `pair` if `names` stand in its three slots.
+
+    cpo_ds, which takes means for equal if they differ by rounding, must pick the same.
+    """
+    exactly = max(names, key=means.__getitem__), min(names, key=means.__getitem__)
+    return exactly == pair == best_and_worst({name: means[name] for name in names})
 
 
 def slot_names(pair: Pair) -> tuple[str, str, str]:
@@ -57,8 +62,7 @@ def slot_names(pair: Pair) -> tuple[str, str, str]:
         (reference, first, second)
         for reference in ([REFERENCE] if REFERENCE in means else []) + [chosen]
         for first, second in couples
-        if both <= {first, second}
-        and picked_names((reference, first, second), means) == (chosen, rejected)
+        if both <= {first, second} and picks((reference, first, second), means, (chosen, rejected))
     )
 
 
@@ -71,7 +75,7 @@ def alma_row(pair: Pair) -> dict[str, Any]:
     """The row of a pair. It has the columns of both directions; the other direction's are null."""
     rated = pair.rated
     source, target = parse_direction(pair.direction)
-    codes = config_name(pair.direction).split("-")
+    codes = parse_direction(config_name(pair.direction))
     names = dict(zip(SLOTS, slot_names(pair), strict=True))
     text = {slot: rated.row.translations[name] for slot, name in names.items()}
 
@@ -125,7 +129,7 @@ def _card(columns: Mapping[str, Iterable[str]]) -> str:
                 "features": [
                     {
                         "name": "translation",
-                        "struct": [{"name": c, "dtype": _dtype(c)} for c in names],
+                        "struct": [{"name": c, "dtype": _dtype(c, name)} for c in names],
                     }
                 ],
             }
@@ -139,9 +143,15 @@ def _card(columns: Mapping[str, Iterable[str]]) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{_CARD}"
 
 
-def _dtype(column: str) -> str:
-    """The type of a column: only scores have two underscores or more (slot, language, metric)."""
-    return "float64" if column == "Delta" or column.count("_") > 1 else "string"
+def _dtype(column: str, name: str) -> str:
+    """The type of a column in the configuration `name`.
+
+    Scores are named by slot, language and metric; a language's code may hold underscores itself.
+    """
+    codes = parse_direction(name)
+    starts = tuple(f"{slot}_{code}" for slot in SLOTS for code in codes)
+    is_score = column.startswith(tuple(f"{start}_" for start in starts)) and column not in starts
+    return "float64" if is_score or column == "Delta" else "string"
 
 
 _CARD = """

@@ -8,12 +8,13 @@ from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.data.sameness import best_and_worst, distinct, same_score
 from cpo_ds.data.sources import finite
 from cpo_ds.errors import UserError
 from cpo_ds.scoring.metrics import short_name
 
 BEST_EACH = "best-each"  # the other pairing is best-worst
-EQUAL = "equal scores"  # why there is no pair
+EQUAL, SAME = "equal scores", "chosen equals rejected"  # why there is no pair
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ class Pair:
         if self.chosen_system not in means or self.rejected_system not in means:
             return None
         return means[self.chosen_system] - means[self.rejected_system]
+
+    @property
+    def has_equal_scores(self) -> bool:
+        """Whether both mean scores exist and differ by no more than rounding."""
+        means = self.rated.means
+        return self.margin is not None and same_score(
+            means[self.chosen_system], means[self.rejected_system]
+        )
 
 
 def scorer_name(metrics: Sequence[str]) -> str:
@@ -165,16 +174,21 @@ def choose(rated: RatedRow, pairing: str) -> list[Pair] | str:
     """The pairs of a row, or the reason why it has none.
 
     `pairing` is `best-worst`, which gives one pair, or `best-each`, the best against each other
-    translation. A person's preference goes before the scores. Of equal scores the first counts.
+    translation. A person's preference goes before the scores. Of equal scores and of equal texts
+    the first counts.
     """
     preference = human_preference(rated.row)
     if preference:
         return [Pair(rated, *preference, is_human=True)]
-    means = rated.means
-    if len(means) < 2:
+    if len(rated.means) < 2:
         return "fewer than two scored translations"
-    best = max(means, key=means.__getitem__)  # the first of equal ones
-    worst = min(means, key=means.__getitem__)
+    names = distinct(rated.means, rated.row.translations)
+    if len(names) < 2:
+        return SAME
+    picked = best_and_worst({name: rated.means[name] for name in names})
+    if picked is None:
+        return EQUAL
     if pairing == BEST_EACH:
-        return [Pair(rated, best, other) for other in means if other != best]
-    return [Pair(rated, best, worst)] if best != worst else EQUAL
+        best, _ = picked
+        return [Pair(rated, best, other) for other in names if other != best]
+    return [Pair(rated, *picked)]

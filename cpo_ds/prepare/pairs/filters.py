@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from cpo_ds.data.candidates import CandidateRow
-from cpo_ds.data.prompts import LANGUAGES
+from cpo_ds.data.prompts import LANGUAGES, base_code, parse_direction
+from cpo_ds.data.sameness import as_seen, same_score, same_text
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.pairs.choose import EQUAL, Pair
+from cpo_ds.prepare.pairs.choose import EQUAL, SAME, Pair
 
 Filter = Callable[[Pair], str | None]
 MIN_BYTES = 20  # of UTF-8: a shorter text may well be a name or a number
@@ -23,17 +24,18 @@ def first_reason(pair: Pair, filters: Sequence[Filter]) -> str | None:
 
 def not_equal(pair: Pair) -> str | None:
     """Drops pairs with nothing to learn: equal scores or equal texts."""
-    if not pair.is_human and pair.margin == 0:
+    if not pair.is_human and pair.has_equal_scores:
         return EQUAL
-    return "chosen equals rejected" if pair.chosen == pair.rejected else None
+    return SAME if same_text(pair.chosen, pair.rejected) else None
 
 
 def margin_filter(least: float) -> Filter:
     """Drops pairs whose mean scores are closer than `least`, unless a person chose."""
 
     def keep(pair: Pair) -> str | None:
-        is_close = not pair.is_human and pair.margin is not None and pair.margin < least
-        return f"margin below {least:g}" if is_close else None
+        if pair.is_human or pair.margin is None or same_score(pair.margin, least):
+            return None
+        return f"margin below {least:g}" if pair.margin < least else None
 
     return keep
 
@@ -43,7 +45,7 @@ def duplicate_filter() -> Filter:
     seen: set[tuple[str, ...]] = set()
 
     def keep(pair: Pair) -> str | None:
-        texts = (pair.direction, pair.source, pair.chosen, pair.rejected)
+        texts = (pair.direction, *map(as_seen, (pair.source, pair.chosen, pair.rejected)))
         if texts in seen:
             return "duplicate"
         seen.add(texts)
@@ -76,14 +78,16 @@ def length_filter(limit: float, medians: Mapping[str, float]) -> Filter:
     return keep
 
 
-def language_filter(confidence: float) -> Filter:
+def language_filter(confidence: float, directions: Collection[str]) -> Filter:
     """Drops pairs with a text in another language than the target's, or a copy of the source.
 
-    py3langid chooses among the languages that cpo_ds knows. A text is in another language if
-    py3langid gives that language a probability of at least `confidence`. Close languages share the
-    probability, so Danish is not taken for Norwegian. Raises `UserError` without py3langid.
+    py3langid chooses among the languages that cpo_ds knows and the targets of `directions`. A text
+    is in another language if py3langid gives that language a probability of at least `confidence`.
+    Close languages share the probability, so Danish is not taken for Norwegian. Raises `UserError`
+    without py3langid, and for a target that it does not know.
     """
-    identifier = _identifier()
+    targets = {direction: base_code(parse_direction(direction)[1]) for direction in directions}
+    identifier = _identifier(targets)
 
     # Texts come up again in other pairs and identification is slow: remember the outcome.
     @functools.cache
@@ -95,7 +99,7 @@ def language_filter(confidence: float) -> Filter:
 
     # White space does not make a copy another text.
     def keep(pair: Pair) -> str | None:
-        target = pair.direction.split("-")[1]
+        target = targets[pair.direction]
         source = pair.source.split()
         if source in (pair.chosen.split(), pair.rejected.split()):
             return "copy of the source"
@@ -106,8 +110,11 @@ def language_filter(confidence: float) -> Filter:
     return keep
 
 
-def _identifier() -> Any:
-    """py3langid's classifier, limited to the known languages. Raises `UserError` without it."""
+def _identifier(targets: Mapping[str, str]) -> Any:
+    """py3langid's classifier, limited to the known languages and to `targets` by direction.
+
+    Raises `UserError` without py3langid, and for a target that it does not know.
+    """
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
@@ -116,5 +123,11 @@ def _identifier() -> Any:
             "'cpo-ds[langid]', or leave the option out."
         ) from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(LANGUAGES)
+    for direction, language in targets.items():
+        if language not in identifier.nb_classes:
+            raise UserError(
+                f"--check-language cannot judge {direction}: py3langid does not know the language "
+                f"{language!r}; leave the option out, or select other --directions."
+            )
+    identifier.set_languages({*LANGUAGES, *targets.values()})
     return identifier

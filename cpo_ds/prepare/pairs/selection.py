@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from cpo_ds.data.candidates import CandidateRow
+from cpo_ds.data.prompts import Languages
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs import filters
 from cpo_ds.prepare.pairs.choose import (
@@ -33,6 +34,7 @@ class Options:
     check_language: float | None
     max_length_ratio: float | None
     prompt_style: str
+    languages: Languages = field(default_factory=dict)  # names besides the known ones, by code
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def _filters(options: Options, rows: Sequence[CandidateRow]) -> list[filters.Fil
     if options.min_margin:
         chosen.append(filters.margin_filter(options.min_margin))
     if options.check_language is not None:
-        chosen.append(filters.language_filter(options.check_language))
+        directions = sorted({row.language_pair for row in rows})
+        chosen.append(filters.language_filter(options.check_language, directions))
     if options.max_length_ratio is not None:
         medians = filters.median_ratios(rows)
         chosen.append(filters.length_filter(options.max_length_ratio, medians))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpo_ds.errors import UserError
+from cpo_ds.prepare.languages import all_languages
 from cpo_ds.prepare.translation.job import Job, KeptTranslations, read_untranslated
 from cpo_ds.prepare.translation.lines import Sources
 from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
@@ -94,7 +95,8 @@ def translate(arguments: argparse.Namespace, name: str) -> int:
     """Translates on the ranks that were asked for; returns the exit code. Raises `UserError`."""
     generation, settings = _generation(arguments), prompt_settings(arguments)
     style = arguments.prompt or "alma"
-    prompt_of = prompt_maker(style, arguments.examples, arguments.shots)
+    languages = all_languages(arguments)
+    prompt_of = prompt_maker(style, arguments.examples, arguments.shots, languages)
 
     # For several ranks this process becomes the launcher of the same command.
     if (arguments.ranks > 1 or arguments.hostfile) and not is_rank():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import CandidateRow, left_out, write_rows
-from cpo_ds.data.prompts import LANGUAGES, parse_direction
+from cpo_ds.data.prompts import parse_direction
 from cpo_ds.errors import UserError
+from cpo_ds.prepare.languages import all_languages
 from cpo_ds.prepare.translation.cleaning import FIRST_LINE, clean
 from cpo_ds.prepare.translation.lines import Sources, read_sources
 from cpo_ds.prepare.translation.prompting import Prompt, last_request
@@ -75,7 +76,7 @@ class Job:
         if isinstance(answer, str):
             counts[f"no translation, {answer}"] += 1
             return None
-        target = LANGUAGES[parse_direction(row.language_pair)[1]]
+        target = self.sources.languages[parse_direction(row.language_pair)[1]]
         text, done = clean(answer.text, target, last_request(prompt))
         counts.update(f"cleaned, {step}" for step in done)
         counts["ended by the limit of tokens"] += not answer.is_whole and FIRST_LINE not in done
@@ -116,6 +117,7 @@ def source_lines(sources: Sources) -> list[str]:
 def read_untranslated(arguments: argparse.Namespace, name: str) -> Sources:
     """Reads sources and prints counts. Raises `UserError` if a row has a candidate of `name`."""
     sources = read_sources(arguments.input, arguments.language_pair, arguments.references)
+    sources = replace(sources, languages=all_languages(arguments))
     for row in sources.rows:
         if name in row.candidates:
             raise UserError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cpo_ds.data.candidates import CandidateRow, read_candidates
-from cpo_ds.data.prompts import parse_direction
+from cpo_ds.data.prompts import LANGUAGES, Languages, parse_direction
+from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError
 
 _ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -22,6 +23,7 @@ class Sources:
     line_of_row: tuple[int, ...]
     num_lines: int | None  # of a file aligned with them; None if that is not clear
     skipped: Counter[str]  # rows that were left out, by reason
+    languages: Languages = field(default_factory=LANGUAGES.copy)  # names by code
 
 
 def read_sources(path: Path, language_pair: str | None, references: Path | None) -> Sources:
@@ -69,12 +71,12 @@ def _from_text(path: Path, language_pair: str, references: Path | None) -> Sourc
     rows, line_of_row = [], []
     skipped: Counter[str] = Counter()
     for number, (source, reference) in enumerate(zip(sources, translations, strict=True)):
-        if not source.strip():
+        if is_blank(source):
             skipped["empty source"] += 1
             continue
-        if references and not reference.strip():
+        if references and is_blank(reference):
             skipped["empty reference"] += 1
-        known = reference if reference.strip() else None
+        known = None if is_blank(reference) else reference
         values = {"language_pair": language_pair, "source": source}
         values |= {"reference": known} if known else {}
         where = f"{path}, line {number + 1}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cpo_ds.errors import UserError
+from cpo_ds.prepare.languages import all_languages
 from cpo_ds.prepare.translation.chat_client import Failure, Question, Server, ask_all
 from cpo_ds.prepare.translation.job import (
     Job,
@@ -39,7 +40,9 @@ def translate(arguments: argparse.Namespace, name: str) -> int:
     if importlib.util.find_spec("openai") is None:
         raise UserError("--server needs the package openai; pip install 'cpo-ds[api]'.")
     server = _server(arguments)
-    prompt_of = prompt_maker(arguments.prompt or "gpt4", arguments.examples, arguments.shots)
+    prompt_of = prompt_maker(
+        arguments.prompt or "gpt4", arguments.examples, arguments.shots, all_languages(arguments)
+    )
     sources = read_untranslated(arguments, name)
     settings = {key: getattr(arguments, key) for key in _SETTINGS}
     job, questions = _job(sources, name, prompt_of, server.model, json.dumps(settings))

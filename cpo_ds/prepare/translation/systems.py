@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpo_ds.data.candidates import REFERENCE, write_rows
+from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.translation.job import count_lines, source_lines, summary, with_candidates
 from cpo_ds.prepare.translation.lines import Sources, read_aligned
@@ -51,7 +52,7 @@ def _read_system(name: str, file: Path, sources: Sources, counts: Counter[str]) 
     """One system's translation of each row; None for an empty line."""
     texts: list[str | None] = []
     for row, line in zip(sources.rows, read_aligned(file, sources), strict=True):
-        text = line.strip()
+        text = "" if is_blank(line) else line.strip()
         counts["cleaned, spaces around it removed"] += bool(text) and text != line
         counts["no translation, empty line"] += not text
         if text and row.candidates.get(name, text) != text:

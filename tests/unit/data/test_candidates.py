@@ -33,7 +33,7 @@ def test_blank_texts_are_left_out_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "row, said",
     [
-        (ROW | {"language_pair": "en-xx"}, "line 1: field language_pair has an unknown direction"),
+        (ROW | {"language_pair": "en_xx"}, "line 1: field language_pair has an unknown direction"),
         (ROW | {"source": 3}, "line 1: field source is not a string"),
         (ROW | {"candidates": {"a": 3}}, "line 1: field candidates.a is not a string"),
         (ROW | {"candidates": {"reference": "x"}}, "has the name of the row's reference"),

@@ -22,8 +22,8 @@ def test_directions_are_selected_and_checked(tmp_path: Path) -> None:
     assert report.dropped == {"direction not selected": 1}
     with pytest.raises(UserError, match=r"en-cs is not in .* its directions: de-en, en-de"):
         read(path, "alma-r", directions=["en-de", "en-cs"])
-    with pytest.raises(UserError, match=r"data\.directions: unknown direction 'en-dee'.*en-de\?"):
-        read(path, "alma-r", directions=["en-dee"])
+    with pytest.raises(UserError, match=r"data\.directions: unknown direction 'en_de'.*en-de\?"):
+        read(path, "alma-r", directions=["en_de"])
 
 
 def test_no_pair_left_says_why(tmp_path: Path) -> None:

@@ -69,6 +69,16 @@ def test_it_says_what_is_not_known_rather_than_failing() -> None:
     assert "loss not finite, reward accuracy 0.5000" in card
 
 
+def test_a_language_that_the_recipe_names() -> None:
+    manifest = replace(MANIFEST, data={"training pairs": {"bn-en": 3, "en-pt_BR": 2}})
+    data = {"format": "alma-r", "path": "p", "languages": {"bn": "Bengali"}}
+    card = model_card(make(data=data), manifest, FACTS)
+    assert front_matter(card)["language"] == ["bn", "en", "pt"]
+    assert r"prompt = 'Translate this from Bengali to English:\nBengali: ...\nEnglish:'" in card
+    pairs = model_card(make(data={"format": "pairs", "path": "p"}), manifest, FACTS)
+    assert "prompt = '...'" in pairs and front_matter(pairs)["language"] == ["bn", "en", "pt"]
+
+
 def test_the_prompt_is_that_of_training() -> None:
     alma = model_card(make(), MANIFEST, FACTS)
     assert r"prompt = 'Translate this from English to German:\nEnglish: ...\nGerman:'" in alma

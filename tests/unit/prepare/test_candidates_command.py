@@ -98,7 +98,7 @@ NO_SOURCE = json.dumps({"language_pair": "en-de", "source": " "})
         ("--input {rows} --output {out} --system a={lines} --system a={lines}", "a system a alre"),
         ("--input {gap} --output {out} --system a={lines}", "not clear which line of"),
         ("--input {lines} --output {out} --system a={lines}", "give its --language-pair"),
-        ("--input {lines} --language-pair en-x --output {out} --system a={lines}", "language 'x'"),
+        ("--input {lines} --language-pair en-x --output {out} --system a={lines}", "unknown"),
         ("--input {rows} --language-pair en-de --output {out} --system a={lines}", "each row of"),
         ("--input {rows} --references {lines} --output {out} --system a={lines}", "plain text"),
         ("--input {rows} --output {rows} --system a={lines}", "is the input"),

@@ -16,6 +16,7 @@ from preference_data import write
 from scipy import stats
 
 from cpo_ds.data.candidates import CandidateRow
+from cpo_ds.data.sameness import best_and_worst
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.analyses.agreement import (
     deviation_within,
@@ -27,7 +28,6 @@ from cpo_ds.prepare.analyses.agreement import (
 )
 from cpo_ds.prepare.analyses.scored import ScoredRow, read_scored
 from cpo_ds.prepare.analyses.systems import (
-    best_and_worst,
     distribution,
     provenance,
     versus_reference,

@@ -36,7 +36,7 @@ def test_plain_pairs_are_kept_as_they_are(tmp_path: Path) -> None:
         (PAIR | {"prompt": "  "}, "field prompt is empty"),
         (PAIR | {"chosen": "\n"}, "field chosen is empty"),
         (PAIR | {"rejected": 3}, "field rejected is not a string but 3"),
-        (PAIR | {"direction": "en-xy"}, "field direction has an unknown direction 'en-xy'"),
+        (PAIR | {"direction": "en_xy"}, "field direction has an unknown direction 'en_xy'"),
         (
             PAIR | {"chosen": [{"role": "assistant", "content": "x"}]},
             "must be of the same kind as chosen",
