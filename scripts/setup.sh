@@ -3,6 +3,8 @@
 #   bash scripts/setup.sh                .venv, for training, tests and the demo
 #   bash scripts/setup.sh --comet        .venv-comet, for scoring by COMET, which needs older
 #                                        versions of libraries that training uses
+#   bash scripts/setup.sh --transformers4  .venv-transformers4, for tests that load exports by an
+#                                        older transformers; it uses all else in .venv
 #   bash scripts/setup.sh --test-hosts   system programs for tests of several hosts (ssh, pdsh, ...)
 # --test-hosts installs them only as root and without systemd, as in a container: with systemd, the
 # package of sshd would also start an ssh server.
@@ -11,14 +13,19 @@ set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 comet=false
+transformers4=false
 test_hosts=false
 name=.venv
 newest_python=13
-no_python=3 # exit code if no Python fits; scripts/test.sh then leaves COMET out
+no_python=3 # exit code if no Python fits; scripts/test.sh then leaves the environment out
 if [ "${1:-}" = --comet ]; then
   comet=true
   name=.venv-comet
   newest_python=12 # COMET needs numpy 1, which has no build for Python 3.13
+  shift
+elif [ "${1:-}" = --transformers4 ]; then
+  transformers4=true
+  name=.venv-transformers4
   shift
 elif [ "${1:-}" = --test-hosts ]; then
   test_hosts=true
@@ -44,11 +51,11 @@ show_failure() {
 
 logged() { "$@" >>"$log" 2>&1; }
 
-# Prints the pins of .venv-comet: those behind "# comet:" in constraints.txt, and the usual pins of
-# all packages that have none there.
-comet_constraints() {
-  awk -F== '
-    NR == FNR { if (sub(/^# comet: /, "")) { print; named[$1] = 1 } next }
+# Prints the pins of an environment: those behind "# comet:" or "# transformers4:" in
+# constraints.txt, and the usual pins of all packages that have none there.
+constraints_of() {
+  awk -F== -v mark="^# $1: " '
+    NR == FNR { if (sub(mark, "")) { print; named[$1] = 1 } next }
     /^[^#]/ && !($1 in named)
   ' constraints.txt constraints.txt
 }
@@ -57,7 +64,7 @@ pip_install() {
   local pins=constraints.txt
   if $comet; then
     pins="$venv/constraints.txt"
-    comet_constraints >"$pins"
+    constraints_of comet >"$pins"
   fi
   logged "$python" -m pip --disable-pip-version-check install -c "$pins" "$@"
 }
@@ -102,10 +109,30 @@ END
   fi
 }
 
+# Makes the environment of an older transformers: a few packages before those of .venv.
+install_transformers4() {
+  local ours="$PWD/.venv/bin/python" purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+  local site
+  site=$("$python" -c "$purelib")
+  "$ours" -c "$purelib" >"$site/packages-of-venv.pth"
+  constraints_of transformers4 >"$venv/constraints.txt"
+  # Without dependencies, which .venv has.
+  if ! logged "$ours" -m pip --disable-pip-version-check install -c "$venv/constraints.txt" \
+    --no-deps --upgrade --target "$site" transformers huggingface_hub tokenizers peft; then
+    echo "transformers 4 could not be installed (see $log); its tests are skipped." >&2
+    rm -f "$python"
+    exit "$no_python"
+  fi
+}
+
 make_venv() {
   local base
   rm -rf "$venv"
   mkdir -p "$venv"
+  if $transformers4; then
+    logged .venv/bin/python -m venv --without-pip "$venv"
+    return
+  fi
   if ! base=$(find_python); then
     apt_install python3-venv || true
     if ! base=$(find_python); then
@@ -136,6 +163,11 @@ drop_cpu_torch() {
 }
 
 install() {
+  if $transformers4; then
+    echo "Setting up $name (details in $name/setup.log)"
+    install_transformers4
+    return
+  fi
   echo "Setting up $name (minutes the first time; details in $name/setup.log)"
   if has_gpu; then
     drop_cpu_torch
@@ -157,7 +189,7 @@ install() {
 
 main() {
   if [ $# -gt 0 ]; then
-    echo "$1: scripts/setup.sh takes no arguments but --comet or --test-hosts." >&2
+    echo "$1: scripts/setup.sh takes no arguments but --comet, --transformers4 or --test-hosts." >&2
     exit 2
   fi
   if command -v flock >/dev/null; then
@@ -170,7 +202,8 @@ main() {
   fi
   # Make it again if its Python does not start, or if it was moved or copied: programs in a virtual
   # environment contain the path of its folder.
-  if ! "$python" -c '' 2>/dev/null || ! grep -qF "$python" "$venv/bin/pip" 2>/dev/null; then
+  if ! "$python" -c '' 2>/dev/null || ! grep -qF "$venv" "$venv/bin/activate" 2>/dev/null ||
+    { $transformers4 && [ "$("$python" -V)" != "$(.venv/bin/python -V)" ]; }; then
     trap show_failure ERR
     make_venv
   fi
@@ -180,8 +213,11 @@ main() {
     : >"$log"
     install
     fingerprint >"$stamp"
-    $comet && echo "Ready: cpo-ds prepare score finds $name by itself" ||
+    if $comet; then
+      echo "Ready: cpo-ds prepare score finds $name by itself"
+    elif ! $transformers4; then
       echo "Ready: source .venv/bin/activate"
+    fi
   fi
 }
 

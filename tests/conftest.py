@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from small_disk import Disk, small_disk
 
 TESTS = Path(__file__).parent
-TIERS = ("system", "ranks", "fakecuda", "parity", "unit")
+TIERS = ("system", "ranks", "peers", "fakecuda", "parity", "unit")
 
 # No test fails because the machine is busy.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -25,6 +25,7 @@ from cpo_ds.config import Config
 from cpo_ds.engine.engine import Engine, gather_parameters
 from cpo_ds.errors import UserError
 from cpo_ds.export.card import card_facts, model_card
+from cpo_ds.export.portable import write_model_settings, write_tokenizer
 from cpo_ds.model.adapter import merge_adapter
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.storage.files import sync
@@ -138,7 +139,7 @@ def write_folder(
             _write_adapter(unfinished, export, dict(weights))
         else:
             _write_model(unfinished, export, iter(weights), shard_bytes)
-        export.tokenizer.save_pretrained(unfinished)
+        write_tokenizer(unfinished, export.tokenizer)
         (unfinished / "README.md").write_text(export.card, encoding="utf-8")
         for file in unfinished.rglob("*"):
             sync(file)
@@ -170,12 +171,7 @@ def _write_model(folder: Path, export: Export, weights: Iterator[Named], shard_b
         name: getattr(parameter, "ds_numel", parameter.numel()) * dtype.itemsize
         for name, parameter in model.named_parameters()
     }
-    settings = copy.deepcopy(model.config)
-    settings.dtype = export.dtype
-    settings.architectures = [type(model).__name__]
-    settings.save_pretrained(folder)
-    # Not `save_pretrained`, which refuses some generation settings that base models come with.
-    model.generation_config.to_json_file(folder / "generation_config.json", use_diff=True)
+    write_model_settings(folder, model, export.dtype)
     write_shards(folder, weights, plan_shards(sizes, shard_bytes))
 
 
