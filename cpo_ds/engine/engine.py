@@ -22,6 +22,7 @@ from cpo_ds.engine.leaves import mark_leaf_layers
 from cpo_ds.engine.optimizer import make_optimizer
 from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.errors import UserError
+from cpo_ds.model.adapter import read_from_outside
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.ranks.liveness import count_common_work
 from cpo_ds.ranks.ranks import Ranks
@@ -259,9 +260,11 @@ class Engine:
 
 
 def _prepare_for_gathering(policy: PolicyModel) -> None:
-    """Tells ZeRO-3 what to gather together, and that the scoring head uses the head's weight."""
+    """Tells ZeRO-3 what to gather together, and which modules use weights of others."""
     mark_leaf_layers(policy)
     deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
+    for module, weight in read_from_outside(policy):
+        deepspeed.zero.register_external_parameter(module, weight)
 
 
 def _sharded_reference(reference: PolicyModel, settings: DeepSpeedSettings) -> Any:

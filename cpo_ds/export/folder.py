@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from cpo_ds.engine.engine import Engine, gather_parameters
 from cpo_ds.errors import UserError
 from cpo_ds.export.card import card_facts, model_card
 from cpo_ds.export.portable import write_model_settings, write_tokenizer
-from cpo_ds.model.adapter import merge_adapter
+from cpo_ds.model.adapter import kept_weights, merge_trained
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.storage.files import sync
 
@@ -40,7 +40,8 @@ class Export:
     """Everything in an export but its weights.
 
     `model` gives names, shapes and settings: a PEFT model makes an adapter, any other a full model.
-    `base` names the model that an adapter belongs to, in a way that works from any folder.
+    `base` names the model that an adapter belongs to, in a way that works from any folder. `kept`
+    are weights of the base that belong to the adapter and were not trained.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class Export:
     base: str
     dtype: str
     card: str
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def write_pretrained(
@@ -66,7 +68,7 @@ def write_pretrained(
     as_adapter = exports_adapter(config)
     model = engine.policy.language_model
     if config.trains_adapter and not as_adapter:
-        model = engine.policy.language_model = merge_adapter(model, gather_parameters)
+        model = engine.policy.language_model = merge_trained(model, gather_parameters)
     # Rank 0 writes one gathered weight after the other.
     gathered = engine.whole_parameters(trained_only=as_adapter)
     problem = None
@@ -91,7 +93,10 @@ def make_export(
     as_adapter = isinstance(model, peft.PeftModel)
     facts = card_facts(config, manifest.step, as_adapter=as_adapter, dtype=dtype)
     card = model_card(config, manifest, facts)
-    return Export(model, tokenizer, _named_anywhere(config.model.name_or_path), dtype, card)
+    start = config.model.adapter if as_adapter and config.continues_adapter else None
+    kept = kept_weights(model, start) if start else {}
+    kept = {name: weight.to(getattr(torch, dtype)) for name, weight in kept.items()}
+    return Export(model, tokenizer, _named_anywhere(config.model.name_or_path), dtype, card, kept)
 
 
 def _named_anywhere(name_or_path: str) -> str:
@@ -157,7 +162,7 @@ def _write_adapter(folder: Path, export: Export, weights: dict[str, torch.Tensor
     named = peft.get_peft_model_state_dict(
         export.model, state_dict=weights, save_embedding_layers=False
     )
-    contiguous = {name: weight.contiguous() for name, weight in named.items()}
+    contiguous = {name: weight.contiguous() for name, weight in (export.kept | named).items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = copy.deepcopy(export.model.peft_config["default"])
     settings.inference_mode = True

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.trainable_tokens import layer as rows_of_tokens
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
 from cpo_ds.config import Config, LoraConfig
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.model.file_checks import check_plain_lora
-from cpo_ds.model.hub import unavailable
+from cpo_ds.model.adapter_checks import check_adapter
+from cpo_ds.model.hub import adapter_weights, unavailable
+from cpo_ds.model.merging import Merging, base_name
 from cpo_ds.ranks.liveness import count_work
 
 # Makes sharded parameters whole inside a `with` block and keeps what is written to them.
@@ -29,31 +33,45 @@ def gather_nothing(parameters: Iterable[nn.Parameter]) -> AbstractContextManager
     return nullcontext()
 
 
-def with_adapter(causal_lm: Any, config: Config, merge: Callable[[Any], Any]) -> Any:
+def with_adapter(causal_lm: Any, config: Config, gather: GatherParameters) -> Any:
     """Returns the model as the recipe trains it, with its adapters, if any.
 
-    A starting adapter is continued, or handed to `merge`, which returns the plain model. Raises
-    `UserError` for an adapter that cannot be merged and exported exactly.
+    A starting adapter is continued, or merged into the model's weights. Raises `UserError` for an
+    adapter that cannot be served exactly.
     """
     if config.model.adapter:
-        check_plain_lora(config.model.adapter)
-        adapted = starting_adapter(causal_lm, config, config.model.adapter)
+        check_adapter(config.model, causal_lm.config)
         if config.continues_adapter:
-            return adapted
-        causal_lm = merge(adapted)
+            return starting_adapter(causal_lm, config, config.model.adapter, gather)
+        merge_adapter(causal_lm, starting_merging(causal_lm.config, config), gather)
     if config.lora is None:
         return causal_lm.requires_grad_(True)
     return _new_adapter(causal_lm, config.lora, config.train.seed)
 
 
-def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
+def starting_adapter(
+    causal_lm: Any, config: Config, adapter: str, gather: GatherParameters = gather_nothing
+) -> Any:
     """Loads an adapter of any kind that peft knows, by name or folder, and adds it to the model.
 
     Raises `UserError` if the adapter is missing, incomplete or does not fit the model.
     """
+    settings = starting_settings(config, adapter)
+    # Weights of the base that the adapter replaces or reads, which ZeRO-3 has split.
+    names = {base_name(name) for name in adapter_weights(adapter)}
+    rows = getattr(settings, "trainable_token_indices", None)
+    layers = rows if isinstance(rows, dict) else ["embed_tokens"] if rows else []
+    needed = [
+        parameter
+        for name, parameter in causal_lm.named_parameters()
+        if name in names or name.removesuffix(".weight").endswith(tuple(layers))
+    ]
     try:
-        settings = starting_settings(config, adapter)
-        with warnings.catch_warnings(record=True) as caught:
+        with (
+            gather(needed),
+            _rows_of_whole_weights(),
+            warnings.catch_warnings(record=True) as caught,
+        ):
             warnings.simplefilter("always")  # peft only warns of weights that the files lack
             adapted = peft.PeftModel.from_pretrained(
                 causal_lm,
@@ -62,16 +80,57 @@ def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
                 is_trainable=config.continues_adapter,
                 autocast_adapter_dtype=False,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise unavailable("LoRA adapter", adapter, error) from None
     messages = [str(warning.message) for warning in caught]
-    missing = next((message for message in messages if "missing" in message), None)
+    missing = next((message for message in messages if "missing adapter keys" in message), None)
     if missing:
         raise UserError(
             f"the LoRA adapter {adapter} does not hold all of its weights for this model: "
             f"{one_line(missing)}"
         )
     return adapted
+
+
+def kept_weights(adapted: Any, adapter: str) -> dict[str, torch.Tensor]:
+    """Weights of the base that an adapter's file holds and that training does not change.
+
+    They have their names in the file. `adapted` is the model that continues the adapter.
+    """
+    named = dict(adapted.named_parameters(remove_duplicate=False))
+    weights = adapter_weights(adapter)
+    return {n: w for n, w in weights.items() if n in named and not named[n].requires_grad}
+
+
+def read_from_outside(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Yields layers of adapters, each with a base weight that it reads outside its module."""
+    for module in model.modules():
+        has_variant = isinstance(module, LoraLayer) and bool(module.lora_variant)  # such as DoRA
+        if has_variant or isinstance(module, TrainableTokensLayer):
+            yield module, module.get_base_layer().weight  # type: ignore[operator]
+
+
+@contextmanager
+def _rows_of_whole_weights() -> Iterator[None]:
+    """Lets peft read rows of embeddings that are whole; under ZeRO-3 it would insist on CUDA."""
+    keep = rows_of_tokens.check_deepspeed_zero3_enabled
+    rows_of_tokens.check_deepspeed_zero3_enabled = lambda: False
+    try:
+        yield
+    finally:
+        rows_of_tokens.check_deepspeed_zero3_enabled = keep
+
+
+def starting_merging(model_config: Any, config: Config) -> Merging:
+    """The starting adapter, to be merged into weights of the recipe's precision."""
+    adapter = config.model.adapter
+    assert adapter is not None
+    return Merging(
+        model_config,
+        getattr(torch, config.model.dtype),
+        lambda hollow: starting_adapter(hollow, config, adapter),
+        adapter_weights(adapter),
+    )
 
 
 def starting_settings(config: Config, adapter: str) -> Any:
@@ -137,17 +196,36 @@ def new_settings(lora: LoraConfig) -> Any:
 
 
 @torch.no_grad()
-def merge_adapter(
-    adapted: Any,
-    gather:
-    # Makes sharded parameters whole inside a `with` block and keeps what is written to them.
-    GatherParameters = gather_nothing,
-) -> Any:
-    """Adds a LoRA adapter to its base weights, one layer at a time; returns the plain model."""
+def merge_adapter(causal_lm: Any, merging: Merging, gather: GatherParameters) -> None:
+    """Merges an adapter into a model's weights, one module at a time."""
+    if merging.unties:
+        untie(causal_lm, gather)
+    weights = dict(causal_lm.named_parameters())
+    for names in merging.changed():
+        count_work()
+        # A tied weight has one of its names here.
+        parameters = {name: weights[name] for name in names if name in weights}
+        with gather(parameters.values()):
+            for name, parameter in parameters.items():
+                parameter.copy_(merging.merged(name, lambda name: weights[name].detach()))
+
+
+@torch.no_grad()
+def untie(causal_lm: Any, gather: GatherParameters) -> None:
+    """Gives the head a weight of its own, equal to the embeddings that it was tied to."""
+    embeddings = causal_lm.get_input_embeddings().weight
+    with gather([embeddings]):
+        head = nn.Parameter(embeddings.detach().clone(), requires_grad=False)
+    causal_lm.get_output_embeddings().weight = head
+    causal_lm.config.tie_word_embeddings = False
+
+
+@torch.no_grad()
+def merge_trained(adapted: Any, gather: GatherParameters) -> Any:
+    """Merges a model's own adapter into it, one layer at a time; returns the plain model."""
     for module in adapted.modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             count_work()
-            weight = module.get_base_layer().weight
             with gather(module.parameters()):
-                weight += module.get_delta_weight("default").to(weight.dtype)
+                module.merge()
     return adapted.unload()

@@ -1,4 +1,4 @@
-"""Refuses models and adapters that loading, merging or exporting would get wrong."""
+"""Refuses models that loading, merging or exporting would get wrong."""
 
 from __future__ import annotations
 
@@ -7,40 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cpo_ds.errors import UserError
-from cpo_ds.model.hub import adapter_weights, unavailable
 
 _TIED = ("lm_head.weight", "embed_tokens.weight")  # how the names of tied weights end
 _ROWS = 4096  # rows of a weight that are compared at a time, so that little is held in memory
-
-# Settings of plain LoRA, which adds a scaled B·A to the layers that they choose, and settings that
-# matter only when an adapter is made.
-_PLAIN_SETTINGS = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-    "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
-    "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "fan_in_fan_out", "runtime_config", "ensure_weight_tying", "init_lora_weights", "loftq_config",
-    "eva_config",
-}  # fmt: skip
-# Values of init_lora_weights that leave the base as it is. With any other, peft changes the base
-# when it loads the adapter.
-_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "eva")
-# Other settings, and the kind of update that each stands for.
-_UPDATE_KINDS = {
-    "use_dora": "DoRA",
-    "lora_bias": "biases of its own",
-    "bias": "trained biases of the base",
-    "trainable_token_indices": "rows of the embedding trained for some tokens",
-    "modules_to_save": "whole layers of its own",
-    "target_parameters": "updates of parameters that are no layers",
-    "layer_replication": "layers used several times",
-}
 
 
 def check_no_adapter(name_or_path: str) -> None:
@@ -140,63 +115,3 @@ def _rows_of(file: Path, name: str) -> Callable[[int, int], torch.Tensor]:
             return part[begin : min(end, rows)] if begin < rows else torch.empty(0)
 
     return read
-
-
-def check_plain_lora(adapter: str) -> None:
-    """Raises `UserError` unless an adapter is plain LoRA: B·A added to weights, and nothing else.
-
-    Merging and exporting support no other kind and would leave out everything else that it holds.
-    """
-    # Check the settings: no other kind, no name that this peft ignores, no other update.
-    settings = _settings_of(adapter)
-    kind = str(settings.get("peft_type", "")).upper()
-    if kind != "LORA":
-        problem = f"is of the kind {kind}" if kind else "does not name its kind (peft_type)"
-        raise UserError(_refusal(adapter, problem))
-    defaults = peft.LoraConfig().to_dict()
-    for name, value in settings.items():
-        if name not in defaults and value:
-            raise UserError(
-                _refusal(adapter, f"sets {name}, which this peft ({peft.__version__}) ignores")
-            )
-        if name == "init_lora_weights" and value not in _PLAIN_INITIALIZATIONS:
-            raise UserError(
-                _refusal(adapter, f"sets {name} to {value!r}, with which peft changes the base")
-            )
-        if name in _PLAIN_SETTINGS or not value or value == defaults[name]:
-            continue
-        kind_of_update = _UPDATE_KINDS.get(name, "another kind of update")
-        raise UserError(_refusal(adapter, f"sets {name} ({kind_of_update})"))
-    # Check the weights: nothing but A and B.
-    others = [name for name in adapter_weights(adapter) if not _is_lora_weight(name)]
-    if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        raise UserError(_refusal(adapter, f"holds whole weights ({others[0]}{more})"))
-
-
-def _refusal(adapter: str, problem: str) -> str:
-    """The message for an adapter that is not plain LoRA, and the way around."""
-    return (
-        f"the adapter {adapter} {problem}; only plain LoRA can be continued, merged or exported "
-        "here. Merge it into its base by peft (merge_and_unload, save_pretrained) and give that "
-        "model as model.name_or_path."
-    )
-
-
-def _is_lora_weight(name: str) -> bool:
-    parts = name.split(".")
-    return any(f"lora_{part}" in parts for part in ("A", "B", "embedding_A", "embedding_B"))
-
-
-def _settings_of(adapter: str) -> dict[str, Any]:
-    """An adapter's settings from its file, unknown ones included, which peft would leave out."""
-    try:
-        file = find_adapter_config_file(adapter)
-        if file is None:
-            raise OSError("it has no adapter_config.json")
-        settings = json.loads(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError(f"{file} is no JSON object")
-        return settings
-    except (OSError, ValueError) as error:
-        raise unavailable("LoRA adapter", adapter, error) from None

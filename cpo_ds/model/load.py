@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from torch import nn
 
 from cpo_ds.config import Config, ModelConfig
 from cpo_ds.errors import UserError
-from cpo_ds.model.adapter import GatherParameters, gather_nothing, merge_adapter, with_adapter
+from cpo_ds.model.adapter import GatherParameters, gather_nothing, with_adapter
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.attention_choice import choose_backend
 from cpo_ds.model.file_checks import check_no_adapter, check_tied_head
@@ -122,7 +121,7 @@ def load_policy(
     if config.data.max_tokens > longest_unchanged(model_config):
         rotate_each_sequence(causal_lm.get_decoder())
     recompute_layers(causal_lm, model.gradient_checkpointing)
-    language_model = with_adapter(causal_lm, config, partial(merge_adapter, gather=gather))
+    language_model = with_adapter(causal_lm, config, gather)
     parts, layers = choose_parts(model.kernels, device)
     if parts is not None:
         fuse_layers(causal_lm.get_decoder(), parts)
@@ -239,7 +238,7 @@ def head_transform(model_config: Any, model: ModelConfig) -> HeadTransform:
 def _check_head(policy: PolicyModel) -> None:
     """Raises `UserError` for a head that `ScoringHead` would not apply exactly."""
     head = policy.causal_lm.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer | ModulesToSaveWrapper):
+    if isinstance(head, BaseTunerLayer | AuxiliaryTrainingWrapper):
         raise UserError(
             "the adapter changes lm_head, which is applied outside its module here; leave lm_head "
             "out of the adapter's target_modules and modules_to_save."

@@ -7,12 +7,21 @@ from typing import Any
 
 import torch
 import transformers
-from peft.tuners.lora import LoraLayer
 
 from cpo_ds.config import Config
-from cpo_ds.model.adapter import add_adapter, new_settings, starting_settings, with_adapter
-from cpo_ds.model.file_checks import check_plain_lora
+from cpo_ds.model.adapter import (
+    add_adapter,
+    gather_nothing,
+    new_settings,
+    starting_adapter,
+    starting_merging,
+    starting_settings,
+    untie,
+)
+from cpo_ds.model.adapter_checks import check_adapter, merge_unties
+from cpo_ds.model.hub import adapter_weights
 from cpo_ds.model.load import load_causal_lm, load_model_config
+from cpo_ds.model.merging import Merging
 
 
 def outline(config: Config) -> Any:
@@ -22,15 +31,17 @@ def outline(config: Config) -> Any:
     that the run continues, cannot be read.
     """
     model_config = load_model_config(config.model.name_or_path)
+    adapter, dtype = config.model.adapter, getattr(torch, config.model.dtype)
+    if adapter:
+        check_adapter(config.model, model_config)
+        if not config.continues_adapter and merge_unties(adapter, model_config):
+            model_config.tie_word_embeddings = False
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            model_config, dtype=getattr(torch, config.model.dtype)
-        )
+        model = transformers.AutoModelForCausalLM.from_config(model_config, dtype=dtype)
         model.generation_config = _generation_config(config.model.name_or_path, model)
         if config.continues_adapter:
-            assert config.model.adapter is not None
-            check_plain_lora(config.model.adapter)
-            settings = starting_settings(config, config.model.adapter)
+            assert adapter is not None
+            settings = starting_settings(config, adapter)
         elif config.lora is not None:
             settings = new_settings(config.lora)
         else:
@@ -63,29 +74,46 @@ class LazyMerge:
     """Merges a run's adapters into its base model while the weights are read, one at a time.
 
     `model` is the base. Its own weights stay as they are, since merging into weights that are
-    mapped files would copy all of them into memory.
+    mapped files would copy all of them into memory. Raises `UserError` for an adapter that cannot
+    be merged.
     """
 
     def __init__(self, base: Any, config: Config, trained: Mapping[str, torch.Tensor]) -> None:
-        self._layers: dict[int, list[LoraLayer]] = {}
-        adapted = with_adapter(base, config, self._remove_adapter)
-        loaded = adapted.load_state_dict(trained, strict=False)  # the base is loaded already
-        assert not loaded.unexpected_keys, loaded.unexpected_keys
-        self.model = self._remove_adapter(adapted)
+        self.model = base
+        self._adapters: list[Merging] = []
+        if config.model.adapter:
+            check_adapter(config.with_model(adapter_mode="merge").model, base.config)
+            if not config.continues_adapter:
+                self._add(starting_merging(base.config, config))
 
-    def _remove_adapter(self, adapted: Any) -> Any:
-        """Keeps the adapter's layers by the weight that they change; returns the plain model."""
-        for module in adapted.modules():
-            if isinstance(module, LoraLayer):
-                weight = module.get_base_layer().weight
-                self._layers.setdefault(id(weight), []).append(module)
-        return adapted.unload()
+        def adapt(hollow: Any) -> Any:
+            if config.model.adapter and config.continues_adapter:
+                adapted = starting_adapter(hollow, config, config.model.adapter)
+            else:
+                assert config.lora is not None
+                adapted = add_adapter(hollow, new_settings(config.lora))
+            loaded = adapted.load_state_dict(trained, strict=False)  # the rest is loaded already
+            assert not loaded.unexpected_keys, loaded.unexpected_keys
+            return adapted
 
-    @torch.no_grad()
+        names = list(trained)
+        if config.model.adapter and config.continues_adapter:
+            names += adapter_weights(config.model.adapter)
+        self._add(Merging(base.config, getattr(torch, config.model.dtype), adapt, names))
+
+    def _add(self, merging: Merging) -> None:
+        if merging.unties:
+            untie(self.model, gather_nothing)
+        self._adapters.append(merging)
+
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields (name, merged weight), rounded as in `adapter.merge_adapter`."""
-        for name, parameter in self.model.named_parameters():
-            weight = parameter.detach()
-            for layer in self._layers.get(id(parameter), ()):
-                weight = weight + layer.get_delta_weight("default").to(weight.dtype)
-            yield name, weight
+        """Yields (name, merged weight), rounded as in `adapter.merge_adapter`; call it once."""
+        weights = dict(self.model.named_parameters())
+
+        def merged(name: str, adapters: list[Merging]) -> torch.Tensor:
+            if not adapters:
+                return weights[name].detach()
+            return adapters[-1].merged(name, lambda name: merged(name, adapters[:-1]))
+
+        for name in weights:
+            yield name, merged(name, self._adapters)

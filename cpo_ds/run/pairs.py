@@ -17,7 +17,7 @@ from cpo_ds.data.prompts import with_names
 from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.errors import UserError
-from cpo_ds.model.file_checks import check_plain_lora
+from cpo_ds.model.adapter_checks import check_adapter
 from cpo_ds.model.load import check_token_ids, load_model_config
 from cpo_ds.model.positions import rope_key
 from cpo_ds.model.tokenizer import load_tokenizer, stop_tokens
@@ -59,7 +59,7 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
     data, name_or_path = config.data, config.model.name_or_path
     model_config = load_model_config(name_or_path)
     if config.model.adapter:
-        check_plain_lora(config.model.adapter)
+        check_adapter(config.model, model_config)
     tokenizer = load_tokenizer(name_or_path)
     stops = stop_tokens(name_or_path, model_config)
 

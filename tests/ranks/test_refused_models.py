@@ -13,9 +13,10 @@ from helpers import save_tiny_adapter, save_tiny_model
 from launch import main_on_ranks, write_recipe
 from model_files import change_json, separate_head, settings
 
+from cpo_ds.config import ModelConfig
 from cpo_ds.errors import UserError
 from cpo_ds.export.from_checkpoint import export
-from cpo_ds.model.file_checks import check_plain_lora
+from cpo_ds.model.adapter_checks import check_adapter
 from cpo_ds.model.load import load_model_config
 
 
@@ -27,11 +28,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_with_such_an_adapter_ends_before_the_model_is_loaded(
     base: Path, tmp_path: Path
 ) -> None:
-    save_tiny_adapter(base, tmp_path / "adapter", use_dora=True)
+    save_tiny_adapter(base, tmp_path / "adapter", alora_invocation_tokens=[5, 7])
     recipe = write_recipe(tmp_path, settings(base, tmp_path / "adapter"))
     done, _ = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "out", ranks=2)
     assert done.code == 2 and "Traceback" not in done.output, done.output
-    assert "use_dora" in done.output and "attention:" not in done.output
+    assert "alora_invocation_tokens" in done.output and "attention:" not in done.output
     assert not (tmp_path / "out" / "config.yaml").exists()
 
 
@@ -43,9 +44,9 @@ def test_an_export_with_such_an_adapter_is_refused(
     values = export_runs["adapter continued, ZeRO-3"]
     run, _ = copy_run(values, tmp_path)
     adapter = shutil.copytree(values["model"]["adapter"], tmp_path / "adapter")
-    change_json(adapter / "adapter_config.json", use_dora=True)
+    change_json(adapter / "adapter_config.json", alora_invocation_tokens=[5, 7])
     change_model(run, adapter=str(adapter))
-    with pytest.raises(UserError, match="sets use_dora"):
+    with pytest.raises(UserError, match="sets alora_invocation_tokens"):
         export(run, output=tmp_path / "export", merge=merge)
     assert not (tmp_path / "export").exists()
 
@@ -85,4 +86,5 @@ def test_lora_of_this_kind_is_what_runs_make(base: Path, tmp_path: Path) -> None
     values = settings(base, train={"max_steps": 1}, lora=LORA, output_dir=str(tmp_path / "out"))
     (done,) = main_on_ranks("--config", write_recipe(tmp_path, values))
     assert done.code == 0, done.output
-    check_plain_lora(str(tmp_path / "out" / "export"))
+    started = ModelConfig(name_or_path=str(base), adapter=str(tmp_path / "out" / "export"))
+    check_adapter(started, load_model_config(str(base)))

@@ -1,0 +1,110 @@
+"""Starting adapters on several ranks: trained a step, exported in each way, compared with peft."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from adapter_kinds import peft_model
+from helpers import plain_logps, random_pairs
+
+from cpo_ds.data.pack import pack
+from cpo_ds.engine.settings import read_deepspeed_settings
+from cpo_ds.errors import UserError
+from cpo_ds.export.folder import write_pretrained
+from cpo_ds.export.from_checkpoint import export
+from cpo_ds.losses import pair_terms, step_share
+from cpo_ds.model.load import load_tokenizer
+from cpo_ds.ranks.quiet import silence_libraries
+from cpo_ds.ranks.ranks import Ranks, init_ranks
+from cpo_ds.recipe import parse_config
+from cpo_ds.run.build import RunInputs, build_run
+from cpo_ds.run.trainer import Run
+from cpo_ds.schema import StepTotals
+
+PAIRS = random_pairs(4)
+Outcome = dict[str, Any]  # a way to use an adapter -> largest error of a log-prob, or a refusal
+
+
+def compare_each(recipes: dict[str, dict[str, Any]], file: str) -> None:
+    """Starts each recipe, trains one step and exports; writes name -> outcomes to a JSON file."""
+    silence_libraries()
+    ranks = init_ranks()
+    outcomes = {}
+    for name, values in recipes.items():
+        with contextlib.redirect_stdout(io.StringIO()):
+            outcomes[name] = _outcome(values, ranks)
+    if ranks.rank == 0:
+        Path(file).write_text(json.dumps(outcomes))
+    torch.distributed.destroy_process_group()
+
+
+def _outcome(values: dict[str, Any], ranks: Ranks) -> Outcome:
+    config = parse_config(values, "test")
+    settings = read_deepspeed_settings(config)
+    try:
+        run = build_run(RunInputs(config, settings, ranks, PAIRS))
+    except UserError as error:
+        return {"start": str(error)}
+    base, adapter = Path(config.model.name_or_path), Path(config.model.adapter or "")
+    outcome = {"start": _error(_logps(run), lambda: peft_model(base, adapter))}
+    outcome["gradient"] = _train_a_step(run)
+    trained = _logps(run)
+    folder = Path(config.output_dir)
+    run.saver.save(1)
+    tokenizer = load_tokenizer(str(base))
+    write_pretrained(run.engine, ranks, config, tokenizer, folder / "online", run.manifest_of(1))
+    outcome["online"] = _error(trained, lambda: _load(base, folder / "online"))
+    for name, merge in (("offline", False), ("merged", True)):
+        try:
+            ranks.on_first(
+                lambda name=name, merge=merge: (
+                    export(  # type: ignore[misc]
+                        folder, output=folder / name, merge=merge, say=lambda text: None
+                    )
+                    and None
+                )
+            )
+            outcome[name] = _error(trained, lambda name=name: _load(base, folder / name))  # type: ignore[misc]
+        except UserError as error:
+            outcome[name] = str(error)
+    run.monitor.close()
+    run.engine._deepspeed.destroy()
+    return outcome
+
+
+def _train_a_step(run: Run) -> float:
+    """Makes an optimizer step; returns the norm of its gradient."""
+    batch = pack(PAIRS, tuple(range(len(PAIRS))))
+    chosen, rejected = int(batch.num_chosen_tokens.sum()), int(batch.num_rejected_tokens.sum())
+    totals = StepTotals(len(PAIRS), chosen, chosen + rejected, 0, 0)
+    terms = pair_terms(run.engine.score(batch), run.config.loss)
+    run.engine.accumulate(step_share(terms, totals, run.config.loss) / run.ranks.world_size)
+    update = run.engine.update(1e-2)
+    assert update.applied
+    return update.grad_norm
+
+
+def _logps(run: Run) -> torch.Tensor:
+    with run.engine.evaluating():
+        logps = run.engine.score(pack(PAIRS, tuple(range(len(PAIRS)))))
+    return torch.cat([logps.chosen, logps.rejected])
+
+
+def _load(base: Path, exported: Path) -> Any:
+    if (exported / "adapter_config.json").exists():
+        return peft_model(base, exported)
+    return transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+
+
+def _error(served: torch.Tensor, make: Any) -> float:
+    """The largest difference from plain log-probs, which rank 0 alone computes."""
+    if torch.distributed.get_rank() > 0:
+        return 0.0
+    with torch.no_grad():
+        return float((served - torch.cat(plain_logps(make(), PAIRS))).abs().max())
