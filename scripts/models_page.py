@@ -33,7 +33,9 @@ def written(section: str, page: str) -> str:
 
 def with_table(section: str, new: str, page: str) -> str:
     """Returns the page with another table in a section."""
-    return page.replace(written(section, page), new)
+    begin, end = (f"<!-- {section}: {word} -->" for word in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{new}\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> int:

@@ -57,6 +57,7 @@ _UPDATE_KINDS = {
     "layer_replication": "layers used several times",
     "target_parameters": "updates of parameters that are no layers",
 }
+_ROWS_OF_HEAD = "lm_head.token_adapter.trainable_tokens_delta"
 _MERGE_FIRST = (
     "Merge it into its base by peft (merge_and_unload, save_pretrained) and give that model as "
     "model.name_or_path."
@@ -80,6 +81,7 @@ def check_adapter(model: ModelConfig, model_config: Any) -> None:
     if mode == "continue" and model.quantization:
         _check_plain(adapter, settings)
     adapted = _outlined(adapter, kind, model_config)
+    _check_nesting(adapted, adapter)
     _check_embeddings(adapted, adapter, mode)
     if mode == "merge":
         _check_biases(adapted, adapter)
@@ -161,8 +163,8 @@ def _outlined(adapter: str, kind: str, model_config: Any) -> Any:
     """
     # LoRA needs no memory on the meta device. Other kinds make numbers that peft computes with.
     on_meta = kind == "LORA"
-    names = () if on_meta else {base_name(name) for name in adapter_weights(adapter)}
-    make = model_on_meta if on_meta else partial(hollow_model, filled=names)
+    names = list(adapter_weights(adapter))
+    make = model_on_meta if on_meta else partial(hollow_model, filled=set(map(base_name, names)))
     try:
         settings = peft.PeftConfig.from_pretrained(adapter)
         with whole_models(), warnings.catch_warnings():
@@ -179,13 +181,25 @@ def _outlined(adapter: str, kind: str, model_config: Any) -> Any:
         ) from None
     if loaded.missing_keys:
         raise _lacks(adapter, loaded.missing_keys[0])
-    if loaded.unexpected_keys:
+    copies = _copies(names, model_config)
+    unknown = [name for name in loaded.unexpected_keys if name not in copies]
+    if unknown:
         raise UserError(
-            f"the adapter {adapter} holds {len(loaded.unexpected_keys)} weights that peft would "
-            f"leave out, since this model has none of that name ({loaded.unexpected_keys[0]}...); "
+            f"the adapter {adapter} holds {len(unknown)} weights that peft would leave out, since "
+            f"this model has none of that name ({unknown[0]}...); "
             "get the model that it was trained on, or remove them from its file."
         )
     return adapted
+
+
+def _copies(names: list[str], model_config: Any) -> set[str]:
+    """Names of weights in an adapter's file that peft stores twice, and reads once."""
+    copies = {
+        name for name in names if name.replace(".modules_to_save.", ".") in set(names) - {name}
+    }
+    if model_config.tie_word_embeddings:  # rows of embeddings are rows of the head too
+        copies |= {name for name in names if name.endswith(_ROWS_OF_HEAD)}
+    return copies
 
 
 def _lacks(adapter: str, name: str) -> UserError:
@@ -201,6 +215,22 @@ def _is_changed(module: nn.Module) -> bool:
 
 def _has_rows(module: nn.Module) -> bool:
     return isinstance(module, TrainableTokensLayer | TrainableTokensWrapper)
+
+
+def _check_nesting(adapted: Any, adapter: str) -> None:
+    """Raises `UserError` for a layer that is stored whole and by rows, of which peft merges one."""
+    for name, module in adapted.named_modules():
+        inner = [part for part in module.modules() if part is not module]
+        if isinstance(module, AuxiliaryTrainingWrapper) and any(map(_is_wrapper, inner)):
+            raise UserError(
+                f"the adapter {adapter} changes {base_name(name)} by modules_to_save and by "
+                "trainable_token_indices, which peft cannot merge; make an adapter with one of the "
+                "two."
+            )
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return isinstance(module, AuxiliaryTrainingWrapper)
 
 
 def _check_embeddings(adapted: Any, adapter: str, mode: str) -> None:

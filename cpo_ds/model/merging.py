@@ -8,6 +8,7 @@ not matter how the real model keeps its weights: whole, split over ranks, or in 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,9 +68,12 @@ def whole_models() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = keep
 
 
+_WRAPPED = re.compile(r"\.((token_adapter\.)?base_layer|original_module)\.")
+
+
 def base_name(name: str) -> str:
     """The base model's name of a weight that a PEFT model, or an adapter's file, calls `name`."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return _WRAPPED.sub(".", name.removeprefix("base_model.model."))
 
 
 def unties(adapted: Any) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 import peft
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
 CAUSAL = {"task_type": "CAUSAL_LM"}
 TARGETS = CAUSAL | {"target_modules": ["q_proj", "down_proj"]}
@@ -25,7 +24,7 @@ def lora(**settings: Any) -> Any:
 LORA_KINDS: dict[str, Make] = {
     "LoRA": lora,
     "rsLoRA": lambda: lora(use_rslora=True),
-    "LoRA, ranks and scales by layer": lambda: lora(
+    "LoRA with rank_pattern and alpha_pattern": lambda: lora(
         rank_pattern={"q_proj": 2}, alpha_pattern={"down_proj": 3}
     ),
     "LoRA on the embeddings": lambda: lora(target_modules=["embed_tokens", "v_proj"]),
@@ -79,32 +78,28 @@ REFUSED_KINDS: dict[str, Make] = {
 ALL_KINDS = LORA_KINDS | OTHER_KINDS | REFUSED_KINDS
 
 
-def save_adapter(base: Path, folder: Path, settings: Any) -> Path:
-    """Writes an adapter of PEFT's settings, all of whose trained weights have changed."""
+def save_adapter(base: Path, folder: Path, settings: Any, *, embeddings: bool = False) -> Path:
+    """Writes an adapter of PEFT's settings, all of whose trained weights have changed.
+
+    With `embeddings` it holds those of the base too, changed, as peft stores them for new tokens.
+    """
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if embeddings:
+            model.get_input_embeddings().weight.data += 0.1
         adapted = peft.get_peft_model(model, settings)
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data + 0.05 * torch.randn_like(parameter)
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(folder, save_embedding_layers=embeddings or "auto")
     return folder
 
 
-def add_whole_weights(base: Path, adapter: Path, *names: str) -> None:
-    """Adds weights of the base, changed, to an adapter's file, as peft does for new tokens."""
-    file = adapter / "adapter_model.safetensors"
-    weights = load_file(base / "model.safetensors")
-    torch.manual_seed(2)
-    added = {f"base_model.model.{name}": weights[name] + 0.1 * torch.randn(1) for name in names}
-    save_file(load_file(file) | added, file, metadata={"format": "pt"})
-
-
-def peft_model(base: Path, adapter: Path) -> Any:
+def peft_model(base: Path, adapter: Path, *, is_trainable: bool = False) -> Any:
     """The adapter on its base by transformers and peft alone."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return peft.PeftModel.from_pretrained(model, adapter).eval()
+        return peft.PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable).eval()

@@ -14,12 +14,14 @@ from adapter_kinds import peft_model
 from helpers import plain_logps, random_pairs
 
 from cpo_ds.data.pack import pack
+from cpo_ds.engine import engine
 from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
 from cpo_ds.export.folder import write_pretrained
 from cpo_ds.export.from_checkpoint import export
 from cpo_ds.losses import pair_terms, step_share
-from cpo_ds.model.load import load_tokenizer
+from cpo_ds.model.adapter import gather_nothing
+from cpo_ds.model.load import load_policy, load_tokenizer
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config
@@ -27,8 +29,9 @@ from cpo_ds.run.build import RunInputs, build_run
 from cpo_ds.run.trainer import Run
 from cpo_ds.schema import StepTotals
 
-PAIRS = random_pairs(4)
+PAIRS = random_pairs(2)
 Outcome = dict[str, Any]  # a way to use an adapter -> largest error of a log-prob, or a refusal
+ONLY_LOADED = "only loaded"  # beginning of the names of recipes that are not trained
 
 
 def compare_each(recipes: dict[str, dict[str, Any]], file: str) -> None:
@@ -38,13 +41,14 @@ def compare_each(recipes: dict[str, dict[str, Any]], file: str) -> None:
     outcomes = {}
     for name, values in recipes.items():
         with contextlib.redirect_stdout(io.StringIO()):
-            outcomes[name] = _outcome(values, ranks)
+            follow = _loaded if name.startswith(ONLY_LOADED) else _trained
+            outcomes[name] = follow(values, ranks)
     if ranks.rank == 0:
         Path(file).write_text(json.dumps(outcomes))
     torch.distributed.destroy_process_group()
 
 
-def _outcome(values: dict[str, Any], ranks: Ranks) -> Outcome:
+def _trained(values: dict[str, Any], ranks: Ranks) -> Outcome:
     config = parse_config(values, "test")
     settings = read_deepspeed_settings(config)
     try:
@@ -76,6 +80,29 @@ def _outcome(values: dict[str, Any], ranks: Ranks) -> Outcome:
     run.monitor.close()
     run.engine._deepspeed.destroy()
     return outcome
+
+
+def _loaded(values: dict[str, Any], ranks: Ranks) -> Outcome:
+    """Compares a merged adapter's weights, as ZeRO splits them, with peft's log-probs."""
+    config = parse_config(values, "test")
+    settings = read_deepspeed_settings(config)
+    gather = engine.gather_parameters if settings.stage == 3 else gather_nothing
+    try:
+        with engine.sharded_loading(settings, ranks):
+            policy, _ = load_policy(config, device=ranks.device, gather=gather)
+    except UserError as error:
+        return {"start": str(error)}
+    model = policy.language_model
+    with gather(model.parameters()):
+        whole = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    if ranks.rank > 0:
+        return {}
+    plain = transformers.AutoModelForCausalLM.from_config(model.config, attn_implementation="eager")
+    plain.load_state_dict(whole, strict=not model.config.tie_word_embeddings)
+    with torch.no_grad():
+        merged = torch.cat(plain_logps(plain.eval(), PAIRS))
+    base, adapter = Path(config.model.name_or_path), Path(config.model.adapter or "")
+    return {"start": _error(merged, lambda: peft_model(base, adapter))}
 
 
 def _train_a_step(run: Run) -> float:

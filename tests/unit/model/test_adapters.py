@@ -14,7 +14,6 @@ from adapter_kinds import (
     ALL_KINDS,
     LORA_KINDS,
     OTHER_KINDS,
-    add_whole_weights,
     lora,
     peft_model,
     save_adapter,
@@ -162,8 +161,7 @@ def test_embeddings_as_peft_adds_them(
 ) -> None:
     """peft stores them beside an adapter for an enlarged vocabulary."""
     base = bases(tied=tied)
-    save_adapter(base, tmp_path / "adapter", lora())
-    add_whole_weights(base, tmp_path / "adapter", "model.embed_tokens.weight")
+    save_adapter(base, tmp_path / "adapter", lora(), embeddings=True)
     policy = check_served(base, tmp_path / "adapter", mode)
     weights = policy.causal_lm
     assert (weights.get_input_embeddings().weight is policy.head_weight) == tied
@@ -185,3 +183,28 @@ def test_a_setting_of_another_day(bases: Callable[..., Path], tmp_path: Path, mo
     save_adapter(bases(), tmp_path / "adapter", lora())
     change_json(tmp_path / "adapter" / "adapter_config.json", use_better_lora=True)
     check_refused(bases(), tmp_path / "adapter", mode, "sets use_better_lora, which this peft")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"use_dora": True, "lora_dropout": 0.0},
+        {"bias": "all", "lora_bias": True},
+        {"trainable_token_indices": [5, 7, 40], "modules_to_save": ["norm", "o_proj"]},
+        {"modules_to_save": ["embed_tokens", "mlp"], "target_modules": ["q_proj"]},
+    ],
+)
+def test_gradients_are_those_of_peft(
+    bases: Callable[..., Path], tmp_path: Path, given: dict[str, Any]
+) -> None:
+    base = bases(attention_bias=True, mlp_bias=True)
+    save_adapter(base, tmp_path / "adapter", lora(**given))
+    policy, _ = load_policy(config_for(base, tmp_path / "adapter", "continue"), device=CPU)
+    torch.cat(policy(pack(PAIRS, tuple(range(len(PAIRS)))))).sum().backward()
+    adapted = peft_model(base, tmp_path / "adapter", is_trainable=True)
+    torch.cat(plain_logps(adapted, PAIRS)).sum().backward()
+    expected = {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}
+    gradients = {n: p.grad for n, p in policy.language_model.named_parameters() if p.requires_grad}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4, msg=name)
