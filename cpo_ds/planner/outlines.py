@@ -139,7 +139,7 @@ def _with_model_folder(config: Config, folder: str) -> Config:
 
 def full_variant(config: Config) -> Config:
     """A recipe changed to train all parameters."""
-    of_model = {"adapter_mode": "merge"} if config.continues_adapter else {}
+    of_model = {"adapter": None} if config.continues_adapter else {}
     update: dict[str, Any] = {"lora": None}
     if config.loss.reads_reference_from("adapter"):
         update["loss"] = config.loss.model_copy(update={"reference": "model"})
