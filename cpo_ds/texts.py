@@ -42,4 +42,7 @@ class TextSettings(Section):
     def _check_date(cls, value: object) -> str | None:
         if value is None:
             return None
-        return date.fromisoformat(str(value)).isoformat()  # YAML reads a day as a date
+        try:
+            return date.fromisoformat(str(value)).isoformat()  # YAML reads a day as a date
+        except ValueError:
+            raise ValueError(f"must be a day like 2026-01-31, but is {value!r}") from None

@@ -78,11 +78,12 @@ def _like_sentencepiece(tokenizer: Any, file: Path) -> Any:
     problem = _differing(tokenizer, model)
     if problem is None:
         return tokenizer
-    other = _load(transformers.LlamaTokenizer, str(file.parent))
-    other.chat_template = tokenizer.chat_template
-    other.backend_tokenizer.model = _bpe(model)
-    if _differing(other, model) is None and _differing(_exported(other, file), model) is None:
-        return other
+    with_space = _load(transformers.LlamaTokenizer, str(file.parent))
+    with_space.chat_template = tokenizer.chat_template
+    for other in (tokenizer, with_space):
+        other.backend_tokenizer.model = _bpe(model)
+        if _differing(other, model) is None and _differing(_exported(other, file), model) is None:
+            return other
     raise UserError(
         f"{file} is a SentencePiece model without a tokenizer.json, and transformers makes a "
         f"tokenizer of it that gives other tokens, for example of {problem!r}; add the "

@@ -53,6 +53,18 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         ),
         ({"model": {"name_or_path": "m", "adapter_mode": "merge"}}, r"names no adapter"),
         ({"data": {"format": "sample", "scorer": "x"}}, r"data\.scorer has no effect"),
+        (
+            {"data": {"format": "sample", "special_tokens": "plain"}},
+            r"data\.special_tokens has no effect with data\.format: sample",
+        ),
+        (
+            {"data": {"format": "sample", "chat_template_kwargs": {"a": 1}}},
+            r"data\.chat_template_kwargs has no effect with data\.prompt_style: alma",
+        ),
+        (
+            {"data": {"format": "sample", "template_date": "tomorrow"}},
+            r"data\.template_date: must be a day like 2026-01-31, but is 'tomorrow'",
+        ),
         ({"train": {"seed": -1}}, r"train\.seed"),
     ],
 )

@@ -109,14 +109,15 @@ def byte_level(
 
 
 @functools.cache
-def sentencepiece_model() -> bytes:
-    """A SentencePiece model like Llama-2's."""
+def sentencepiece_model(*, begins_with_space: bool = True) -> bytes:
+    """A SentencePiece model like Llama-2's, or like Gemma's, which puts no space before a text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_LINES * 20), model_writer=model, vocab_size=450, model_type="bpe",
         byte_fallback=True, character_coverage=1.0, split_digits=True, pad_id=-1, minloglevel=2,
         allow_whitespace_only_pieces=True, remove_extra_whitespaces=False,
         normalization_rule_name="identity", hard_vocab_limit=False,
+        add_dummy_prefix=begins_with_space,
     )  # fmt: skip
     # Like Llama-2's, it joins spaces to each other only if nothing else is left to join.
     proto = sentencepiece_model_pb2.ModelProto()
@@ -148,10 +149,17 @@ def save_folder(
     return folder
 
 
-def save_sentencepiece(folder: Path, settings: dict[str, Any] | None = None, **more: Any) -> Path:
+def save_sentencepiece(
+    folder: Path,
+    settings: dict[str, Any] | None = None,
+    *,
+    begins_with_space: bool = True,
+    **more: Any,
+) -> Path:
     """Writes a model's folder with `tokenizer.model` alone, and tokenizer_config.json if given."""
     save_folder(folder, **more)
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    model = sentencepiece_model(begins_with_space=begins_with_space)
+    (folder / "tokenizer.model").write_bytes(model)
     if settings is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder

@@ -59,6 +59,20 @@ def test_a_sentencepiece_model_alone_gives_its_own_tokens(
     assert [tokens(again, text) for text in texts] == [model.encode(text) for text in texts]
 
 
+@pytest.mark.parametrize("settings", [None, {"tokenizer_class": "GemmaTokenizer"}])
+def test_a_sentencepiece_model_that_puts_no_space_before_texts(
+    tmp_path: Path, settings: Any
+) -> None:
+    options = {"model_type": "gemma", "begins_with_space": False}
+    folder = kinds.save_sentencepiece(tmp_path / "m", settings, **options)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    ours = load_tokenizer(str(folder))
+    plain = transformers.AutoTokenizer.from_pretrained(folder)
+    expected = [model.encode(text) for text in [*TEXTS, "  a"]]
+    assert [ours(t, add_special_tokens=False)["input_ids"] for t in [*TEXTS, "  a"]] == expected
+    assert [plain(t, add_special_tokens=False)["input_ids"] for t in [*TEXTS, "  a"]] != expected
+
+
 def test_a_sentencepiece_model_that_no_conversion_serves_is_refused(tmp_path: Path) -> None:
     # transformers reads a Qwen2's tokenizer as byte-level BPE, from an export too.
     folder = kinds.save_sentencepiece(tmp_path / "qwen", LLAMA, model_type="qwen2")
