@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import transformers
 from doors import tokenizers as kinds
+from helpers import sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
-from cpo_ds.data.chat import chat_renderer
+from cpo_ds.data.chat import chat_renderer, render_answers
 from cpo_ds.data.encoder import TextEncoder, is_marked, unmarked
+from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.errors import UserError
+from cpo_ds.schema import PreferenceRow
 
 SPELLED = [*kinds.SPECIAL, "<s>", "</s>", "<pad>", "<unk>"]
 
@@ -97,6 +100,28 @@ def test_a_conversation_holds_the_templates_special_tokens_alone(
     special = set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<s>", "</s>"]))
     markers = [token for token in tokens(answer) if token in special]
     assert markers == [token for token in tokens("x") if token in special] and len(markers) == 4
+
+
+@settings(max_examples=200, deadline=None)
+@given(KINDS, TEXT.filter(str.strip), TEXT)
+def test_a_pair_has_the_tokens_of_transformers(kind: str, asked: str, answer: str) -> None:
+    """Texts that spell no special token, through reading and tokenizing of a row."""
+    tokenizer = tokenizer_of(kind)
+    render = chat_renderer(tokenizer, TextEncoder(tokenizer).plain)
+    assert render is not None
+    texts = render_answers(asked, answer + "x", answer + "y", render)
+    rows = [PreferenceRow(*texts, "en-de", "here", is_chat=True)]
+    stops = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    limits = {"max_prompt_tokens": 999, "max_tokens": 999}
+    (pair,), _ = tokenize_rows(rows, tokenizer, stops=stops, **limits)  # type: ignore[arg-type]
+    for ids, end in zip(sequences(pair), "xy", strict=True):
+        messages = [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer + end},
+        ]
+        whole = tokenizer.apply_chat_template(messages, return_dict=False)
+        assert ids == whole[: len(ids)] and ids[-1] == stops[0]
+        assert tokenizer.decode(whole[len(ids) :]).strip() == ""
 
 
 def test_overlapping_special_tokens_are_characters_too() -> None:
