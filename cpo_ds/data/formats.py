@@ -34,7 +34,6 @@ class Texts(NamedTuple):
     source: str
     chosen: str
     rejected: str
-    is_chat: bool = False  # whether a chat template rendered the texts
 
 
 class Format(NamedTuple):
@@ -248,8 +247,8 @@ def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
         raise raw.error(
             "chat_template_kwargs", "is not supported; remove it, or set data.chat_template_kwargs"
         )
-    texts = Texts(*render_pair(*_conversations(raw), render_chat), is_chat=True)
-    for field, text in zip(("prompt", "chosen", "rejected"), texts[:3], strict=True):
+    texts = Texts(*render_pair(*_conversations(raw), render_chat))
+    for field, text in zip(("prompt", "chosen", "rejected"), texts, strict=True):
         if is_blank(text):
             raise raw.error(field, "is empty after the chat template has rendered it")
     return texts

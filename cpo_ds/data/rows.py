@@ -151,11 +151,11 @@ def _make_row(
             f"{raw.where}: the tokenizer's chat template refuses this conversation ({error}); "
             "change the row to fit the template, or use plain strings (data.prompt_style: alma)."
         ) from None
-    if not texts.is_chat:
-        texts = Texts(plain(texts.source), plain(texts.chosen), plain(texts.rejected))
-    return PreferenceRow(
-        texts.source, texts.chosen, texts.rejected, direction, raw.origin, texts.is_chat
-    )
+    # A chat template has rendered the texts if the recipe or a conversation asks for it.
+    is_chat = data.prompt_style == "chat" or isinstance(raw.values.get("chosen"), list)
+    if not is_chat:
+        texts = Texts(*map(plain, texts))
+    return PreferenceRow(texts.source, texts.chosen, texts.rejected, direction, raw.origin, is_chat)
 
 
 def _with_prompt(
@@ -171,7 +171,7 @@ def _with_prompt(
     prompt = alma_prompt(texts.source, *parse_direction(direction), languages)
     if data.prompt_style == "chat" and render_chat is not None:
         rendered = render_answers(prompt, texts.chosen, texts.rejected, render_chat)
-        return Texts(*rendered, is_chat=True)
+        return Texts(*rendered)
     return texts._replace(source=prompt)
 
 
