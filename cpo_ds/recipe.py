@@ -90,7 +90,8 @@ def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
     if path is None:
         raise UserError(f"deepspeed: there is no file {named}; see ds_configs/.")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        text = path.read_text(encoding="utf-8-sig")  # some editors add a mark
+        settings = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     except OSError as error:

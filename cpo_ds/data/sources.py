@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.data.parquet import DamagedParquet, parquet_rows
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError, one_line
+from cpo_ds.storage.hub_names import is_unreachable, why_not_provided
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _FILE_LIKE = (*_SUFFIXES, ".json", ".json.gz", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zst")
@@ -101,16 +103,6 @@ def finite(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # an integer of hundreds of digits
         return None
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A value of a file that Python has no form for, such as a date in the year 10000."""
-
-    reason: str
-
-    def __repr__(self) -> str:
-        return f"an unreadable value ({self.reason})"
 
 
 def read_raw(path: str, split: str) -> Iterator[RawRow | None]:
@@ -213,35 +205,11 @@ def _parse_line(line: bytes, number: int, label: str) -> RawRow | None:
 
 
 def _read_parquet(path: Path, label: str) -> Iterator[RawRow | None]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for values in zip(*map(_cells, batch.columns), strict=True):
-                    number += 1
-                    named = dict(zip(batch.schema.names, values, strict=True))
-                    yield RawRow(label, "row", number, named)
-    except pyarrow.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{label} is not a valid parquet file ({reason}); make it again.") from None
-
-
-def _cells(column: Any) -> list[Any]:
-    """The values of a column in a parquet file; those that Python cannot hold are `Unreadable`."""
-    try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):  # a row may do without the field that holds it
-        return [_cell(value) for value in column]
-
-
-def _cell(value: Any) -> Any:
-    try:
-        return value.as_py()
-    except (ValueError, OverflowError) as error:
-        return Unreadable(one_line(error))
+        for number, values in enumerate(parquet_rows(path), start=1):
+            yield RawRow(label, "row", number, values)
+    except DamagedParquet as error:
+        raise UserError(f"{label} is not a valid parquet file ({error}); make it again.") from None
 
 
 def _read_saved_dataset(path: Path, split: str) -> Iterator[RawRow | None]:
@@ -271,6 +239,9 @@ def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
         parts = [datasets.load_dataset(name, config, split=split) for config in configs]
     except Exception as error:  # one type each for offline, unknown, gated, no such split
         reason = " ".join(str(error).split())
+        if is_unreachable(error):
+            problem = why_not_provided(error, "HF_DATASETS_OFFLINE")
+            raise UserError(f"data path {name!r}: no such file or folder, and {problem}.") from None
         raise UserError(
             f"dataset {name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: "
             f"{reason}); check data.path (a name on the Hugging Face hub, or a file or folder that "

@@ -20,7 +20,7 @@ from cpo_ds.doctor import links, reachable
 from cpo_ds.doctor.checks import network, resources, software
 from cpo_ds.doctor.checks.findings import Row
 from cpo_ds.doctor.gather import gather
-from cpo_ds.doctor.hostfile import read_hostfile
+from cpo_ds.doctor.hostfile import has_byte_order_mark, read_hostfile
 from cpo_ds.doctor.sessions import HostGroup, Ssh, sessions
 from cpo_ds.doctor.survey import PlannedRun, Survey
 from cpo_ds.doctor.table import report
@@ -176,6 +176,7 @@ def _planned_run(arguments: argparse.Namespace, environment: dict[str, str]) -> 
         master_port=arguments.master_port,
         need_disk=arguments.need_disk,
         need_memory=arguments.need_memory,
+        has_marked_hostfile=has_byte_order_mark(arguments.hostfile),
     )
     return _with_recipe(planned, arguments.recipe) if arguments.recipe else planned
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     Raises `UserError` for a file that DeepSpeed's launcher would fail on.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"hostfile {path} cannot be read: {reason}.") from None
@@ -33,6 +34,15 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         return parse_hostfile(text)
     except ValueError as error:
         raise UserError(f"{path}{error}") from None
+
+
+def has_byte_order_mark(path: Path) -> bool:
+    """Whether a file begins with the mark that some editors add.
+
+    `read_hostfile` skips it. DeepSpeed's launcher takes it for a part of the first host's name.
+    """
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 def parse_hostfile(text: str) -> tuple[Host, ...]:

@@ -49,6 +49,7 @@ class PlannedRun:
     master_port: int = 29500
     need_disk: float = 20.0  # GiB
     need_memory: float = 8.0  # GiB
+    has_marked_hostfile: bool = False  # it begins with a byte order mark
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import cached_file
 
 from cpo_ds.config import ModelConfig
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.model.hub import adapter_weights, unavailable
 from cpo_ds.model.merging import base_name, hollow_model, model_on_meta, unties, whole_models
+from cpo_ds.storage.hub_names import check_folder_or_name
 
 # Kinds whose merge into weights was compared with the adapter itself, each one tested.
 MERGED_KINDS = (
@@ -268,10 +269,9 @@ def _check_biases(adapted: Any, adapter: str) -> None:
 
 def _settings_of(adapter: str) -> dict[str, Any]:
     """An adapter's settings from its file, unknown ones included, which peft would leave out."""
+    check_folder_or_name("LoRA adapter", adapter)
     try:
-        file = find_adapter_config_file(adapter)
-        if file is None:
-            raise OSError("it has no adapter_config.json")
+        file = cached_file(adapter, "adapter_config.json")
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError(f"{file} is no JSON object")

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HTTPError  # of the HTTP library: the hub does not answer
 from peft import PeftConfig
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 
 from cpo_ds.errors import UserError, one_line
+from cpo_ds.storage.hub_names import check_folder_or_name, why_not_provided
 
 
 def adapter_fingerprint(adapter: str) -> str:
@@ -37,9 +39,10 @@ def adapter_fingerprint(adapter: str) -> str:
 
 def adapter_weights(adapter: str) -> dict[str, torch.Tensor]:
     """An adapter's weights by name, on the CPU. Raises `UserError` if they cannot be read."""
+    check_folder_or_name("LoRA adapter", adapter)
     try:
         return load_peft_weights(adapter, device="cpu")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, HTTPError) as error:
         raise unavailable("LoRA adapter", adapter, error) from None
 
 
@@ -52,8 +55,5 @@ def unavailable(kind: str, name_or_path: str, error: Exception) -> UserError:
     """The error for a model, tokenizer or adapter (`kind`) that is missing or cannot be read."""
     if Path(name_or_path).is_dir():
         return UserError(f"the {kind} in {name_or_path} cannot be read: {one_line(error)}")
-    return UserError(
-        f"there is no {kind} {name_or_path}: there is no such folder, and the Hugging Face hub "
-        f"does not provide it (check the name, log in with `hf auth login` if it is gated, or "
-        f"download it and give its folder)."
-    )
+    reason = why_not_provided(error)
+    return UserError(f"there is no {kind} {name_or_path}: there is no such folder, and {reason}.")

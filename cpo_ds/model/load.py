@@ -29,6 +29,7 @@ from cpo_ds.model.policy import PolicyModel
 from cpo_ds.model.positions import longest_unchanged, rotate_each_sequence
 from cpo_ds.model.quantization import prepare_quantized, quantizer
 from cpo_ds.model.recomputation import recompute_layers
+from cpo_ds.storage.hub_names import check_folder_or_name
 
 # Models for which the packed layout is exact, each one tested. They are decoders whose tokens
 # influence each other only through attention from transformers' registry and through positions.
@@ -40,6 +41,7 @@ SUPPORTED_MODEL_TYPES = (
 
 def read_model_config(name_or_path: str) -> Any:
     """A model's transformers configuration. Raises `UserError` if it cannot be read."""
+    check_folder_or_name("model", name_or_path)
     check_no_adapter(name_or_path)
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path)

@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from cpo_ds.errors import UserError
 from cpo_ds.model.hub import unavailable
+from cpo_ds.storage.hub_names import check_folder_or_name
 
 # Texts that conversions of SentencePiece models get wrong: the first word, digits, spaces in a row,
 # indents, joined scripts, letters with several code points, and bytes.
@@ -27,6 +28,7 @@ _PROBES = (
 
 def load_tokenizer(name_or_path: str) -> Any:
     """The model's tokenizer. Raises `UserError` if it cannot be read, or was converted wrongly."""
+    check_folder_or_name("tokenizer", name_or_path)
     tokenizer = _load(transformers.AutoTokenizer, name_or_path)
     file = _find(name_or_path, "tokenizer.model")
     if file is None or _find(name_or_path, "tokenizer.json"):

@@ -47,6 +47,11 @@ def parse_environment_file(text: str) -> dict[str, str]:
     """
     values: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("\ufeff"):
+            raise ValueError(
+                "it begins with a byte order mark, which DeepSpeed's launcher takes for a part of "
+                "the first name; save it as UTF-8 without one"
+            )
         name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpo_ds.errors import UserError
@@ -37,7 +39,7 @@ def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None)
     if ranks > 1 or hostfile:
         command += ["deepspeed.launcher.runner", "-q", "--no_local_rank"]
         if hostfile:
-            command += ["--hostfile", hostfile]
+            command += ["--hostfile", _without_mark(hostfile)]
         else:
             command += ["--num_accelerators", str(ranks), "--master_port", str(_free_port())]
         command += ["--module"]
@@ -62,6 +64,20 @@ def _check(ranks: int, hostfile: str | None) -> None:
         raise UserError(f"--hostfile {hostfile} does not exist; correct it, or create the file.")
     if ranks > (most := 2 * (os.cpu_count() or 1)):
         raise UserError(f"--ranks {ranks} is too many for this host; at most {most}.")
+
+
+def _without_mark(hostfile: str) -> str:
+    """A path to the hostfile without the byte order mark that some editors add.
+
+    DeepSpeed's launcher would take it for a part of the first host's name. The copy is in memory,
+    open in the process that this one becomes.
+    """
+    content = Path(hostfile).read_bytes()
+    if not content.startswith(codecs.BOM_UTF8):
+        return hostfile
+    descriptor = os.memfd_create("hostfile", flags=0)  # not closed when the process is replaced
+    os.write(descriptor, content.removeprefix(codecs.BOM_UTF8))
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _free_port() -> int:

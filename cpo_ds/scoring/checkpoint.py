@@ -19,6 +19,7 @@ import yaml
 
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.scoring.metrics import Metric
+from cpo_ds.storage.hub_names import looks_like_path, why_not_provided
 
 _BLOCK_BYTES, _BLOCKS = 2**16, 64  # read of a checkpoint for its fingerprint
 
@@ -46,7 +47,8 @@ def find_checkpoint(metric: Metric) -> Checkpoint:
     given = Path(metric.model).expanduser()
     path = _in_folder(given) if given.is_dir() else given
     if not path.is_file():
-        if given.exists() or metric.model.count("/") != 1 or metric.model.startswith((".", "~")):
+        is_name = metric.model.count("/") == 1 and not looks_like_path(metric.model)
+        if given.exists() or not is_name:
             raise UserError(
                 f"--metric {metric.name}: there is no checkpoint {metric.model}; give a "
                 "checkpoints/model.ckpt, its folder, or a Hugging Face name like Unbabel/XCOMET-XL."
@@ -83,11 +85,8 @@ def _download(metric: Metric) -> Path:
         )
     except errors.RepositoryNotFoundError:
         problem = f"there is no model {metric.model} on the Hugging Face hub; check the name"
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        problem = (
-            f"{metric.model} is not on this machine and the Hugging Face hub cannot be reached; "
-            "download it where it can, and give the folder"
-        )
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        problem = f"{metric.model} is not on this machine, and {why_not_provided(error)}"
     except (errors.HfHubHTTPError, OSError) as error:
         problem = f"{metric.model} cannot be downloaded: {one_line(error)}"
     raise UserError(f"--metric {metric.name}: {problem}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,18 @@ def test_a_recipe_that_is_no_recipe(tmp_path: Path, content: bytes, message: str
     with pytest.raises(UserError, match=message) as caught:
         load_config(["--config", str(path)])
     assert "bad.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_byte_order_marks_and_carriage_returns_are_taken(tmp_path: Path) -> None:
+    """Some editors write them into a recipe and into a DeepSpeed file."""
+    recipe, deepspeed = tmp_path / "r.yaml", tmp_path / "ds.json"
+    lines = ["model:", "  name_or_path: x", "data:", "  format: sample", f"deepspeed: {deepspeed}"]
+    recipe.write_bytes(codecs.BOM_UTF8 + "\r\n".join(lines).encode())
+    deepspeed.write_bytes(codecs.BOM_UTF8 + b'{\r\n"zero_optimization": {"stage": 2}}')
+    config, _ = load_config(["--config", str(recipe)])
+    assert config.model.name_or_path == "x"
+    settings = {"zero_optimization": {"stage": 2}}
+    assert read_deepspeed_file(config) == (deepspeed, settings)
 
 
 def test_help_lists_every_setting_with_default_and_text(

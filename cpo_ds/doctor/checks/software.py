@@ -54,7 +54,20 @@ def identity(survey: Survey) -> Row:
                 )
             )
     own = sorted(set(hostnames.values()))
-    return Row("host names", fold(own), (*twice, *same_name))
+    return Row("host names", fold(own), (*_byte_order_mark(survey), *twice, *same_name))
+
+
+def _byte_order_mark(survey: Survey) -> list[Finding]:
+    """A problem if the hostfile begins with the mark that some editors add."""
+    if not survey.run.has_marked_hostfile:
+        return []
+    file = survey.run.hostfile
+    problem = (
+        f"{file} begins with a byte order mark, which DeepSpeed's launcher takes for a part of the "
+        "first name"
+    )
+    fix = f"remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {file}"
+    return [Finding((survey.hosts[0].name,), problem, fix)]
 
 
 def python(survey: Survey) -> Row:

@@ -16,6 +16,7 @@ from cpo_ds.model.adapter import starting_adapter
 from cpo_ds.model.hub import adapter_fingerprint, unavailable
 from cpo_ds.model.load import load_causal_lm, read_model_config
 from cpo_ds.prepare.translation.job import Translation
+from cpo_ds.storage.hub_names import check_folder_or_name
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # of model and tokenizer
@@ -28,6 +29,7 @@ def identity(name_or_path: str, adapter: str | None) -> str:
     A model of the hub is identified by its commit, a folder by its files: large files by their size
     and a sample of their content. Raises `UserError` if the model is missing.
     """
+    check_folder_or_name("model", name_or_path)
     folder = Path(name_or_path)
     if not folder.is_dir():
         try:  # the hub's cache has a folder named by the commit

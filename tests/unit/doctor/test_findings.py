@@ -49,6 +49,8 @@ FAULTS = [
     (lose_gpu2, "login", "fix", "gpu2: it is off"),
     (of_gpu2(boot="gpu1", hostname="gpu1"), "host names", "fix", "these are one host (gpu1)"),
     (of_gpu2(hostname="gpu3"), "host names", "fix", "gpu[2-3]: all have the name gpu3"),
+    (planned(has_marked_hostfile=True), "host names", "fix", "gpu1: hosts begins with a byte order "
+     "mark, which DeepSpeed's launcher takes for a part of the first name -> remove it: sed -i"),
     (of_gpu2(python="/usr/bin/python3"), "Python", "fix", "gpu2: there is no working /v/python"),
     (of_gpu2(python_version="3.10.1"), "Python", "fix", "gpu2: Python 3.10.1 instead of 3.11.7"),
     (of_gpu2(versions={"torch": "2.12", "mpi4py": "4.1"}), "packages", "fix", "torch==2.13.0"),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpo_ds.doctor.hostfile import Host, fold, hostfile_text, parse_hostfile
+from cpo_ds.doctor.hostfile import (
+    Host,
+    fold,
+    has_byte_order_mark,
+    hostfile_text,
+    parse_hostfile,
+    read_hostfile,
+)
 from cpo_ds.doctor.reachable import usable_hosts
+from cpo_ds.ranks.relaunch import _without_mark
 
 NAME = st.from_regex(r"[a-z]{1,3}[0-9]{0,3}(\.x)?", fullmatch=True)
 HOSTS = st.lists(st.builds(Host, NAME, st.integers(1, 16)), min_size=1, unique_by=lambda h: h.name)
@@ -43,6 +53,21 @@ def test_a_hostfile_is_read_as_the_launcher_reads_it(hosts: list[Host], between:
 def test_a_bad_hostfile_is_refused_by_line(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse_hostfile(text)
+
+
+def test_a_byte_order_mark_is_skipped_and_told(tmp_path: Path) -> None:
+    """Some editors write it, and lines that end in a carriage return."""
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    plain, marked = tmp_path / "plain", tmp_path / "marked"
+    plain.write_bytes(b"gpu1 slots=2\r\ngpu2 slots=1\r\n")
+    marked.write_bytes(codecs.BOM_UTF8 + plain.read_bytes())
+    assert read_hostfile(marked) == read_hostfile(plain) == (Host("gpu1", 2, 1), Host("gpu2", 1, 2))
+    assert has_byte_order_mark(marked) and not has_byte_order_mark(plain)
+    # The launcher of `prepare` gets the hostfile without it.
+    assert dict(fetch_hostfile(_without_mark(str(marked)))) == {"gpu1": 2, "gpu2": 1}
+    assert _without_mark(str(plain)) == str(plain)
+    assert "\ufeffgpu1" in fetch_hostfile(str(marked))  # negative control
 
 
 @given(st.lists(NAME, unique=True))

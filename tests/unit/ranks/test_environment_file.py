@@ -28,6 +28,11 @@ def test_lines_that_the_launcher_fails_on_are_named(line: str) -> None:
         parse_environment_file(f"A=1\n{line}\nB=2\n")
 
 
+def test_a_byte_order_mark_is_named() -> None:
+    with pytest.raises(ValueError, match="it begins with a byte order mark, which DeepSpeed's"):
+        parse_environment_file("\ufeffA=1\nB=2\n")
+
+
 def test_variables_of_the_environment_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
