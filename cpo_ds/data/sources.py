@@ -241,7 +241,10 @@ def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
         reason = " ".join(str(error).split())
         if is_unreachable(error):
             problem = why_not_provided(error, "HF_DATASETS_OFFLINE")
-            raise UserError(f"data path {name!r}: no such file or folder, and {problem}.") from None
+            raise UserError(
+                f"dataset {name!r}, split {split!r}, cannot be loaded: there is no such file or "
+                f"folder, and {problem}."
+            ) from None
         raise UserError(
             f"dataset {name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: "
             f"{reason}); check data.path (a name on the Hugging Face hub, or a file or folder that "
