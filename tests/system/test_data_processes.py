@@ -17,6 +17,7 @@ def test_unreachable_dataset_is_named(tmp_path: Path) -> None:
     output = run_python(code, offline)
     assert "dataset 'someone/nothing', split 'train', cannot be loaded" in output
     assert "check data.path" in output and "download it" in output
+    assert "HF_DATASETS_OFFLINE is set" in output
 
 
 def test_order_and_split_do_not_depend_on_the_hash_seed() -> None:
