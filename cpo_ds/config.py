@@ -206,6 +206,9 @@ class CheckpointConfig(Section):
         False, description="write while training goes on; takes host memory for a copy of the state"
     )
     export: bool = Field(True, description="write the adapter or model to export/ at the end")
+    verify_export: bool = Field(
+        True, description="load the export again and compare its log-probs of a few pairs"
+    )
 
 
 class LoggingConfig(Section):

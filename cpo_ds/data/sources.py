@@ -242,8 +242,8 @@ def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
         if is_unreachable(error):
             problem = why_not_provided(error, "HF_DATASETS_OFFLINE")
             raise UserError(
-                f"dataset {name!r}, split {split!r}, cannot be loaded; check data.path: there is no "
-                f"such file or folder, and {problem}."
+                f"dataset {name!r}, split {split!r}, cannot be loaded; check data.path: there is "
+                f"no such file or folder, and {problem}."
             ) from None
         raise UserError(
             f"dataset {name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: "

@@ -20,6 +20,7 @@ from cpo_ds.config import Config
 from cpo_ds.engine.groups import check_int8_parts, group_warning
 from cpo_ds.engine.leaves import mark_leaf_layers
 from cpo_ds.engine.optimizer import make_optimizer
+from cpo_ds.engine.release import free_models
 from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.errors import UserError
 from cpo_ds.model.adapter import read_from_outside
@@ -91,7 +92,7 @@ class Engine:
             _prepare_for_gathering(policy)
         self.policy = policy
         self._switches_adapter_off = config.loss.reads_reference_from("adapter")
-        self.reference = reference and _sharded_reference(reference, settings)
+        self.reference: Any = reference and frozen_forward(reference, settings)
         self.stage = settings.stage
         self.is_float16 = config.model.dtype == "float16"
         self._plain_norm: float | None = None
@@ -258,6 +259,14 @@ class Engine:
                 with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                     yield name, parameter.detach()
 
+    def release(self) -> None:
+        """Gives up models, gradients and optimizer for good, and their memory."""
+        self._deepspeed.destroy()
+        if self.reference is not None and self.stage == 3:
+            self.reference.destroy()
+        del self.policy, self.reference, self.optimizer, self._deepspeed
+        free_models()
+
 
 def _prepare_for_gathering(policy: PolicyModel) -> None:
     """Tells ZeRO-3 what to gather together, and which modules use weights of others."""
@@ -267,16 +276,14 @@ def _prepare_for_gathering(policy: PolicyModel) -> None:
         deepspeed.zero.register_external_parameter(module, weight)
 
 
-def _sharded_reference(reference: PolicyModel, settings: DeepSpeedSettings) -> Any:
-    """Returns the reference as a callable: under ZeRO-3 an engine without optimizer around it."""
+def frozen_forward(policy: PolicyModel, settings: DeepSpeedSettings) -> Any:
+    """Returns a frozen policy as a callable: under ZeRO-3 an engine without optimizer around it."""
     if settings.stage < 3:
-        return reference
-    _prepare_for_gathering(reference)
+        return policy
+    _prepare_for_gathering(policy)
     for_deepspeed = settings.as_deepspeed()
     for_deepspeed["zero_optimization"].pop("offload_optimizer", None)  # there is none
-    engine, *_ = deepspeed.initialize(
-        model=reference, config=for_deepspeed, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=policy, config=for_deepspeed, dist_init_required=False)
     engine.eval()
     return engine
 

@@ -90,6 +90,11 @@ class DeepSpeedSettings:
         """Returns these settings for an engine that loads a universal checkpoint."""
         return replace(self, is_universal=True)
 
+    def without_groups(self) -> DeepSpeedSettings:
+        """Returns these settings without hpZ, with which DeepSpeed loads no second model."""
+        zero = {k: v for k, v in self.file["zero_optimization"].items() if k != HPZ}
+        return replace(self, file=self.file | {"zero_optimization": zero})
+
 
 def read_deepspeed_settings(config: Config, planned: Place | None = None) -> DeepSpeedSettings:
     """Reads and checks the recipe's DeepSpeed file. Raises `UserError` for a bad one.

@@ -17,6 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FOLDER", type=Path, help="new folder to write to (RUN/export...)")
     add("--merge", action="store_true", help="add a LoRA adapter to its base: a full model")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (the run's)")
+    add("--no-verify", action="store_true", help="do not load the export again to compare it")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,5 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         merge=arguments.merge,
         dtype=arguments.dtype,
+        verify=not arguments.no_verify,
     )
     return 0

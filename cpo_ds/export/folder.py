@@ -27,10 +27,12 @@ from cpo_ds.errors import UserError
 from cpo_ds.export.card import card_facts, model_card
 from cpo_ds.export.portable import write_model_settings, write_tokenizer
 from cpo_ds.model.adapter import kept_weights, merge_trained
+from cpo_ds.model.fingerprint import checksum
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.storage.files import sync
 
 Named = tuple[str, torch.Tensor]
+Sum = tuple[Any, ...]
 
 SHARD_BYTES = 5 * 10**9  # of a safetensors file, as transformers splits models
 
@@ -52,13 +54,27 @@ class Export:
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Written:
+    """The settings and weights that an export must give when it is loaded again.
+
+    `settings` are transformers' of a full model, or PEFT's of an adapter. `sums` are checksums of
+    the weights by their names in the model.
+    """
+
+    settings: Any
+    dtype: str
+    sums: dict[str, Sum]
+
+
 def write_pretrained(
     engine: Engine, ranks: Ranks, config: Config, tokenizer: Any, folder: Path, manifest: Manifest
-) -> str:
-    """Writes the adapter or the full model with its tokenizer; returns its kind for the log.
+) -> Written | None:
+    """Writes the adapter or the full model with its tokenizer, to be published by `finish_export`.
 
-    All ranks call it. Rank 0 writes, with one shard in memory at a time. `manifest` is that of the
-    last step. Raises `UserError` on all ranks if the export cannot be written.
+    All ranks call it. Rank 0 writes, with one shard in memory at a time; the others return None.
+    `manifest` is that of the last step. Raises `UserError` on all ranks if the export cannot be
+    written.
 
     An adapter that was trained on top of a merged one has a base model that exists nowhere on disk.
     Then the full model is written, with both adapters merged into it. That changes the policy in
@@ -71,18 +87,38 @@ def write_pretrained(
         model = engine.policy.language_model = merge_trained(model, gather_parameters)
     # Rank 0 writes one gathered weight after the other.
     gathered = engine.whole_parameters(trained_only=as_adapter)
-    problem = None
+    problem = written = None
     if ranks.rank == 0:
         on_host = ((name, whole.to("cpu", copy=True)) for name, whole in gathered)
         try:
-            write_folder(folder, make_export(model, tokenizer, config, manifest), on_host)
+            export = make_export(model, tokenizer, config, manifest)
+            written = write_unfinished(folder, export, on_host)
         except OSError as error:
             problem = f"{error.filename or folder}: {error.strerror}"
     # All ranks gather each weight together: the others do so here, and rank 0 after an error.
     for _ in gathered:
         pass
     ranks.on_first(lambda: _check_written(problem, folder, manifest.step))
-    return "LoRA adapter" if as_adapter else "full model"
+    return written
+
+
+def finish_export(folder: Path, problem: str | None, step: int) -> None:
+    """Gives an export its name. With a `problem` it gets another name, and `UserError` is raised.
+
+    Raises `UserError` too if the disk does not let it. Only rank 0 calls it.
+    """
+    try:
+        if problem is None:
+            publish_export(folder)
+            return
+        aside = put_aside(folder)
+    except OSError as error:
+        _check_written(f"{error.filename or folder}: {error.strerror}", folder, step)
+        raise
+    raise UserError(
+        f"the export does not give what the run trained: {problem} It was put aside as {aside}. "
+        f"{_saved(folder.parent, step)} checkpoint.verify_export: false leaves this check out."
+    )
 
 
 def make_export(
@@ -115,47 +151,96 @@ def exports_adapter(config: Config) -> bool:
 
 def _check_written(problem: str | None, folder: Path, step: int) -> None:
     """Raises `UserError` for a problem, with advice that depends on whether the step is saved."""
-    if problem is None:
-        return
-    run = folder.parent
+    if problem is not None:
+        advice = _saved(folder.parent, step)
+        raise UserError(f"the export could not be written: {problem}. {advice}")
+
+
+def _saved(run: Path, step: int) -> str:
+    """Advice that depends on whether a step's checkpoint is saved."""
     if (run / "checkpoints" / checkpoint_name(step)).is_dir():
-        advice = (
+        return (
             f"The checkpoint of step {step} is saved: after the repair, `cpo-ds export {run}`, "
+            "or the same command again, writes the export."
         )
-        advice += "or the same command again, writes the export."
-    else:
-        advice = f"The checkpoint of step {step} is not saved either; run the same command again."
-    raise UserError(f"the export could not be written: {problem}. {advice}")
+    return f"The checkpoint of step {step} is not saved either; run the same command again."
+
+
+def unfinished_folder(folder: Path) -> Path:
+    """The folder that an export is written to before it gets the name of `folder`."""
+    return folder.with_name(unfinished_name(folder.name))
+
+
+def unverified_name(name: str) -> str:
+    """The name of an export that does not give what the run trained."""
+    return f"{name}-unverified"
+
+
+def publish_export(folder: Path) -> None:
+    """Gives a written export its name, in place of an older export if there is one."""
+    publish_folder(unfinished_folder(folder), folder)
+    shutil.rmtree(folder.with_name(replaced_name(folder.name)), ignore_errors=True)
+
+
+def put_aside(folder: Path) -> Path:
+    """Gives a written export the name of one that is not to be used; returns the new folder."""
+    aside = folder.with_name(unverified_name(folder.name))
+    shutil.rmtree(aside, ignore_errors=True)
+    return unfinished_folder(folder).rename(aside)
 
 
 def write_folder(
     folder: Path, export: Export, weights: Iterable[Named], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes an export, then gives it its name, in place of an older export if there is one.
+    """Writes an export without loading it again. Raises `OSError` as `write_unfinished` does."""
+    write_unfinished(folder, export, weights, shard_bytes)
+    publish_export(folder)
+
+
+def write_unfinished(
+    folder: Path, export: Export, weights: Iterable[Named], shard_bytes: int = SHARD_BYTES
+) -> Written:
+    """Writes an export to `unfinished_folder`.
 
     `weights` are in the order of the model's parameters. Raises `OSError` if the export cannot be
     written, and removes its files.
     """
-    unfinished = folder.with_name(unfinished_name(folder.name))
+    unfinished = unfinished_folder(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
+    sums: dict[str, Sum] = {}
+    summed = _with_sums(weights, sums)
     try:
         unfinished.mkdir(parents=True)
         if isinstance(export.model, peft.PeftModel):
-            _write_adapter(unfinished, export, dict(weights))
+            _write_adapter(unfinished, export, dict(summed))
+            settings = export.model.peft_config["default"]
         else:
-            _write_model(unfinished, export, iter(weights), shard_bytes)
+            _write_model(unfinished, export, summed, shard_bytes)
+            settings = export.model.config
         write_tokenizer(unfinished, export.tokenizer)
         (unfinished / "README.md").write_text(export.card, encoding="utf-8")
         for file in unfinished.rglob("*"):
             sync(file)
-        publish_folder(unfinished, folder)
-        shutil.rmtree(folder.with_name(replaced_name(folder.name)), ignore_errors=True)
+        return Written(copy.deepcopy(settings), export.dtype, sums)
     except Exception as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OSError) or "os error" not in str(error):
             raise
         # safetensors and tokenizers, written in Rust, raise errors of their own.
         raise OSError(0, str(error), str(folder)) from None
+
+
+def _with_sums(weights: Iterable[Named], sums: dict[str, Sum]) -> Iterator[Named]:
+    """Yields weights, and notes the checksum of each."""
+    for name, weight in weights:
+        sums[name] = sum_of(weight)
+        yield name, weight
+
+
+def sum_of(weight: torch.Tensor) -> Sum:
+    """Precision, shape and checksum of a weight's bits."""
+    sums = checksum(weight.detach().contiguous().flatten(), 0)
+    return (str(weight.dtype), tuple(weight.shape), *sums.tolist())
 
 
 def _write_adapter(folder: Path, export: Export, weights: dict[str, torch.Tensor]) -> None:

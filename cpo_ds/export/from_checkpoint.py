@@ -18,7 +18,18 @@ from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.checkpoint.publish import replaced_name, unfinished_name
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError
-from cpo_ds.export.folder import SHARD_BYTES, exports_adapter, make_export, write_folder
+from cpo_ds.export.folder import (
+    SHARD_BYTES,
+    Written,
+    exports_adapter,
+    make_export,
+    publish_export,
+    put_aside,
+    unfinished_folder,
+    unverified_name,
+    write_unfinished,
+)
+from cpo_ds.export.read_back import difference, tokenizer_difference
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.offline import LazyMerge, load_base, outline
 from cpo_ds.model.tokenizer import load_tokenizer
@@ -38,15 +49,16 @@ def export(
     merge: bool = False,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    verify: bool = True,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Exports a checkpoint as the run itself exports its last step; returns the new folder.
 
     `run` is a run's output_dir or a step-... folder. `checkpoint` is a step or a folder; without it
     the newest intact checkpoint is exported. `merge` adds a trained adapter to its base model.
-    `dtype` is the precision to write in, else the run's. Raises `UserError` if the checkpoint is
-    missing or damaged, if its base model is missing or changed, and if the export cannot be
-    written.
+    `dtype` is the precision to write in, else the run's. `verify` loads the export again and
+    compares every weight. Raises `UserError` if the checkpoint is missing or damaged, if its base
+    model is missing or changed, and if the export cannot be written or differs after loading.
     """
     # Find the checkpoint, and the folder to write to.
     path, manifest, _hold = find_intact(run, checkpoint, say)
@@ -56,7 +68,11 @@ def export(
     folder = output or _default_folder(path, named_merged=merges and exports_adapter(config))
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give --output a new folder.")
-    for name in (unfinished_name, replaced_name):  # writing uses these names, and would overwrite
+    for name in (
+        unfinished_name,
+        replaced_name,
+        unverified_name,
+    ):  # writing uses these names, and would overwrite
         if output and (taken := output.with_name(name(output.name))).exists():
             raise UserError(f"{taken} is in the way of --output {output}; give another name.")
     # Read the weights, each when it is needed, and merge them if asked to.
@@ -73,7 +89,10 @@ def export(
     target = getattr(torch, contents.dtype)
     try:
         converted = ((name, weight.to(target)) for name, weight in weights)
-        write_folder(folder, contents, converted, shard_bytes)
+        written = write_unfinished(folder, contents, converted, shard_bytes)
+        if verify:
+            _check(folder, written, config, tokenizer)
+        publish_export(folder)
     except OSError as error:
         raise UserError(
             f"the export could not be written: {error.filename or folder}: {error.strerror}. "
@@ -82,6 +101,19 @@ def export(
     kind = "LoRA adapter" if config.trains_adapter and not merges else "full model"
     say(f"{kind} of step {manifest.step} ({contents.dtype}) written to {folder}")
     return folder
+
+
+def _check(folder: Path, written: Written, config: Config, tokenizer: Any) -> None:
+    """Loads a written export again. Raises `UserError` if it differs, and puts it aside."""
+    unfinished = unfinished_folder(folder)
+    problem = difference(unfinished, written, config)
+    problem = problem or tokenizer_difference(unfinished, tokenizer)
+    if problem:
+        raise UserError(
+            f"the export does not give what the checkpoint holds: {problem} It was put aside as "
+            f"{put_aside(folder)}. The checkpoint was not touched. --no-verify leaves out this "
+            "check."
+        )
 
 
 def _default_folder(path: Path, *, named_merged: bool) -> Path:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cpo_ds.config import Config
 from cpo_ds.data.tokenize import pairs_fingerprint
@@ -18,7 +17,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import model_shape
 from cpo_ds.ranks.ranks import Ranks
-from cpo_ds.run.sweep import sweep
+from cpo_ds.run.sweep import score_pairs
 from cpo_ds.schema import TokenizedPair
 from cpo_ds.storage.files import replacing
 
@@ -36,7 +35,8 @@ def with_reference_logps(
     path = folder / f"{_fingerprint(engine, config, pairs)}.npz"
     logps = ranks.on_first(lambda: _read(path, len(pairs), ranks))
     if logps is None:
-        logps = _score(engine, ranks, config, pairs)
+        with engine.evaluating():
+            logps = score_pairs(engine, ranks, config, pairs)
         _check_finite(logps, pairs)
         ranks.on_first(lambda: _write(path, logps, ranks))
     else:
@@ -54,22 +54,6 @@ def _fingerprint(engine: Engine, config: Config, pairs: list[TokenizedPair]) -> 
     precision = [config.model.dtype, config.model.quantization]
     parts = (pairs_fingerprint(pairs), *model, adapter, *filter(None, precision))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _score(engine: Engine, ranks: Ranks, config: Config, pairs: list[TokenizedPair]) -> np.ndarray:
-    """Log-probs of chosen and rejected: [pairs, 2], float32, the same on all ranks."""
-    table = torch.zeros(len(pairs), 2, device=ranks.device)
-    scored = sweep(
-        engine,
-        ranks,
-        pairs,
-        tokens_per_rank=config.batch.tokens_per_rank,
-        pairs_at_once=config.batch.pairs,
-    )
-    with engine.evaluating():
-        for batch, logps in scored:
-            table[list(batch.pair_indices)] = torch.stack([logps.chosen, logps.rejected], dim=1)
-    return engine.sum_over_ranks(table).cpu().numpy()  # each row is zero on all ranks but one
 
 
 def _check_finite(logps: np.ndarray, pairs: list[TokenizedPair]) -> None:

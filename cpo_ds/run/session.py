@@ -9,7 +9,6 @@ import torch
 from cpo_ds.config import Config
 from cpo_ds.engine.settings import DeepSpeedSettings, read_deepspeed_settings
 from cpo_ds.errors import NonFiniteError, Stopped, UserError
-from cpo_ds.export.folder import write_pretrained
 from cpo_ds.model.precision import with_precision
 from cpo_ds.ranks.logs import RankLog
 from cpo_ds.ranks.quiet import silence_after_import
@@ -19,6 +18,7 @@ from cpo_ds.ranks.watch import Watch
 from cpo_ds.run.allocators import keep_freed_memory
 from cpo_ds.run.arithmetic import set_arithmetic
 from cpo_ds.run.build import RunInputs, as_trained, build_run, find_resume, run_identity
+from cpo_ds.run.final_export import export_run
 from cpo_ds.run.folder import (
     clear_finished,
     finished_step,
@@ -110,9 +110,7 @@ def _train_and_export(
         raise
     # Export, and mark the run as finished when nothing is left to do.
     if config.checkpoint.export:
-        export, manifest = folder / "export", run.manifest_of(run.total_steps)
-        kind = write_pretrained(run.engine, ranks, config, tokenizer, export, manifest)
-        run.monitor.say(f"{kind} written to {export}")
+        export_run(run, settings, tokenizer)
     run.saver.check_last(run.total_steps)
     ranks.on_first(run.monitor.close)
     ranks.on_first(lambda: write_finished(folder, steps))

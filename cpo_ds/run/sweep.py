@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
+import torch
 
+from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
 from cpo_ds.data.plan import plan_step
-from cpo_ds.engine.engine import Engine
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.schema import PackedBatch, PairLogps, TokenizedPair
 
 
+class Scorer(Protocol):
+    """A policy that scores micro-batches; under ZeRO-3 all ranks call it equally often."""
+
+    def score(self, batch: PackedBatch) -> PairLogps:
+        """Returns the log-probs of both completions of each pair."""
+        ...
+
+
 def sweep(
-    engine: Engine,
+    scorer: Scorer,
     ranks: Ranks,
     pairs: Sequence[TokenizedPair],
     *,
@@ -35,6 +45,22 @@ def sweep(
         planned = plan_step(indices, lengths, ranks.world_size, tokens_per_rank)
         for micro_batch in planned[ranks.rank]:
             batch = pack_micro_batch(pairs, micro_batch, stand_in=shortest).to(ranks.device)
-            logps = engine.score(batch)
+            logps = scorer.score(batch)
             if batch.counted:
                 yield batch, logps
+
+
+def score_pairs(
+    scorer: Scorer, ranks: Ranks, config: Config, pairs: Sequence[TokenizedPair]
+) -> np.ndarray:
+    """Log-probs of chosen and rejected: [pairs, 2], float32, the same on all ranks.
+
+    Call it as `sweep`. It packs as many pairs together as a step has.
+    """
+    table = torch.zeros(len(pairs), 2, device=ranks.device)
+    budget, at_once = config.batch.tokens_per_rank, config.batch.pairs
+    swept = sweep(scorer, ranks, pairs, tokens_per_rank=budget, pairs_at_once=at_once)
+    for batch, logps in swept:
+        table[list(batch.pair_indices)] = torch.stack([logps.chosen, logps.rejected], dim=1)
+    torch.distributed.all_reduce(table)  # each row is zero on all ranks but one
+    return table.cpu().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 from recipes import MINIMAL, load, recipe
 
 from cpo_ds.errors import UserError
-from cpo_ds.recipe import load_config, parse_config, read_deepspeed_file
+from cpo_ds.recipe import load_config, parse_config
 
 # Every setting: its text on the command line, its value then, and what else it needs to make sense.
 OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
@@ -82,6 +81,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "checkpoint.on_save_error": ("stop", "stop", []),
     "checkpoint.in_background": ("true", True, []),
     "checkpoint.export": ("false", False, []),
+    "checkpoint.verify_export": ("false", False, []),
     "logging.every_steps": ("2", 2, []),
     "logging.tensorboard": ("false", False, []),
     "deepspeed": ("ds.json", "ds.json", []),
@@ -228,49 +228,6 @@ def test_missing_recipe(argv: list[str], message: str) -> None:
         load_config(argv)
 
 
-# Each list holds the one before nine times.
-_ALIASES_OF_ALIASES = b"data: {directions: [&a0 [x]" + b"".join(
-    f", &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]".encode() for n in range(1, 10)
-) + b"]}"  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"a: [1", "is not valid YAML"),
-        (b"- a\n- b\n", "must be a mapping"),
-        (b"", "must be a mapping"),
-        (b"a: \xff\xfe\n", "is not valid YAML"),
-        (b"data: {format: pairs}\nmodel: {}\ndata: {}\n", "data is given twice.* lines 1 and 3"),
-        (b"data:\n  path: a\n  path: b\n", "path is given twice.* lines 2 and 3"),
-        (b"data: &a {path: *a}\n", "line 1: an alias .* inside the value that it names"),
-        (_ALIASES_OF_ALIASES, "aliases .* make more than 100000 values"),
-        (b"loss: " + 5000 * b"[" + 5000 * b"]", "is not valid YAML: maximum recursion depth"),
-        (b"batch: {pairs: 2024-99-99}\n", "is not valid YAML: month must be in 1..12"),
-        (b'output_dir: "a\\0b"\n', "a value holds a character of code 0"),
-        (b"model: {name_or_path: [" + 999 * b"x," + b"]}", r"it is \['x', 'x', .*\.\.\.\]"),
-    ],
-)
-def test_a_recipe_that_is_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        load_config(["--config", str(path)])
-    assert "bad.yaml" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_byte_order_marks_and_carriage_returns_are_taken(tmp_path: Path) -> None:
-    """Some editors write them into a recipe and into a DeepSpeed file."""
-    recipe, deepspeed = tmp_path / "r.yaml", tmp_path / "ds.json"
-    lines = ["model:", "  name_or_path: x", "data:", "  format: sample", f"deepspeed: {deepspeed}"]
-    recipe.write_bytes(codecs.BOM_UTF8 + "\r\n".join(lines).encode())
-    deepspeed.write_bytes(codecs.BOM_UTF8 + b'{\r\n"zero_optimization": {"stage": 2}}')
-    config, _ = load_config(["--config", str(recipe)])
-    assert config.model.name_or_path == "x"
-    settings = {"zero_optimization": {"stage": 2}}
-    assert read_deepspeed_file(config) == (deepspeed, settings)
-
-
 def test_help_lists_every_setting_with_default_and_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -292,19 +249,3 @@ def test_a_resolved_configuration_loads_again(tmp_path: Path) -> None:
     """A run saves its settings as a recipe."""
     config = load(tmp_path, "--lora.rank", "8", "--loss.name", "simpo", "--optim.eps", "1e-6")
     assert load(tmp_path, values=config.model_dump(mode="json")) == config
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"bf16": {}, "bf16": {}}', "is not valid JSON: bf16 is given twice"),
-        ("[" * 100_000, "is not valid JSON: maximum recursion depth"),
-        ("[]", "must be a JSON object"),
-    ],
-)
-def test_a_deepspeed_file_that_is_none(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "stage.json"
-    path.write_text(content, encoding="utf-8")
-    config = load(tmp_path, "--deepspeed", str(path))
-    with pytest.raises(UserError, match=message):
-        read_deepspeed_file(config)
