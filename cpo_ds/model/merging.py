@@ -108,15 +108,15 @@ class Merging:
         adapt: Callable[[Any], Any],
         names: Iterable[str],
     ) -> None:
-        replacing = {base_name(name) for name in names}
-        hollow = hollow_model(model_config, dtype, replacing)
+        names = list(names)
+        hollow = hollow_model(model_config, dtype, {base_name(name) for name in names})
         self._weights = dict(hollow.named_parameters(remove_duplicate=False))
         with whole_models():
             self._adapted = adapt(hollow)
         self.unties = unties(self._adapted)
-        # Weights of the base that the adapter replaces. Those of whole layers are not among them.
-        kept = {base_name(name) for name in self._adapted.state_dict()}
-        replaced = replacing & kept & self._weights.keys()
+        # Weights of the base that the adapter replaces. Those of whole layers have other names.
+        loaded = self._adapted.state_dict().keys() & names
+        replaced = {base_name(name) for name in loaded} & self._weights.keys()
         self._replaced = {name: self._weights[name].data for name in replaced}
         # Layers of the adapter by the base's name of the module; those inside others go with them.
         self._layers: dict[str, Any] = {}
