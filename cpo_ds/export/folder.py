@@ -247,8 +247,13 @@ def _write_adapter(folder: Path, export: Export, weights: dict[str, torch.Tensor
     named = peft.get_peft_model_state_dict(
         export.model, state_dict=weights, save_embedding_layers=False
     )
-    contiguous = {name: weight.contiguous() for name, weight in (export.kept | named).items()}
-    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # Each has memory of its own: peft names trained biases of whole layers twice.
+    pointers: set[int] = set()
+    for name, weight in (export.kept | named).items():
+        shared = weight.data_ptr() in pointers
+        named[name] = weight.clone() if shared else weight.contiguous()
+        pointers.add(weight.data_ptr())
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = copy.deepcopy(export.model.peft_config["default"])
     settings.inference_mode = True
     settings.base_model_name_or_path = export.base

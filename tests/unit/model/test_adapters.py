@@ -29,7 +29,7 @@ from cpo_ds.model.offline import outline
 from cpo_ds.recipe import parse_config
 
 CPU = torch.device("cpu")
-PAIRS = random_pairs(4)
+PAIRS = random_pairs(2)
 MODES = ("continue", "merge")
 NOT_TRAINED = "can be trained further. Set model.adapter_mode: merge"
 NO_WEIGHTS = "which changes no weights"
@@ -127,13 +127,12 @@ def test_each_kind_is_as_peft_has_it_or_refused(
     check(base, tmp_path / "adapter", mode, refusal(kind, mode, tied=False))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [*LORA_KINDS, "TRAINABLE_TOKENS"])
 def test_on_tied_models_too(
-    bases: Callable[..., Path], tmp_path: Path, kind: str, mode: str, family: str
+    bases: Callable[..., Path], tmp_path: Path, kind: str, mode: str
 ) -> None:
-    base = bases(family, tied=True)
+    base = bases("gemma2", tied=True)
     save_adapter(base, tmp_path / "adapter", ALL_KINDS[kind]())
     check(base, tmp_path / "adapter", mode, refusal(kind, mode, tied=True))
 
