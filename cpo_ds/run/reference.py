@@ -16,6 +16,7 @@ from cpo_ds.engine.engine import Engine
 from cpo_ds.errors import UserError
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import model_shape
+from cpo_ds.model.positions import longest_unchanged
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.run.sweep import score_pairs
 from cpo_ds.schema import TokenizedPair
@@ -51,8 +52,11 @@ def _fingerprint(engine: Engine, config: Config, pairs: list[TokenizedPair]) -> 
     """16 hexadecimal digits that change with anything that the log-probs depend on."""
     adapter = config.model.adapter and adapter_fingerprint(config.model.adapter)
     model = (model_shape(config), engine.policy.fingerprint)
-    precision = [config.model.dtype, config.model.quantization]
-    parts = (pairs_fingerprint(pairs), *model, adapter, *filter(None, precision))
+    settings: list[str | None] = [config.model.dtype, config.model.quantization]
+    # Older versions gave short sequences the rotary frequencies of the longest one beside them.
+    if config.data.max_tokens > longest_unchanged(engine.policy.causal_lm.config):
+        settings.append("rotary frequencies of each sequence")
+    parts = (pairs_fingerprint(pairs), *model, adapter, *filter(None, settings))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from cpo_ds.model.policy import PolicyModel
 from cpo_ds.model.positions import longest_unchanged, rope_key
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.pairs import prepare_pairs
+from cpo_ds.run.reference import _fingerprint
 from cpo_ds.schema import TokenizedPair
 
 MODELS = UNCHANGING | CHANGING
@@ -106,6 +108,17 @@ def test_pairs_within_the_limit_are_scored_as_by_any_model(tmp_path: Path, name:
     assert pairs and all(pair.num_prefix > 0 for pair in pairs)
     actual = packed_logps(policy, pairs, len(pairs))
     torch.testing.assert_close(actual, logps_alone(plain, pairs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["longrope", "dynamic", "linear"])
+def test_reference_logps_of_older_versions_are_not_read(tmp_path: Path, name: str) -> None:
+    """Their names would be those of pairs within the limit, whose log-probs were right."""
+    files = []
+    for limits in ({}, {"max_tokens": LIMIT}):
+        config = recipe(tmp_path, name, **limits)
+        engine: Any = SimpleNamespace(policy=load(config)[0])
+        files.append(_fingerprint(engine, config, []))
+    assert (files[0] != files[1]) == (name in CHANGING)
 
 
 def test_keys_change_with_the_frequencies() -> None:
