@@ -20,7 +20,12 @@ from cpo_ds.errors import UserError
 from cpo_ds.model.adapter import GatherParameters, gather_nothing, with_adapter
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.attention_choice import choose_backend
-from cpo_ds.model.file_checks import check_no_adapter, check_tied_head
+from cpo_ds.model.base_checks import check_report, check_weights
+from cpo_ds.model.base_settings import (
+    check_not_quantized,
+    quantization_of,
+    read_settings,
+)
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.fused_layers import choose_parts, fuse_layers
 from cpo_ds.model.hub import unavailable
@@ -29,7 +34,6 @@ from cpo_ds.model.policy import PolicyModel
 from cpo_ds.model.positions import longest_unchanged, rotate_each_sequence
 from cpo_ds.model.quantization import prepare_quantized, quantizer
 from cpo_ds.model.recomputation import recompute_layers
-from cpo_ds.storage.hub_names import check_folder_or_name
 
 # Models for which the packed layout is exact, each one tested. They are decoders whose tokens
 # influence each other only through attention from transformers' registry and through positions.
@@ -41,12 +45,7 @@ SUPPORTED_MODEL_TYPES = (
 
 def read_model_config(name_or_path: str) -> Any:
     """A model's transformers configuration. Raises `UserError` if it cannot be read."""
-    check_folder_or_name("model", name_or_path)
-    check_no_adapter(name_or_path)
-    try:
-        config = transformers.AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise unavailable("model", name_or_path, error) from None
+    config = read_settings(name_or_path)
     text = config.get_text_config()
     padding, embeddings = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if padding is not None and embeddings is not None and not -embeddings <= padding < embeddings:
@@ -55,14 +54,20 @@ def read_model_config(name_or_path: str) -> Any:
 
 
 def load_model_config(name_or_path: str) -> Any:
-    """The configuration of a model to train. Raises `UserError` for an unsupported type too."""
+    """The configuration of a model to train.
+
+    Raises `UserError` for an unsupported type and for a quantized model too.
+    """
     config = read_model_config(name_or_path)
     if config.model_type not in SUPPORTED_MODEL_TYPES:
+        part = config.get_text_config().model_type
+        advice = f" Its text part ({part}) can be trained as a model of its own (docs/models.md)."
         raise UserError(
             f"model {name_or_path} is of type {config.model_type}, for which the packed "
             f"shared-prefix layout is not known to be exact; supported types are "
-            f"{', '.join(SUPPORTED_MODEL_TYPES)}."
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}.{advice if part in SUPPORTED_MODEL_TYPES else ''}"
         )
+    check_not_quantized(name_or_path, config)
     return config
 
 
@@ -181,10 +186,16 @@ def load_causal_lm(
     place_on_device: bool,
     quantization: Any = None,
 ) -> Any:
-    """The transformers model with all its weights. Raises `UserError` if any of them is missing.
+    """The transformers model, each of its weights with a value from the files, and none left over.
 
-    `quantization` is transformers' settings of it; None keeps weights in `model.dtype`.
+    `quantization` is transformers' settings of it; None keeps weights in `model.dtype`. Raises
+    `UserError` for a model that cannot be loaded so.
     """
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, SafetensorError)
+    if quantization_of(model_config) is None:
+        check_weights(model.name_or_path, model_config)
+    else:  # its files have other names than the model, and its library may raise anything
+        expected = (Exception,)
     try:
         causal_lm, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             model.name_or_path,
@@ -193,25 +204,13 @@ def load_causal_lm(
             attn_implementation=attention,
             device_map={"": device} if place_on_device else None,
             quantization_config=quantization,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # refused by name
             output_loading_info=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except expected as error:
         raise unavailable("model", model.name_or_path, error) from None
-    except RuntimeError as error:  # sharded loading raises it for a weight of another shape
-        if "loading state_dict" not in str(error):
-            raise
-        raise unavailable("model", model.name_or_path, error) from None
-    # transformers would start such weights at random and only warn.
-    for kind, problem in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape of")):
-        if loaded[kind]:
-            names = sorted(key if isinstance(key, str) else key[0] for key in loaded[kind])
-            raise UserError(
-                f"the model in {model.name_or_path} {problem} {len(names)} of its weights "
-                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}), which would start "
-                "at random; get the whole model, or mend its config.json."
-            )
-    check_tied_head(model.name_or_path, model_config)
+    check_report(model.name_or_path, loaded)
     return causal_lm
 
 

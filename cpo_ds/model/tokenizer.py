@@ -12,8 +12,8 @@ from tokenizers.models import BPE
 from transformers.utils import cached_file
 
 from cpo_ds.errors import UserError
+from cpo_ds.model.base_settings import check_tokenizer, read_settings
 from cpo_ds.model.hub import unavailable
-from cpo_ds.storage.hub_names import check_folder_or_name
 
 # Texts that conversions of SentencePiece models get wrong: the first word, digits, spaces in a row,
 # indents, joined scripts, letters with several code points, and bytes.
@@ -28,7 +28,8 @@ _PROBES = (
 
 def load_tokenizer(name_or_path: str) -> Any:
     """The model's tokenizer. Raises `UserError` if it cannot be read, or was converted wrongly."""
-    check_folder_or_name("tokenizer", name_or_path)
+    read_settings(name_or_path)  # its errors say more than those of transformers
+    check_tokenizer(name_or_path)
     tokenizer = _load(transformers.AutoTokenizer, name_or_path)
     file = _find(name_or_path, "tokenizer.model")
     if file is None or _find(name_or_path, "tokenizer.json"):
@@ -59,7 +60,7 @@ def _find(name_or_path: str, name: str) -> Path | None:
 
 def _load(loader: Any, name_or_path: str) -> Any:
     try:
-        return loader.from_pretrained(name_or_path)
+        return loader.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # tokenizers, written in Rust, raises plain exceptions
         raise unavailable("tokenizer", name_or_path, error) from None
 

@@ -18,6 +18,8 @@ from cpo_ds.data.rows import read_rows, split_held_out
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.errors import UserError
 from cpo_ds.model.adapter_checks import check_adapter
+from cpo_ds.model.base_checks import check_weights
+from cpo_ds.model.base_settings import own_code_line
 from cpo_ds.model.load import check_token_ids, load_model_config
 from cpo_ds.model.positions import rope_key
 from cpo_ds.model.tokenizer import load_tokenizer, stop_tokens
@@ -55,9 +57,10 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
 
     Raises `UserError` for data, a model or an adapter that cannot be trained with.
     """
-    # The model's configuration and the adapter's settings are refused now, before the long part.
+    # The model's files and the adapter's settings are refused now, before the long part.
     data, name_or_path = config.data, config.model.name_or_path
     model_config = load_model_config(name_or_path)
+    check_weights(name_or_path, model_config)
     if config.model.adapter:
         check_adapter(config.model, model_config)
     tokenizer = load_tokenizer(name_or_path)
@@ -66,6 +69,9 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
     def report(*lines: str) -> None:
         if prints_counts:
             print("\n".join(lines), flush=True)
+
+    if line := own_code_line(config.model.name_or_path, model_config):
+        report(line)
 
     def tokenize(name: str, rows: list[PreferenceRow]) -> list[TokenizedPair]:
         if not rows:

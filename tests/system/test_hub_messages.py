@@ -15,11 +15,13 @@ from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
 silence_libraries()
 silence_after_import()
 from huggingface_hub.utils import _http
+from cpo_ds.config import ModelConfig
 from cpo_ds.data.sources import read_raw
 from cpo_ds.errors import UserError
-from cpo_ds.model.file_checks import check_plain_lora
+from cpo_ds.model.adapter_checks import check_adapter
 from cpo_ds.model.hub import adapter_fingerprint
-from cpo_ds.model.load import load_tokenizer, read_model_config
+from cpo_ds.model.load import read_model_config
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.prepare.translation.local_model import identity
 from cpo_ds.scoring.checkpoint import find_checkpoint
 from cpo_ds.scoring.metrics import Metric
@@ -27,7 +29,8 @@ from cpo_ds.scoring.metrics import Metric
 _http.time.sleep = lambda seconds: None
 for name in sys.argv[1:]:
     for read in (
-        read_model_config, load_tokenizer, adapter_fingerprint, check_plain_lora,
+        read_model_config, load_tokenizer, adapter_fingerprint,
+        lambda name: check_adapter(ModelConfig(name_or_path="base", adapter=name), None),
         lambda name: identity(name, None), lambda name: list(read_raw(name, "train")),
         lambda name: find_checkpoint(Metric("m", name)),
     ):

@@ -133,6 +133,7 @@ def _translate(
 ) -> None:
     """Translates on all ranks; rank 0 reads the sources and writes the rows."""
     # Imported late: torch and transformers take seconds.
+    from cpo_ds.model.base_settings import own_code_line
     from cpo_ds.model.load import read_model_config
     from cpo_ds.model.positions import longest_unchanged
     from cpo_ds.model.tokenizer import load_tokenizer
@@ -147,6 +148,8 @@ def _translate(
         sources = read_untranslated(arguments, name)
         locks.append(hold_cache(cache_of(arguments.output)))
         config = read_model_config(arguments.model)
+        if line := own_code_line(arguments.model, config):
+            print(line, flush=True)
         settings = json.dumps(asdict(generation))
         model = content_key(identity(arguments.model, arguments.adapter), settings)
         day = template_date(tokenizer, kept.folder)
