@@ -22,6 +22,8 @@ def write_model_settings(folder: Path, model: Any, dtype: str) -> None:
     settings = copy.deepcopy(model.config)
     settings.dtype = dtype
     settings.architectures = [type(model).__name__]
+    for name in ("auto_map", "transformers_weights"):  # they name files of the base's folder
+        vars(settings).pop(name, None)
     settings.save_pretrained(folder)
     _rewrite(folder / "config.json", portable_config)
     # Not `save_pretrained`, which refuses some generation settings that base models come with.
