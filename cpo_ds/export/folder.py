@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,15 +25,13 @@ from cpo_ds.engine.engine import Engine, gather_parameters
 from cpo_ds.errors import UserError
 from cpo_ds.export.card import card_facts, model_card
 from cpo_ds.export.portable import write_model_settings, write_tokenizer
+from cpo_ds.export.shards import SHARD_BYTES, Named, plan_shards, write_shards
 from cpo_ds.model.adapter import kept_weights, merge_trained
 from cpo_ds.model.fingerprint import checksum
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.storage.files import sync
 
-Named = tuple[str, torch.Tensor]
 Sum = tuple[Any, ...]
-
-SHARD_BYTES = 5 * 10**9  # of a safetensors file, as transformers splits models
 
 
 @dataclass(frozen=True)
@@ -268,37 +265,3 @@ def _write_model(folder: Path, export: Export, weights: Iterator[Named], shard_b
     }
     write_model_settings(folder, model, export.dtype)
     write_shards(folder, weights, plan_shards(sizes, shard_bytes))
-
-
-def plan_shards(sizes: dict[str, int], shard_bytes: int) -> list[dict[str, int]]:
-    """Cuts named sizes, in order, into shards of at most `shard_bytes`, or of one larger tensor."""
-    shards: list[dict[str, int]] = [{}]
-    for name, size in sizes.items():
-        if shards[-1] and sum(shards[-1].values()) + size > shard_bytes:
-            shards.append({})
-        shards[-1][name] = size
-    return shards
-
-
-def write_shards(folder: Path, weights: Iterator[Named], shards: list[dict[str, int]]) -> None:
-    """Writes safetensors files, one shard in memory at a time, and an index if there are several.
-
-    `shards` are the sizes in bytes of the weights, by name and in their order.
-    """
-    file_of: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for name in shard:
-            next_name, tensor = next(weights)
-            assert next_name == name, f"weights are out of order: {next_name} instead of {name}"
-            tensors[name] = tensor.contiguous()
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        file_of |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
-        total = sum(size for shard in shards for size in shard.values())
-        index = {"metadata": {"total_size": total}, "weight_map": file_of}
-        text = json.dumps(index, indent=2, sort_keys=True)
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

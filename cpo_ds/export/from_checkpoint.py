@@ -19,7 +19,6 @@ from cpo_ds.checkpoint.publish import replaced_name, unfinished_name
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.export.folder import (
-    SHARD_BYTES,
     Written,
     exports_adapter,
     make_export,
@@ -30,6 +29,7 @@ from cpo_ds.export.folder import (
     write_unfinished,
 )
 from cpo_ds.export.read_back import difference, tokenizer_difference
+from cpo_ds.export.shards import SHARD_BYTES
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.model.offline import LazyMerge, load_base, outline
 from cpo_ds.model.tokenizer import load_tokenizer

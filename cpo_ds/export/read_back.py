@@ -14,7 +14,8 @@ from torch import nn
 
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.export.folder import Named, Written, sum_of
+from cpo_ds.export.folder import Written, sum_of
+from cpo_ds.export.shards import Named
 from cpo_ds.model.load import load_causal_lm, load_model_config
 from cpo_ds.model.offline import outline
 from cpo_ds.model.tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_ds.export.folder import plan_shards
+from cpo_ds.export.shards import plan_shards
 
 
 @given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 60))
