@@ -194,7 +194,9 @@ class CheckpointConfig(Section):
     )
     keep_last: int = Field(2, gt=0, description="checkpoints to keep; older ones are deleted")
     resume: str = Field(
-        "auto", description="auto: from the newest checkpoint, if any; never; or a folder"
+        "auto",
+        description="auto: from the newest checkpoint, if any; never; restart: move an earlier run "
+        "aside and begin anew; or a folder",
     )
     on_damage: Literal["fall_back", "stop"] = Field(
         "fall_back", description="if a checkpoint is damaged: resume from an older one, or stop"

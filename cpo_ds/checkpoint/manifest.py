@@ -47,6 +47,7 @@ class Manifest:
     configuration: dict[str, Any] = field(default_factory=dict)  # the recipe
     deepspeed: dict[str, Any] = field(default_factory=dict)  # the content of the DeepSpeed file
     data: dict[str, Any] = field(default_factory=dict)  # pairs by direction, training and held out
+    tokenizer: dict[str, str] = field(default_factory=dict)  # fingerprints, also of the template
     hosts: list[str] = field(default_factory=list)  # of the ranks, if each host keeps its own part
     files: dict[str, FileEntry] = field(default_factory=dict)
 

@@ -1,12 +1,12 @@
-"""Finds the checkpoint to resume from, verifies it, compares it with the run and loads it.
+"""Finds the checkpoint to resume from, verifies it and loads it.
 
-`publish.py` names and lists checkpoints, `manifest.py` verifies them, `save.py` saves them, and
-`reshard.py` converts those of another number of ranks.
+`publish.py` names and lists checkpoints, `manifest.py` verifies them, `identity.py` compares their
+run with another, `save.py` saves them, and `reshard.py` converts those of another number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from cpo_ds.checkpoint.publish import (
     restore_replaced,
     resume_candidates,
 )
-from cpo_ds.config import CheckpointConfig, Config
+from cpo_ds.config import CheckpointConfig
 from cpo_ds.engine.engine import Engine
-from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.ranks import Ranks
 
@@ -130,7 +129,8 @@ def _candidates(
         if checkpoints(folder):
             raise UserError(
                 f"{folder} holds checkpoints of an earlier run, and checkpoint.resume is never; "
-                "choose another output_dir, delete that run, or set checkpoint.resume: auto."
+                "choose another output_dir, delete it, or set checkpoint.resume: auto (to go on "
+                "with it) or restart (to move it aside)."
             )
         return [], None
     # A checkpoint, or a folder of several, by name.
@@ -138,14 +138,14 @@ def _candidates(
     if not named.is_dir() or not candidates:
         raise UserError(
             f"checkpoint.resume names {checkpoint.resume}, which holds no checkpoint; give a "
-            "step-... folder (or the folder of several), auto or never."
+            "step-... folder (or the folder of several), auto, never or restart."
         )
     return candidates, None if _is_one(named) else latest_problem(named)
 
 
 def _listed(checkpoint: CheckpointConfig, folder: Path) -> list[Path]:
     """The checkpoints that `checkpoint.resume` allows, the best first."""
-    if checkpoint.resume == "never":
+    if checkpoint.resume in ("never", "restart"):
         return []
     if checkpoint.resume == "auto":
         return resume_candidates(folder)
@@ -198,53 +198,6 @@ def _read(path: Path) -> tuple[Manifest | None, str]:
         return read_manifest(path), ""
     except DamagedCheckpoint as error:
         return None, str(error)
-
-
-def check_identity(path: Path, manifest: Manifest, identity: Mapping[str, object]) -> None:
-    """Raises `UserError` if a checkpoint is of another run; names the first value that differs."""
-    saved, current = _flat(manifest.identity), _flat(identity)
-    for key in current | saved:
-        if saved.get(key) != current.get(key):
-            raise UserError(
-                f"the checkpoint {path} is of another run: its {key} is {saved.get(key)!r}, "
-                f"here it is {current.get(key)!r}; make them equal, name another "
-                "checkpoint.resume, or choose a new output_dir."
-            )
-
-
-def check_weights_before(path: Path, manifest: Manifest, fingerprint: str) -> None:
-    """Raises `UserError` if a checkpoint was trained from other weights than those loaded now."""
-    if manifest.weights_before != fingerprint:
-        raise UserError(
-            f"the checkpoint {path} was trained from other weights than those that model."
-            "name_or_path (and model.adapter) give now; name the model that the run began with, "
-            "or choose a new output_dir."
-        )
-
-
-def changed_settings(manifest: Manifest, config: Config, settings: DeepSpeedSettings) -> list[str]:
-    """Lists settings that differ from those of the checkpoint, as `name: before -> now`."""
-    saved = _flat(manifest.configuration) | _flat(manifest.deepspeed)
-    current = _flat(config.model_dump(mode="json")) | _flat(settings.file)
-    # The DeepSpeed file's name does not matter, its content does.
-    saved.pop("deepspeed", None)
-    current.pop("deepspeed", None)
-    # These may differ without a change to the training.
-    skipped = ("checkpoint.", "logging.", "output_dir", "model.name_or_path")
-    return [
-        f"{key}: {saved.get(key)} -> {current.get(key)}"
-        for key in current | saved
-        if saved.get(key) != current.get(key) and not key.startswith(skipped)
-    ]
-
-
-def _flat(values: Mapping[str, object]) -> dict[str, object]:
-    """Joins nested keys: `{"loss": {"name": "cpo"}}` -> `{"loss.name": "cpo"}`."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        nested = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{key}.{name}".rstrip("."): item for name, item in nested.items()}
-    return flat
 
 
 def load(engine: Engine, ranks: Ranks, path: Path, *, adapter_only: bool, same_ranks: bool) -> None:

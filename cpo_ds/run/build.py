@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from cpo_ds.checkpoint.manifest import Manifest
-from cpo_ds.checkpoint.reshard import convert, needs_conversion
-from cpo_ds.checkpoint.resume import (
+from cpo_ds.checkpoint.identity import (
+    BASE,
+    PAIRS,
+    SHAPE,
     changed_settings,
     check_identity,
     check_weights_before,
-    find_checkpoint,
-    load,
 )
+from cpo_ds.checkpoint.manifest import Manifest
+from cpo_ds.checkpoint.reshard import convert, needs_conversion
+from cpo_ds.checkpoint.resume import find_checkpoint, load
 from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
 from cpo_ds.data.tokenize import pairs_fingerprint
@@ -26,6 +28,7 @@ from cpo_ds.engine.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.engine.rounding import rounding_line
 from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.model.adapter import gather_nothing
+from cpo_ds.model.base_identity import base_settings
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import load_policy, load_reference, model_shape
 from cpo_ds.ranks.ranks import Ranks
@@ -62,17 +65,22 @@ class RunInputs:
     train_pairs: list[TokenizedPair]
     eval_pairs: list[TokenizedPair] = field(default_factory=list)  # held out
     identity: dict[str, Any] = field(default_factory=dict)  # see `run_identity`
+    tokenizer: dict[str, str] = field(default_factory=dict)  # see `tokenizer_fingerprints`
     resume: Resume | None = None  # None for a new run
+    is_measured: bool = False  # all steps are trained and all metrics written; the export is left
     stop: StopRequest = field(default_factory=StopRequest)
 
 
 def find_resume(
-    config: Config, settings: DeepSpeedSettings, ranks: Ranks, identity: dict[str, Any]
+    config: Config,
+    settings: DeepSpeedSettings,
+    ranks: Ranks,
+    identity: dict[str, Any],
+    tokenizer: dict[str, str],
 ) -> Resume | None:
     """Finds and verifies the checkpoint to go on from; None for a new run.
 
-    A checkpoint of another number of ranks is converted. Raises `UserError` for one that is
-    damaged, of another run, or of another ZeRO stage.
+    Raises `UserError` for one that is damaged or of another run.
     """
     folder = Path(config.output_dir) / "checkpoints"
     is_local = settings.keeps_local_checkpoints
@@ -80,17 +88,32 @@ def find_resume(
     if checkpoint is None:
         return None
     path, manifest = checkpoint
-    # Another run's checkpoint is refused; other settings of the same run are only reported.
-    check_identity(path, manifest, identity)
-    for change in changed_settings(manifest, config, settings):
-        ranks.say(f"changed since {path.name} was saved: {change}")
+    check_identity(path, manifest, identity, config, tokenizer)
+    return Resume(manifest, path, path)
+
+
+def say_changes(resume: Resume, config: Config, settings: DeepSpeedSettings, ranks: Ranks) -> None:
+    """Prints settings that differ from those of the checkpoint, which a run may change."""
+    for change in changed_settings(resume.manifest, config, settings):
+        ranks.say(f"changed since {resume.saved.name} was saved: {change}")
+
+
+def for_these_ranks(
+    resume: Resume, config: Config, settings: DeepSpeedSettings, ranks: Ranks
+) -> Resume:
+    """The checkpoint in a form that these ranks can load, converted if others saved it.
+
+    Raises `UserError` for a checkpoint of another ZeRO stage.
+    """
+    path, manifest = resume.saved, resume.manifest
     if not needs_conversion(path, manifest, ranks.world_size, settings.stage):
-        return Resume(manifest, path, path)
+        return resume
+    folder = Path(config.output_dir) / "checkpoints"
     ranks.say(
         f"{path} was saved by {manifest.ranks} rank(s), here are {ranks.world_size}: converting it "
         f"to DeepSpeed's universal format ({manifest.size / 2**30:.1f} GiB)"
     )
-    in_folders = ranks.per_folder(is_local=is_local)
+    in_folders = ranks.per_folder(is_local=settings.keeps_local_checkpoints)
     universal, seconds = in_folders(lambda: convert(path, manifest, folder))
     ranks.say(
         f"{universal} " + ("is there already" if seconds is None else f"took {seconds:.0f} s")
@@ -140,9 +163,9 @@ def build_run(inputs: RunInputs) -> Run:
             same_ranks=resume.manifest.ranks == ranks.world_size,
         )
     # Lines of steps that are trained again are dropped from the metrics before more are added.
-    ranks.on_first(lambda: cut_back_metrics(Path(config.output_dir), first_step))
-    total_steps = planned_steps(config, len(train_pairs))
-    monitor = ranks.everywhere(lambda: _open_monitor(config, ranks, first_step, total_steps))
+    if not inputs.is_measured:
+        ranks.on_first(lambda: cut_back_metrics(Path(config.output_dir), first_step))
+    monitor = ranks.everywhere(lambda: _open_monitor(inputs, first_step))
     monitor.say(attention)
     monitor.say(
         f"training {'a LoRA adapter' if config.trains_adapter else 'all parameters'} with "
@@ -185,14 +208,15 @@ def _start_engine(config: Config, settings: DeepSpeedSettings, ranks: Ranks) -> 
         return Engine(policy, config, settings, reference), attention
 
 
-def _open_monitor(config: Config, ranks: Ranks, first_step: int, total_steps: int) -> SilentMonitor:
-    if ranks.rank > 0:
+def _open_monitor(inputs: RunInputs, first_step: int) -> SilentMonitor:
+    config = inputs.config
+    if inputs.ranks.rank > 0:
         return SilentMonitor()
     return Monitor(
         Path(config.output_dir),
-        tensorboard=config.logging.tensorboard,
+        tensorboard=config.logging.tensorboard and not inputs.is_measured,
         first_step=first_step,
-        total_steps=total_steps,
+        total_steps=planned_steps(config, len(inputs.train_pairs)),
     )
 
 
@@ -212,6 +236,7 @@ def _manifest(inputs: RunInputs, fingerprint: str) -> Manifest:
         configuration=inputs.config.model_dump(mode="json"),
         deepspeed=settings.file,
         data={name: _by_direction(of_kind) for name, of_kind in pairs.items()},
+        tokenizer=inputs.tokenizer,
         hosts=list(ranks.hosts) if settings.keeps_local_checkpoints else [],
     )
 
@@ -227,7 +252,8 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
     Names are those that a message shows if one differs. Values are as JSON gives them back.
     """
     identity = {
-        "model shape": model_shape(config),
+        SHAPE: model_shape(config),  # for checkpoints of older versions
+        BASE: base_settings(config.model.name_or_path),
         "starting adapter (fingerprint)": adapter_fingerprint(config.model.adapter)
         if config.model.adapter
         else None,
@@ -238,8 +264,8 @@ def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
         "optimizer states": "bfloat16" if config.optim.states == "bfloat16" else None,
         "LoRA": config.lora.model_dump() if config.lora else None,
         "loss": config.loss.model_dump(exclude={"reference", "reference_cache"}),
-        "training pairs (fingerprint)": pairs_fingerprint(pairs),
+        PAIRS: pairs_fingerprint(pairs),
         "pairs per step": config.batch.pairs,
         "seed": config.train.seed,
     }
-    return json.loads(json.dumps(identity))
+    return json.loads(json.dumps(identity, default=str))

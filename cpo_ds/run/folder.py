@@ -8,12 +8,15 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.storage.files import replacing
+from cpo_ds.storage.metrics_file import read_metrics
 
 _FINISHED = "finished.json"
 _START_NAME = "PYTHON_CPO_DS_RUN"  # a variable that scripts/supervise.sh sets
@@ -52,27 +55,66 @@ def write_config(config: Config, folder: Path, world_size: int) -> None:
         ) from None
 
 
-def write_finished(folder: Path, step: int) -> None:
-    """Marks a run as finished, its export included; `step` is its last one.
+def is_described(folder: Path, manifest: Manifest) -> bool:
+    """Whether `config.yaml` holds the settings that trained a checkpoint."""
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        return yaml.safe_load(text) == manifest.configuration
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+
+
+def is_measured(folder: Path, step: int, *, evaluates: bool) -> bool:
+    """Whether the metrics of a run's last step are written, and with `evaluates` its evaluation."""
+    try:
+        training, held_out = read_metrics(folder)
+    except (UserError, ValueError):  # no such file, or a damaged line
+        return False
+    lines = [training, held_out] if evaluates else [training]
+    return all(part and part[-1]["step"] == step for part in lines)
+
+
+def write_finished(folder: Path, step: int, *, exported: bool) -> None:
+    """Marks a run as finished; `step` is its last one, and `exported` whether it has an export.
 
     The mark holds the name that `scripts/supervise.sh` gave to this start, if any, so that the
     script can tell a run that this start finished or found finished.
     """
-    text = json.dumps({"step": step, "start": os.environ.get(_START_NAME)})
+    start = os.environ.get(_START_NAME)
+    text = json.dumps({"step": step, "start": start, "exported": exported})
     with replacing(folder / _FINISHED) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 
-def finished_step(config: Config) -> int | None:
-    """The last step of a finished run; None if it is not finished or its export is missing."""
+def mark_finished_again(folder: Path, step: int) -> None:
+    """Marks a run as finished that was found so; leaves its mark alone if that tells all.
+
+    A start by `scripts/supervise.sh` leaves its name in the mark.
+    """
+    mark = _read_mark(folder)
+    if mark is None or mark["step"] != step:
+        write_finished(folder, step, exported=False)
+    elif os.environ.get(_START_NAME):
+        write_finished(folder, step, exported=mark.get("exported", True))
+
+
+def is_finished(config: Config, step: int) -> bool:
+    """Whether a run is marked as finished at `step`, with an export if the recipe asks for one."""
     folder = Path(config.output_dir)
-    if config.checkpoint.export and not (folder / "export").is_dir():
-        return None
+    mark = _read_mark(folder)
+    if mark is None or mark["step"] != step:
+        return False
+    has_export = mark.get("exported", True) and (folder / "export").is_dir()
+    return has_export or not config.checkpoint.export
+
+
+def _read_mark(folder: Path) -> dict[str, Any] | None:
+    """The mark of a finished run; None if it is missing or damaged."""
     try:
-        step = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):  # the mark is missing or damaged
+        mark = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    return step if isinstance(step, int) else None
+    return mark if isinstance(mark, dict) and isinstance(mark.get("step"), int) else None
 
 
 def clear_finished(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
@@ -24,6 +25,7 @@ from cpo_ds.model.load import check_token_ids, load_model_config
 from cpo_ds.model.positions import rope_key
 from cpo_ds.model.tokenizer import load_tokenizer, stop_tokens
 from cpo_ds.schema import PreferenceRow, TokenizedPair
+from cpo_ds.storage.results import content_key
 
 
 class PreparedPairs(NamedTuple):
@@ -111,6 +113,16 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
     return PreparedPairs(
         tokenizer, tokenize("training pairs", rows), tokenize("held-out pairs", held_out)
     )
+
+
+def tokenizer_fingerprints(tokenizer: Any) -> dict[str, str]:
+    """Fingerprints of a tokenizer and of its chat template, by the names that messages show."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    template = json.dumps(tokenizer.chat_template)
+    keys = {"tokenizer": content_key(whole, special), "chat template": content_key(template)}
+    return {name: key[:16] for name, key in keys.items()}
 
 
 def _check_not_rendered(rows: Sequence[PreferenceRow], encoder: TextEncoder) -> None:

@@ -16,17 +16,30 @@ from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.ranks.watch import Watch
 from cpo_ds.run.allocators import keep_freed_memory
+from cpo_ds.run.anew import check_inputs_stay, finish_move, is_again, move_aside, start_variables
 from cpo_ds.run.arithmetic import set_arithmetic
-from cpo_ds.run.build import RunInputs, as_trained, build_run, find_resume, run_identity
+from cpo_ds.run.build import (
+    Resume,
+    RunInputs,
+    as_trained,
+    build_run,
+    find_resume,
+    for_these_ranks,
+    run_identity,
+    say_changes,
+)
 from cpo_ds.run.final_export import export_run
 from cpo_ds.run.folder import (
     clear_finished,
-    finished_step,
+    is_described,
+    is_finished,
+    is_measured,
     make_output_folder,
+    mark_finished_again,
     write_config,
     write_finished,
 )
-from cpo_ds.run.pairs import prepare_pairs, with_template_date
+from cpo_ds.run.pairs import prepare_pairs, tokenizer_fingerprints, with_template_date
 from cpo_ds.run.planned import with_plan
 from cpo_ds.run.trainer import planned_steps, train
 from cpo_ds.storage.lock import FolderLock, hold_folder
@@ -41,6 +54,13 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     keep_freed_memory()
     ranks = init_ranks(config.train.stall_minutes)
     config, precision = with_precision(config, ranks)
+    folder = Path(config.output_dir)
+    restarts = config.checkpoint.resume == "restart"
+    start = ranks.on_first(start_variables)
+    if restarts:
+        ranks.on_first(lambda: check_inputs_stay(config))
+        if ranks.on_first(lambda: is_again(folder, start)):
+            config = _resuming(config)
     config, planned = with_plan(config, ranks)
     settings = ranks.everywhere(lambda: read_deepspeed_settings(config))
     stop = StopRequest(config.train.max_hours)
@@ -48,14 +68,18 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     if not verbose:
         silence_after_import()
     # Keep other runs out of the folder; each host has one if checkpoints are on its own disk.
-    folder = Path(config.output_dir)
     ranks.everywhere(lambda: make_output_folder(folder))
     locks: list[FolderLock] = []  # held as long as this function runs
     in_folders = ranks.per_folder(is_local=settings.keeps_local_checkpoints)
     in_folders(lambda: locks.append(hold_folder(folder)))
+    aside = in_folders(lambda: move_aside(folder, start) if restarts else finish_move(folder))
+    if restarts:
+        config = _resuming(config)
     # From here on each rank writes its own log, and a lost or hung rank ends the run.
     log = RankLog(ranks.rank, folder)
     log.open()
+    if aside:
+        ranks.say(f"the earlier run in {folder} was moved to {aside}; this one begins anew")
     if precision:
         ranks.say(precision)
     for line in planned:
@@ -78,33 +102,42 @@ def _train_and_export(
     )
     # Find the checkpoint to go on from, if the folder has one.
     identity = ranks.on_first(lambda: run_identity(config, train_pairs))
-    resume = find_resume(config, settings, ranks, identity)
+    fingerprints = ranks.on_first(lambda: tokenizer_fingerprints(tokenizer))
+    resume = find_resume(config, settings, ranks, identity, fingerprints)
     steps = planned_steps(config, len(train_pairs))
-    if resume and resume.manifest.step > steps:
-        raise UserError(
-            f"{resume.saved} is of step {resume.manifest.step}, but train.epochs and train."
-            f"max_steps make a run of {steps}; raise them, or name an earlier checkpoint.resume."
-        )
-    if resume and resume.manifest.step == steps:
-        # All steps are trained. The run may have been interrupted after them, before its export.
-        if ranks.on_first(lambda: finished_step(config)) == steps:
-            ranks.say(
-                f"{folder} is finished, at step {steps} of {steps}. Nothing was trained again and "
-                "nothing rewritten; for a run with other settings choose another output_dir."
-            )
-            ranks.on_first(lambda: write_finished(folder, steps))
+    measured = False  # all steps are trained and measured, so that only the export is left
+    if resume and _is_trained(resume, steps):
+        measured = ranks.on_first(lambda: is_measured(folder, steps, evaluates=bool(eval_pairs)))
+        if _is_all_done(config, ranks, steps, measured=measured):
             return
         config = as_trained(config, resume.manifest)
-    ranks.on_first(lambda: clear_finished(folder))
-    ranks.on_first(lambda: write_config(config, folder, ranks.world_size))
+    elif resume:
+        say_changes(resume, config, settings, ranks)
+    if resume:
+        resume = for_these_ranks(resume, config, settings, ranks)
+    ranks.on_first(
+        lambda: _describe(config, folder, ranks.world_size, resume if measured else None)
+    )
     # Load the policy, then train it.
     run = build_run(
-        RunInputs(config, settings, ranks, train_pairs, eval_pairs, identity, resume, stop)
+        RunInputs(
+            config,
+            settings,
+            ranks,
+            train_pairs,
+            eval_pairs,
+            identity=identity,
+            tokenizer=fingerprints,
+            resume=resume,
+            is_measured=measured,
+            stop=stop,
+        )
     )
     if resume:
         ranks.say(f"resumed from {resume.saved} at step {run.first_step} of {run.total_steps}")
     try:
-        train(run)
+        if not measured:
+            train(run)
     except (Stopped, NonFiniteError):
         ranks.on_first(run.monitor.close)
         raise
@@ -113,4 +146,42 @@ def _train_and_export(
         export_run(run, settings, tokenizer)
     run.saver.check_last(run.total_steps)
     ranks.on_first(run.monitor.close)
-    ranks.on_first(lambda: write_finished(folder, steps))
+    ranks.on_first(lambda: write_finished(folder, steps, exported=config.checkpoint.export))
+
+
+def _is_all_done(config: Config, ranks: Ranks, steps: int, *, measured: bool) -> bool:
+    """Whether nothing is left to do for a run whose steps are all trained; if so, says it."""
+    folder = Path(config.output_dir)
+    needs_nothing = measured and not config.checkpoint.export
+    if not needs_nothing and not ranks.on_first(lambda: is_finished(config, steps)):
+        return False
+    ranks.say(
+        f"{folder} is finished, at step {steps} of {steps}. Nothing was trained again and nothing "
+        "rewritten; for a run with other settings choose another output_dir, or checkpoint.resume: "
+        "restart."
+    )
+    ranks.on_first(lambda: mark_finished_again(folder, steps))
+    return True
+
+
+def _describe(config: Config, folder: Path, world_size: int, trained: Resume | None) -> None:
+    """Writes the configuration, unless the folder has that of a checkpoint that needs no more."""
+    clear_finished(folder)
+    if trained is None or not is_described(folder, trained.manifest):
+        write_config(config, folder, world_size)
+
+
+def _resuming(config: Config) -> Config:
+    """The recipe with `checkpoint.resume: auto`, for a folder without an earlier run."""
+    checkpoint = config.checkpoint.model_copy(update={"resume": "auto"})
+    return config.model_copy(update={"checkpoint": checkpoint})
+
+
+def _is_trained(resume: Resume, steps: int) -> bool:
+    """Whether a checkpoint is of the last step. Raises `UserError` if it is of a later one."""
+    if resume.manifest.step > steps:
+        raise UserError(
+            f"{resume.saved} is of step {resume.manifest.step}, but train.epochs and train."
+            f"max_steps make a run of {steps}; raise them, or name an earlier checkpoint.resume."
+        )
+    return resume.manifest.step == steps

@@ -202,14 +202,16 @@ def checkpointed(folder: Path) -> Flat:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"model.name_or_path": "other-model"}, "model"),
+        ({"model.name_or_path": "other-model"}, "hidden_size in the config.json of model.name"),
         ({"loss.name": "simpo"}, "loss"),
         ({"loss.beta": 0.2}, "loss"),
-        ({"data.path": "other-pairs.jsonl"}, "training pairs"),
+        ({"data.path": "other-pairs.jsonl"}, "training pairs are others, since data.path is"),
         ({"lora": {"rank": 4}}, "LoRA"),
         ({"model.dtype": "bfloat16"}, "precision"),
         ({"batch.pairs": 2}, "pairs per step"),
-        ({"train.seed": 1}, "seed"),
+        ({"train.seed": 1}, "train.seed"),
+        ({"batch.share_prefix": "none"}, "batch.share_prefix is 'common', here it is 'none'"),
+        ({"data.max_tokens": 30}, "data.max_tokens is 512, here it is 30"),
     ],
 )
 def test_checkpoint_of_another_run(

@@ -6,8 +6,6 @@ step 5 or 6 and resumed under the real launcher; LoRA with dropout is killed whi
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -119,63 +117,6 @@ def test_steps_planned_ahead_are_the_same_steps(
     evaluated_again, *later = lines(resumed)
     assert evaluated_again["step"] == 6 and "eval_loss" in evaluated_again
     assert later == [line for line in lines(folder) if line["step"] > 6]
-
-
-OTHER = ("--optim.learning_rate=0.5", "--optim.weight_decay=0.3", "--train.epochs=9")
-
-
-def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of each file of a run, except the file that names the last writer."""
-    skipped = ("logs", "lock", "finished.json")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    names = {str(path.relative_to(folder)): path for path in files}
-    return {
-        name: (path.read_bytes(), path.stat().st_mtime_ns)
-        for name, path in names.items()
-        if name.partition("/")[0] not in skipped
-    }
-
-
-def test_a_finished_run_started_again_rewrites_nothing(
-    recipes: dict[str, Path], never_stopped: dict[str, Path]
-) -> None:
-    folder = never_stopped["lora"]
-    before = contents(folder)
-    arguments = ("--config", recipes["lora"], "--output_dir", folder, *OTHER)
-    first, second = main_on_ranks(*arguments, ranks=RANKS)
-    assert (first.code, second.code) == (0, 0), first.output
-    assert first.output.count(f"{folder} is finished, at step {STEPS} of {STEPS}.") == 1
-    assert "resumed from" not in first.output and "training a LoRA" not in first.output
-    assert contents(folder) == before
-
-
-def test_an_end_that_was_interrupted_is_described_by_what_trained(
-    recipes: dict[str, Path], never_stopped: dict[str, Path]
-) -> None:
-    """If only the export is missing, changed settings come too late for the model card."""
-    folder = recipes["lora"].parent / "not-exported"
-    shutil.copytree(never_stopped["lora"], folder)
-    shutil.rmtree(folder / "export")
-    arguments = ("--config", recipes["lora"], "--output_dir", folder)
-    for done in main_on_ranks(*arguments, *OTHER, ranks=RANKS):
-        assert done.code == 0, done.output
-    expected = never_stopped["lora"]
-    assert lines(folder) == lines(expected)
-    card, settings = ((folder / name).read_text() for name in ("export/README.md", "config.yaml"))
-    assert card == (expected / "export" / "README.md").read_text()
-    assert settings == (expected / "config.yaml").read_text().replace(str(expected), str(folder))
-
-
-def test_a_finished_run_with_more_steps_goes_on(
-    recipes: dict[str, Path], never_stopped: dict[str, Path]
-) -> None:
-    folder = recipes["lora"].parent / "longer"
-    shutil.copytree(never_stopped["lora"], folder)
-    arguments = ("--config", recipes["lora"], "--output_dir", folder)
-    for done in main_on_ranks(*arguments, f"--train.max_steps={STEPS + 1}", ranks=RANKS):
-        assert done.code == 0, done.output
-    assert lines(folder)[-1]["step"] == STEPS + 1
-    assert json.loads((folder / "finished.json").read_text())["step"] == STEPS + 1
 
 
 def size(saved: Path) -> int:

@@ -198,9 +198,9 @@ def alone(*arguments: object) -> Finished:
     return finish(start([sys.executable, str(TRAIN), *map(str, arguments)]))
 
 
-def start_ranks(*arguments: object, ranks: int = 2) -> ForkedRanks:
+def start_ranks(*arguments: object, ranks: int = 2, **environment: str) -> ForkedRanks:
     """Starts training on several ranks without a launcher, which costs no imports."""
-    return ForkedRanks(_main, [str(a) for a in arguments], ranks=ranks)
+    return ForkedRanks(_main, [str(a) for a in arguments], ranks=ranks, environment=environment)
 
 
 def main_on_ranks(*arguments: object, ranks: int = 1, **environment: str) -> list[Finished]:
