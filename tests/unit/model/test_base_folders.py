@@ -31,7 +31,8 @@ from cpo_ds.data.pack import pack
 from cpo_ds.errors import UserError
 from cpo_ds.model.base_checks import check_report, check_weights
 from cpo_ds.model.base_settings import own_code_line, read_settings
-from cpo_ds.model.load import load_model_config, load_policy, load_tokenizer
+from cpo_ds.model.load import load_model_config, load_policy
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.model.weight_files import SAMPLED_ROWS, weight_files
 from cpo_ds.prepare.translation.local_model import LocalModel
 from cpo_ds.recipe import parse_config
