@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from peft import PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -114,6 +115,8 @@ class Merging:
         with whole_models():
             self._adapted = adapt(hollow)
         self.unties = unties(self._adapted)
+        # Layers of other kinds have tensors that do not follow them to a GPU.
+        self._follows_weights = self._adapted.peft_config["default"].peft_type == PeftType.LORA
         # Weights of the base that the adapter replaces. Those of whole layers have other names.
         loaded = self._adapted.state_dict().keys() & names
         replaced = {base_name(name) for name in loaded} & self._weights.keys()
@@ -155,10 +158,10 @@ class Merging:
         names = [name for name in self._weights if name.startswith(f"{layer}.")]
         for name in names:
             weight = read(name)
+            device = weight.device if self._follows_weights else torch.device("cpu")
             # A copy, since peft may change it in place.
-            weight = self._replaced[name].to(weight) if name in self._replaced else weight.clone()
-            self._weights[name].data = weight
-        module.to(weight.device)
+            self._weights[name].data = self._replaced.get(name, weight).to(device, copy=True)
+        module.to(device)
         if hasattr(module, "unload_and_optionally_merge_module"):
             plain = module.unload_and_optionally_merge_module(
                 merge=True, safe_merge=False, adapter_names=None
