@@ -72,11 +72,8 @@ class TextEncoder:
 
     def looks_rendered(self, prompt: str, completion: str) -> bool:
         """Whether a prompt begins, or a completion ends, with the text of a special token."""
-        begins, ends = (
-            self._written.match(unmarked(prompt)),
-            self._tail.search(unmarked(completion)),
-        )
-        return bool(begins or ends)
+        begins = self._written.match(unmarked(prompt))
+        return bool(begins or self._tail.search(unmarked(completion)))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, with no others before or after them."""

@@ -45,6 +45,13 @@ def test_arguments_that_the_template_lacks(arguments: dict[str, Any], message: s
         rendered(kinds.QWEN3, arguments=arguments)
 
 
+def test_an_argument_with_a_default_in_the_template() -> None:
+    template = "{% set style = style | default('short') %}{{ style }}: {{ messages[0].content }}"
+    assert rendered(template, arguments={"style": "long"}) == "long: Hi?"
+    macro = "{% macro m(x) %}{{ x }}{{ tone }}{% endmacro %}{{ m(messages[0].content) }}"
+    assert rendered(macro, arguments={"tone": "!"}) == "Hi?!"
+
+
 def test_several_templates() -> None:
     both = {"default": kinds.CHATML, "short": kinds.LLAMA2}
     assert rendered(both) == rendered(kinds.CHATML)
