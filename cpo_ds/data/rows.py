@@ -25,7 +25,7 @@ from cpo_ds.data.prompts import (
     source_of,
     with_names,
 )
-from cpo_ds.data.sameness import same_text
+from cpo_ds.data.sameness import as_seen, same_text
 from cpo_ds.data.sources import RawRow, read_folder, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
@@ -239,7 +239,7 @@ def _groups(rows: Sequence[PreferenceRow], languages: Languages) -> list[list[in
     first: dict[tuple[str, str], int] = {}
     for index, row in enumerate(rows):
         text = source_of(row.prompt, row.direction, languages) or row.prompt
-        for key in (("text", text), ("origin", row.origin)):
+        for key in (("text", as_seen(text)), ("origin", row.origin)):
             low, high = sorted((root(first.setdefault(key, index)), root(index)))
             parents[high] = low
     groups: dict[int, list[int]] = {}

@@ -87,10 +87,16 @@ def _is_over(process: psutil.Process) -> bool:
 
 
 def test_supervised_run_is_restarted_and_stopped(recipe: Path, whole: list[Any]) -> None:
-    """The run restarts after a rank is killed; it saves and ends after SIGTERM to the script."""
+    """The run restarts after a rank is killed; it saves and ends after SIGTERM to the script.
+
+    It moves an earlier run aside at its first start alone.
+    """
     output = recipe.parent / "supervised"
+    (output / "checkpoints" / "step-00000009").mkdir(parents=True)
+    (output / "metrics.jsonl").write_text("of an earlier run")
     options = ("--config", recipe, "--output_dir", output, "--checkpoint.every_steps=1")
-    command = [*SUPERVISE, "--restarts", "1", "--pause", "0", *deepspeed_command(*options)]
+    training = deepspeed_command(*options, "--checkpoint.resume=restart")
+    command = [*SUPERVISE, "--restarts", "1", "--pause", "0", *training]
     run = start(command)
     wait_until(run, lambda: (output / "checkpoints" / "step-00000002").exists())
     first = rank_processes(run)
@@ -103,6 +109,9 @@ def test_supervised_run_is_restarted_and_stopped(recipe: Path, whole: list[Any])
     assert done.code == 4, done.output
     assert "restart 1 of 1" in done.output and "resumed from" in done.output
     assert "rank 1 on host" in done.output and "asked to by SIGUSR1" in done.output
+    assert done.output.count(f"was moved to {output / 'earlier-1'}") == 1
+    assert (output / "earlier-1" / "metrics.jsonl").read_text() == "of an earlier run"
+    assert not (output / "earlier-2").exists()
 
     for done in main_on_ranks(*options, ranks=2):
         assert done.code == 0, done.output

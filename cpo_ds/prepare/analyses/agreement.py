@@ -100,7 +100,11 @@ def _both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """The rank of each value from 0, with the mean rank for ties."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    order = np.argsort(values)
+    is_higher = signs(values[order][1:], values[order][:-1]) > 0
+    group = np.empty(len(values), int)
+    group[order] = np.concatenate([np.zeros(min(1, len(values)), int), np.cumsum(is_higher)])
+    counts = np.bincount(group)
     return (np.cumsum(counts) - (counts - 1) / 2)[group]
 
 

@@ -18,6 +18,7 @@ from cpo_ds.data.prompts import (
     gpt4_messages,
     parse_direction,
 )
+from cpo_ds.data.sameness import same_text
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.languages import LANGUAGE
 
@@ -79,7 +80,7 @@ def _few_shot(path: Path, shots: int, languages: Languages) -> PromptOf:
             known[row.language_pair].append((row.source, row.reference))
 
     def prompt(row: CandidateRow) -> str:
-        others = (pair for pair in known[row.language_pair] if pair[0] != row.source)
+        others = (p for p in known[row.language_pair] if not same_text(p[0], row.source))
         examples = [pair for pair, _ in zip(others, range(shots), strict=False)]
         if len(examples) < shots:
             raise UserError(

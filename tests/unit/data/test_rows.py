@@ -123,6 +123,14 @@ def test_split_keeps_a_source_together_across_directions() -> None:
     assert split_held_out(rows, 0.25, 1)[1] != held
 
 
+def test_split_keeps_sources_together_that_look_the_same() -> None:
+    forms = ("Gr\u00fc\u00dfe {}", "Gru\u0308\u00dfe\u200b {} ")
+    rows = [some_row(form.format(i), "", f"{i}{form}") for i in range(20) for form in forms]
+    train, held = split_held_out(rows, 0.25, 0)
+    numbers = [{row.prompt.split()[1] for row in part} for part in (train, held)]
+    assert len(held) == 10 and not numbers[0] & numbers[1]
+
+
 def test_split_of_nothing_and_the_impossible() -> None:
     rows = [some_row("same", "", str(i)) for i in range(5)]
     assert split_held_out(rows, 0.0, 1) == (rows, [])

@@ -79,6 +79,9 @@ def test_examples_are_the_first_of_the_direction_and_never_the_sentence_itself(
     file = write(tmp_path / "shots.jsonl", *lines)
     prompt = prompt_maker("few-shot", file, 2)
     assert prompt(row("A")) == few_shot_prompt("A", "en", "de", [("B", "b"), ("C", "c")])
+    assert prompt(row("\u200bA ")) == few_shot_prompt(
+        "\u200bA ", "en", "de", [("B", "b"), ("C", "c")]
+    )
     assert prompt(row("Q")) == few_shot_prompt("Q", "en", "de", [("A", "a"), ("B", "b")])
     with pytest.raises(UserError, match="has 1 examples with a reference of de-en"):
         prompt(row("q", "de-en"))
