@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,21 @@ def test_the_exported_tokenizer_is_the_run_s(exports: Path, in_5: dict[str, Any]
         make().save_pretrained(folder)
         tokens = json.loads(json.dumps(reading.tokens(folder)))
         assert tokens in [values["tokens"] for values in in_5.values()], name
+
+
+@pytest.mark.parametrize("name", ["llama, default", "llama, default, adapter"])
+def test_the_card_s_code_runs_from_any_folder(exports: Path, tmp_path: Path, name: str) -> None:
+    """The recipe named the base by a relative path."""
+    card = (exports / name / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    assert "folder = '.'" in code
+    code = code.replace("folder = '.'", f"folder = {str(exports / name)!r}")
+    code = code.replace("max_new_tokens=256", "max_new_tokens=4") + "print(output.tolist())"
+    printed = []
+    for python in (PYTHON, sys.executable):
+        done = subprocess.run(
+            [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert printed[0] == printed[1]

@@ -41,6 +41,11 @@ def _other_positions(values: dict[str, Any]) -> None:
     values["rope_parameters"]["rope_theta"] = values["rope_theta"] = 1000.0
 
 
+def _other_letters(values: dict[str, Any]) -> None:
+    vocabulary = values["model"]["vocab"]
+    vocabulary["a"], vocabulary["o"] = vocabulary["o"], vocabulary["a"]
+
+
 Q, A, B = (
     "model.layers.{}.self_attn.q_proj.weight",
     "base_model.model.model.layers.{}.mlp.down_proj.lora_A.weight",
@@ -63,9 +68,7 @@ OF_ADAPTERS: dict[str, Callable[[Path], None]] = {
     "no factor": lambda f: _reweigh(f / ADAPTER, lambda w: w.pop(B)),
 }
 OF_TOKENIZERS: dict[str, Callable[[Path], None]] = {
-    "other tokens": lambda f: _change(
-        f / "tokenizer.json", lambda v: v["pre_tokenizer"].update(add_prefix_space=True)
-    ),
+    "other tokens": lambda f: _change(f / "tokenizer.json", _other_letters),
     "no end": lambda f: _change(f / "tokenizer_config.json", lambda v: v.pop("eos_token")),
 }
 FAULTS = OF_MODELS | OF_ADAPTERS | OF_TOKENIZERS

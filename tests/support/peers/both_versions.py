@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import transformers
 from helpers import tiny_model
 from peers.small_tokenizers import MAKERS
 
-from cpo_ds.export.folder import Export, write_folder
-from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_model_config
+from cpo_ds.checkpoint.manifest import Manifest
+from cpo_ds.config import Config
+from cpo_ds.export.folder import Export, Named, make_export, write_folder
+from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_model_config, load_tokenizer
+from cpo_ds.recipe import parse_config
 
 LONG = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 3.0, 4.0, 5.0]}
 BEFORE = {"original_max_position_embeddings": 64}
@@ -63,37 +67,64 @@ def model_of(family: str, kind: str) -> Any:
 
 def save_bases(folder: Path) -> list[Path]:
     """Saves every family with each kind of positions, as transformers 5 does."""
-    bases = []
-    for family in SUPPORTED_MODEL_TYPES:
-        for number, kind in enumerate(ropes(family)):
-            base = folder / f"{family}, {kind}"
-            model_of(family, kind).save_pretrained(base)
-            names = TOKENIZERS[family]
-            MAKERS[names[number % len(names)]]().save_pretrained(base)
-            bases.append(base)
-    return bases
+    return [
+        save_base(folder, family, kind)
+        for family in SUPPORTED_MODEL_TYPES
+        for kind in ropes(family)
+    ]
+
+
+def save_base(folder: Path, family: str, kind: str = "default") -> Path:
+    """Saves a model, with one of its family's tokenizers."""
+    base = folder / f"{family}, {kind}"
+    model_of(family, kind).save_pretrained(base)
+    names = TOKENIZERS[family]
+    MAKERS[names[ropes(family).index(kind) % len(names)]]().save_pretrained(base)
+    return base
 
 
 def export_model(base: Path, folder: Path) -> None:
     """Exports a model as it is."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model.config = load_model_config(str(base))
-    _write(base, folder, model, model.named_parameters())
+    write_folder(folder, *export_of(base, load_model(base)))
 
 
 def export_adapter(base: Path, folder: Path) -> None:
     """Exports an adapter on a base, with weights that are not the initial ones."""
+    write_folder(folder, *export_of(base, with_adapter(load_model(base))))
+
+
+def load_model(base: Path) -> Any:
+    """Loads a model as a run does."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.config = load_model_config(str(base))
+    return model
+
+
+def with_adapter(model: Any) -> Any:
+    """Adds an adapter that changes the model."""
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     adapted = peft.get_peft_model(model, lora)
     torch.manual_seed(1)
-    trained = [(name, p) for name, p in adapted.named_parameters() if p.requires_grad]
-    for _, parameter in trained:
-        torch.nn.init.normal_(parameter, 0, 0.05)
-    _write(base, folder, adapted, iter(trained))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, 0, 0.05)
+    return adapted
 
 
-def _write(base: Path, folder: Path, model: Any, weights: Iterator[Any]) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    export = Export(model, tokenizer, str(base), "float32", "a card")
-    write_folder(folder, export, ((name, weight.detach()) for name, weight in weights))
+def config_of(base: Path) -> Config:
+    """The configuration of a run that trained a model; it names the folder by a relative path."""
+    values = {
+        "model": {"name_or_path": os.path.relpath(base), "dtype": "float32"},
+        "data": {"format": "sample"},
+        "output_dir": str(base / "run"),
+    }
+    return parse_config(values, "test")
+
+
+def export_of(base: Path, model: Any) -> tuple[Export, Iterator[Named]]:
+    """The export of a model with or without an adapter, and the weights in it."""
+    manifest = Manifest(step=1, ranks=1, zero_stage=0)
+    export = make_export(model, load_tokenizer(str(base)), config_of(base), manifest)
+    is_adapter = isinstance(model, peft.PeftModel)
+    named = model.named_parameters()
+    return export, ((n, p.detach()) for n, p in named if p.requires_grad or not is_adapter)
