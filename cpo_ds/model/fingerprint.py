@@ -77,6 +77,7 @@ def _block_sums(bits: torch.Tensor, start: int) -> torch.Tensor:
         rows = matrix[first : first + step].to(torch.int64)
         row_sums[first : first + len(rows)] = rows.sum(1)
         column_sums += rows.sum(0)
+    count_work()
     row_sums[-1] = rest.sum(dtype=torch.int64)
     column_sums[: len(rest)] += rest
 
