@@ -21,7 +21,8 @@ from cpo_ds.export.folder import write_pretrained
 from cpo_ds.export.from_checkpoint import export
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.adapter import gather_nothing
-from cpo_ds.model.load import load_policy, load_tokenizer
+from cpo_ds.model.load import load_policy
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config

@@ -14,7 +14,8 @@ from cpo_ds.engine.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
 from cpo_ds.model.adapter import gather_nothing
-from cpo_ds.model.load import load_policy, load_tokenizer
+from cpo_ds.model.load import load_policy
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
 from cpo_ds.ranks.ranks import Ranks, init_ranks
 from cpo_ds.recipe import parse_config
