@@ -136,11 +136,13 @@ def save_folder(
     stops: Any = None,
     **settings: Any,
 ) -> Path:
-    """Writes a model's folder without weights: configuration, tokenizer, ends of generation."""
+    """Writes the folder of a small random model: weights, tokenizer, ends of generation."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = {"vocab_size": embeddings, "hidden_size": 8, "num_attention_heads": 2} | settings
+    values = {"vocab_size": embeddings, "hidden_size": 8, "num_attention_heads": 2}
+    values |= {"num_hidden_layers": 1, "intermediate_size": 8} | settings
     config = transformers.AutoConfig.for_model(values.pop("model_type", "llama"), **values)
-    config.save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
     if stops is not None:
         text = json.dumps({"eos_token_id": tokenizer.convert_tokens_to_ids(list(stops))})
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
