@@ -20,7 +20,7 @@ class ModelConfig(Section):
     """The policy: its weights, precision and attention."""
 
     name_or_path: str = Field(description="policy to train: a folder or a Hugging Face model name")
-    adapter: str | None = Field(None, description="LoRA adapter to start from: a folder or a name")
+    adapter: str | None = Field(None, description="adapter to start from: a folder or a name")
     adapter_mode: Literal["continue", "merge"] = Field(
         "continue", description="continue to train that adapter, or merge it into the policy first"
     )
