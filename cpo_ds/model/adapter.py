@@ -21,7 +21,7 @@ from cpo_ds.config import Config, LoraConfig
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.model.adapter_checks import check_adapter
 from cpo_ds.model.hub import adapter_weights, unavailable
-from cpo_ds.model.merging import Merging, base_name
+from cpo_ds.model.merging import Merging
 from cpo_ds.ranks.liveness import count_work
 
 # Makes sharded parameters whole inside a `with` block and keeps what is written to them.
@@ -42,36 +42,21 @@ def with_adapter(causal_lm: Any, config: Config, gather: GatherParameters) -> An
     if config.model.adapter:
         check_adapter(config.model, causal_lm.config)
         if config.continues_adapter:
-            return starting_adapter(causal_lm, config, config.model.adapter, gather)
+            return _continued_adapter(causal_lm, config, config.model.adapter, gather)
         merge_adapter(causal_lm, starting_merging(causal_lm.config, config), gather)
     if config.lora is None:
         return causal_lm.requires_grad_(True)
     return _new_adapter(causal_lm, config.lora, config.train.seed)
 
 
-def starting_adapter(
-    causal_lm: Any, config: Config, adapter: str, gather: GatherParameters = gather_nothing
-) -> Any:
+def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
     """Loads an adapter of any kind that peft knows, by name or folder, and adds it to the model.
 
     Raises `UserError` if the adapter is missing, incomplete or does not fit the model.
     """
     settings = starting_settings(config, adapter)
-    # Weights of the base that the adapter replaces or reads, which ZeRO-3 has split.
-    names = {base_name(name) for name in adapter_weights(adapter)}
-    rows = getattr(settings, "trainable_token_indices", None)
-    layers = rows if isinstance(rows, dict) else ["embed_tokens"] if rows else []
-    needed = [
-        parameter
-        for name, parameter in causal_lm.named_parameters()
-        if name in names or name.removesuffix(".weight").endswith(tuple(layers))
-    ]
     try:
-        with (
-            gather(needed),
-            _rows_of_whole_weights(),
-            warnings.catch_warnings(record=True) as caught,
-        ):
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")  # peft only warns of weights that the files lack
             adapted = peft.PeftModel.from_pretrained(
                 causal_lm,
@@ -89,6 +74,27 @@ def starting_adapter(
             f"the LoRA adapter {adapter} does not hold all of its weights for this model: "
             f"{one_line(missing)}"
         )
+    return adapted
+
+
+def _continued_adapter(
+    causal_lm: Any, config: Config, adapter: str, gather: GatherParameters
+) -> Any:
+    """Adds a checked adapter to a model that may be sharded, to train it further."""
+    settings = starting_settings(config, adapter)
+    rows = getattr(settings, "trainable_token_indices", None)
+    layers = tuple(f"{name}.weight" for name in rows) if isinstance(rows, dict) else ()
+    layers = ("embed_tokens.weight",) if rows and not layers else layers
+    read = [weight for name, weight in causal_lm.named_parameters() if name.endswith(layers)]
+    stored = adapter_weights(adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with gather(read), _rows_of_whole_weights():
+            adapted = peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
+        # Weights of the base that the file replaces have their own names in it.
+        replaced = [weight for name, weight in adapted.named_parameters() if name in stored]
+        with gather(replaced):
+            adapted.load_adapter(adapter, "default", is_trainable=True)
     return adapted
 
 
