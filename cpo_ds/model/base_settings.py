@@ -173,7 +173,9 @@ def _read_object(file: Path) -> dict[str, Any]:
         settings = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError(f"it holds a {type(settings).__name__}, not an object")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
         raise UserError(
             f"{file} cannot be read as JSON: {one_line(error)}; get that file again, or mend it."
         ) from None

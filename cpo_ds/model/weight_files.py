@@ -15,6 +15,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
 from cpo_ds.errors import UserError, one_line
+from cpo_ds.model.hub import unavailable
 
 # A file with all weights, or an index of several, in the order in which transformers looks.
 _FIRST_FILES = (
@@ -67,9 +68,10 @@ def find_file(name_or_path: str, name: str) -> Path | None:
 
 
 def weight_files(name_or_path: str, named_by_config: str | None = None) -> WeightFiles:
-    """The files that transformers reads. Raises `UserError` if one is missing or damaged.
+    """The files that transformers reads; those of a model of the hub are downloaded.
 
-    `named_by_config` is the first file if the model's configuration names it.
+    `named_by_config` is the first file if the model's configuration names it. Raises `UserError` if
+    a file is missing or damaged.
     """
     for name in [named_by_config] if named_by_config else _FIRST_FILES:
         if (first := find_file(name_or_path, name)) is not None:
@@ -77,6 +79,8 @@ def weight_files(name_or_path: str, named_by_config: str | None = None) -> Weigh
             for file in copy.files:
                 _check_whole(file)
             return copy
+    if not Path(name_or_path).is_dir():
+        raise unavailable("model", name_or_path, OSError())
     raise UserError(_no_weights(name_or_path))
 
 
@@ -109,7 +113,9 @@ def _files_of(name_or_path: str, first: Path) -> list[Path]:
         index = json.loads(first.read_text(encoding="utf-8"))
         names = sorted(set(index["weight_map"].values()))
         index["metadata"]  # transformers reads it
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"{first} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
             f"{first} is no index of weights ({problem}); get that file again, or save the model "
@@ -117,6 +123,8 @@ def _files_of(name_or_path: str, first: Path) -> list[Path]:
         ) from None
     files = {name: find_file(name_or_path, name) for name in names}
     if missing := [name for name, file in files.items() if file is None]:
+        if not Path(name_or_path).is_dir():
+            raise unavailable("model", name_or_path, OSError())
         raise UserError(
             f"{first} names files of weights that are missing ({listed(missing)}); get the whole "
             "model."

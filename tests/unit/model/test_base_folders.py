@@ -269,3 +269,5 @@ def test_a_model_that_sees_is_refused_and_its_text_part_served(tmp_path: Path) -
 def test_a_name_of_the_hub_is_no_folder() -> None:
     with pytest.raises(UserError, match="there is no model no-one/no-such-model"):
         read_settings("no-one/no-such-model")
+    with pytest.raises(UserError, match="there is no model no-one/no-such-model"):
+        weight_files("no-one/no-such-model")
