@@ -47,6 +47,7 @@ def with_template_date(config: Config) -> Config:
     uses_template = data.prompt_style == "chat" or data.format == "pairs"
     if data.template_date or not uses_template:
         return config
+    load_model_config(config.model.name_or_path)  # a wrong name is the model's, not its tokenizer's
     if not prints_date(load_tokenizer(config.model.name_or_path)):
         return config
     saved = saved_configuration(config.checkpoint, Path(config.output_dir) / "checkpoints")
