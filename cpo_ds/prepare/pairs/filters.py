@@ -100,8 +100,10 @@ def language_filter(confidence: float, directions: Collection[str]) -> Filter:
     # White space does not make a copy another text.
     def keep(pair: Pair) -> str | None:
         target = targets[pair.direction]
-        source = pair.source.split()
-        if source in (pair.chosen.split(), pair.rejected.split()):
+        source, *sides = (
+            as_seen(text).split() for text in (pair.source, pair.chosen, pair.rejected)
+        )
+        if source in sides:
             return "copy of the source"
         if is_in(pair.chosen, target) and is_in(pair.rejected, target):
             return None

@@ -82,7 +82,8 @@ def test_languages(tmp_path: Path) -> None:
         return scored({"a": 1, "b": 0}, source=source, candidates={"a": a, "b": b})
 
     rows = [row(german, other), row(french, german), row(german, dutch), row(german, english)]
-    rows += [row("Rome", "Paris"), row(f" {english}", german)]  # too short to tell; a copy
+    copy = " " + english.replace("weather", "wea\u00adther")
+    rows += [row("Rome", "Paris"), row(copy, german)]  # too short to tell; a copy
     pairs, summary = run(tmp_path, rows, "--check-language")
     assert [pair["chosen"] for pair in pairs] == [german, "Rome"]
     assert summary["dropped"] == {"not in the target language": 2, "copy of the source": 2}
