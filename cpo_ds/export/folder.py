@@ -14,17 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from cpo_ds.checkpoint.manifest import Manifest
-from cpo_ds.checkpoint.publish import (
-    checkpoint_name,
-    publish_folder,
-    replaced_name,
-    unfinished_name,
-)
 from cpo_ds.config import Config
 from cpo_ds.engine.engine import Engine, gather_parameters
-from cpo_ds.errors import UserError
 from cpo_ds.export.card import card_facts, model_card
 from cpo_ds.export.portable import write_model_settings, write_tokenizer
+from cpo_ds.export.publish import check_written, publish_export, unfinished_folder
 from cpo_ds.export.shards import SHARD_BYTES, Named, plan_shards, write_shards
 from cpo_ds.model.adapter import kept_weights, merge_trained
 from cpo_ds.model.fingerprint import checksum
@@ -95,27 +89,8 @@ def write_pretrained(
     # All ranks gather each weight together: the others do so here, and rank 0 after an error.
     for _ in gathered:
         pass
-    ranks.on_first(lambda: _check_written(problem, folder, manifest.step))
+    ranks.on_first(lambda: check_written(problem, folder, manifest.step))
     return written
-
-
-def finish_export(folder: Path, problem: str | None, step: int) -> None:
-    """Gives an export its name. With a `problem` it gets another name, and `UserError` is raised.
-
-    Raises `UserError` too if the disk does not let it. Only rank 0 calls it.
-    """
-    try:
-        if problem is None:
-            publish_export(folder)
-            return
-        aside = put_aside(folder)
-    except OSError as error:
-        _check_written(f"{error.filename or folder}: {error.strerror}", folder, step)
-        raise
-    raise UserError(
-        f"the export does not give what the run trained: {problem} It was put aside as {aside}. "
-        f"{_saved(folder.parent, step)} checkpoint.verify_export: false leaves this check out."
-    )
 
 
 def make_export(
@@ -144,46 +119,6 @@ def _named_anywhere(name_or_path: str) -> str:
 def exports_adapter(config: Config) -> bool:
     """Whether a run's export is an adapter rather than a full model."""
     return config.trains_adapter and (config.model.adapter is None or config.continues_adapter)
-
-
-def _check_written(problem: str | None, folder: Path, step: int) -> None:
-    """Raises `UserError` for a problem, with advice that depends on whether the step is saved."""
-    if problem is not None:
-        advice = _saved(folder.parent, step)
-        raise UserError(f"the export could not be written: {problem}. {advice}")
-
-
-def _saved(run: Path, step: int) -> str:
-    """Advice that depends on whether a step's checkpoint is saved."""
-    if (run / "checkpoints" / checkpoint_name(step)).is_dir():
-        return (
-            f"The checkpoint of step {step} is saved: after the repair, `cpo-ds export {run}`, "
-            "or the same command again, writes the export."
-        )
-    return f"The checkpoint of step {step} is not saved either; run the same command again."
-
-
-def unfinished_folder(folder: Path) -> Path:
-    """The folder that an export is written to before it gets the name of `folder`."""
-    return folder.with_name(unfinished_name(folder.name))
-
-
-def unverified_name(name: str) -> str:
-    """The name of an export that does not give what the run trained."""
-    return f"{name}-unverified"
-
-
-def publish_export(folder: Path) -> None:
-    """Gives a written export its name, in place of an older export if there is one."""
-    publish_folder(unfinished_folder(folder), folder)
-    shutil.rmtree(folder.with_name(replaced_name(folder.name)), ignore_errors=True)
-
-
-def put_aside(folder: Path) -> Path:
-    """Gives a written export the name of one that is not to be used; returns the new folder."""
-    aside = folder.with_name(unverified_name(folder.name))
-    shutil.rmtree(aside, ignore_errors=True)
-    return unfinished_folder(folder).rename(aside)
 
 
 def write_folder(

@@ -22,12 +22,9 @@ from cpo_ds.export.folder import (
     Written,
     exports_adapter,
     make_export,
-    publish_export,
-    put_aside,
-    unfinished_folder,
-    unverified_name,
     write_unfinished,
 )
+from cpo_ds.export.publish import publish_export, put_aside, unfinished_folder, unverified_name
 from cpo_ds.export.read_back import difference, tokenizer_difference
 from cpo_ds.export.shards import SHARD_BYTES
 from cpo_ds.model.fingerprint import weights_fingerprint

@@ -13,13 +13,8 @@ import torch
 from cpo_ds.config import Config
 from cpo_ds.engine.engine import frozen_forward, gather_parameters, sharded_loading
 from cpo_ds.engine.settings import DeepSpeedSettings
-from cpo_ds.export.folder import (
-    Written,
-    exports_adapter,
-    finish_export,
-    unfinished_folder,
-    write_pretrained,
-)
+from cpo_ds.export.folder import Written, exports_adapter, write_pretrained
+from cpo_ds.export.publish import finish_export, unfinished_folder
 from cpo_ds.export.read_back import as_start, difference, tokenizer_difference, told
 from cpo_ds.model.adapter import gather_nothing
 from cpo_ds.model.load import load_reference

@@ -9,7 +9,8 @@ import pytest
 from export_faults import OF_ADAPTERS, OF_MODELS, OF_TOKENIZERS, planted
 from peers.both_versions import config_of, export_of, load_model, ropes, save_base, with_adapter
 
-from cpo_ds.export.folder import unfinished_folder, write_unfinished
+from cpo_ds.export.folder import write_unfinished
+from cpo_ds.export.publish import unfinished_folder
 from cpo_ds.export.read_back import difference, tokenizer_difference
 from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_tokenizer
 
