@@ -78,7 +78,7 @@ MODEL: dict[str, tuple[Flat, tuple[str, ...]]] = {
     ),
     "no such path": ({"model.name_or_path": "/no/such"}, ("/no/such: there is no such folder",)),
     "a file for a model": ({"model.name_or_path": "same.jsonl"}, ("same.jsonl is a file",)),
-    "no adapter's path": ({"model.adapter": "./no"}, ("adapter ./no: there is no such folder",)),
+    "no adapter's path": ({"model.adapter": "no"}, ("/no: there is no such folder",)),
     "empty folder": ({"model.name_or_path": "no-weights"}, ("no-weights",)),
     "unsupported type": ({"model.name_or_path": "gpt2"}, ("gpt2", "llama")),
     "not a transformer": ({"model.name_or_path": "mamba"}, ("mamba", "llama")),
