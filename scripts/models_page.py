@@ -27,15 +27,20 @@ def table(section: str) -> str:
 
 def written(section: str, page: str) -> str:
     """Returns the table of a section as the page has it. Raises `ValueError` if it has none."""
-    begin, end = (f"<!-- {section}: {word} -->" for word in ("begin", "end"))
-    return page[page.index(begin) + len(begin) : page.index(end)].strip()
+    begin, end = _limits(section, page)
+    return page[begin:end].strip()
 
 
 def with_table(section: str, new: str, page: str) -> str:
     """Returns the page with another table in a section."""
-    begin, end = (f"<!-- {section}: {word} -->" for word in ("begin", "end"))
-    before, _, rest = page.partition(begin)
-    return f"{before}{begin}\n{new}\n{end}{rest.partition(end)[2]}"
+    begin, end = _limits(section, page)
+    return f"{page[:begin]}\n{new}\n{page[end:]}"
+
+
+def _limits(section: str, page: str) -> tuple[int, int]:
+    """The places between the marks of a section."""
+    begin = f"<!-- {section}: begin -->"
+    return page.index(begin) + len(begin), page.index(f"<!-- {section}: end -->")
 
 
 def main() -> int:
