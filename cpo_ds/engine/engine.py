@@ -23,7 +23,6 @@ from cpo_ds.engine.optimizer import make_optimizer
 from cpo_ds.engine.release import free_models
 from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.errors import UserError
-from cpo_ds.model.adapter import read_from_outside
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.ranks.liveness import count_common_work
 from cpo_ds.ranks.ranks import Ranks
@@ -269,11 +268,9 @@ class Engine:
 
 
 def _prepare_for_gathering(policy: PolicyModel) -> None:
-    """Tells ZeRO-3 what to gather together, and which modules use weights of others."""
+    """Tells ZeRO-3 what to gather together, and that the scoring head uses the head's weight."""
     mark_leaf_layers(policy)
     deepspeed.zero.register_external_parameter(policy.scoring_head, policy.head_weight)
-    for module, weight in read_from_outside(policy):
-        deepspeed.zero.register_external_parameter(module, weight)
 
 
 def frozen_forward(policy: PolicyModel, settings: DeepSpeedSettings) -> Any:

@@ -10,8 +10,6 @@ from typing import Any
 
 import peft
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.trainable_tokens import layer as rows_of_tokens
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -106,14 +104,6 @@ def kept_weights(adapted: Any, adapter: str) -> dict[str, torch.Tensor]:
     named = dict(adapted.named_parameters(remove_duplicate=False))
     weights = adapter_weights(adapter)
     return {n: w for n, w in weights.items() if n in named and not named[n].requires_grad}
-
-
-def read_from_outside(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    """Yields layers of adapters, each with a base weight that it reads outside its module."""
-    for module in model.modules():
-        has_variant = isinstance(module, LoraLayer) and bool(module.lora_variant)  # such as DoRA
-        if has_variant or isinstance(module, TrainableTokensLayer):
-            yield module, module.get_base_layer().weight  # type: ignore[operator]
 
 
 @contextmanager
