@@ -127,8 +127,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, model: Path, sou
 @pytest.mark.parametrize(
     "change, said",
     [
-        ("missing", "there is no tokenizer"),
-        ("weights", "the model in"),
+        ("missing", "there is no model"),
+        ("weights", "model.safetensors cannot be read: it is cut short or damaged"),
         ("template", "the model's tokenizer has no chat template"),
         ("adapter", "there is no LoRA adapter"),
         ("name", "line 1: there is a candidate of x already"),
