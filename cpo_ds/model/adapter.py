@@ -92,7 +92,9 @@ def _continued_adapter(
         # Weights of the base that the file replaces have their own names in it.
         replaced = [weight for name, weight in adapted.named_parameters() if name in stored]
         with gather(replaced):
-            adapted.load_adapter(adapter, "default", is_trainable=True)
+            adapted.load_adapter(
+                adapter, "default", is_trainable=True, autocast_adapter_dtype=False
+            )
     return adapted
 
 
