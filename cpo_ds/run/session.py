@@ -106,13 +106,13 @@ def _train_and_export(
     resume = find_resume(config, settings, ranks, identity, fingerprints)
     steps = planned_steps(config, len(train_pairs))
     measured = False  # all steps are trained and measured, so that only the export is left
+    if resume and resume.manifest.step != steps:
+        say_changes(resume, config, settings, ranks)
     if resume and _is_trained(resume, steps):
         measured = ranks.on_first(lambda: is_measured(folder, steps, evaluates=bool(eval_pairs)))
         if _is_all_done(config, ranks, steps, measured=measured):
             return
         config = as_trained(config, resume.manifest)
-    elif resume:
-        say_changes(resume, config, settings, ranks)
     if resume:
         resume = for_these_ranks(resume, config, settings, ranks)
     ranks.on_first(

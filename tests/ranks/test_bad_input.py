@@ -221,7 +221,8 @@ def test_checkpoint_of_another_run(
 
 
 def test_checkpoint_of_another_zero_stage(folder: Path, checkpointed: Flat) -> None:
-    stage_2 = {"deepspeed": ROOT / "ds_configs" / "zero2.json", "train.epochs": 2}
+    stage_2 = {"deepspeed": ROOT / "ds_configs" / "zero2.json", "train.max_steps": 2}
+    stage_2 |= {"train.epochs": 2}
     (done,) = main_on_ranks(*arguments(folder, checkpointed | stage_2))
     assert_one_paragraph(
         done, "checkpointed/checkpoints/step-00000001", "ZeRO stage 0", "stage 2", "cpo-ds export"

@@ -135,7 +135,8 @@ def test_another_stage_is_refused(
     kept = sorted(file for file in whole.rglob("*") if file.name != "lock")
     stage = f"--deepspeed={folder}/zero{after}.json"
     (done,) = main_on_ranks(
-        "--config", recipe(folder, "full", before), "--output_dir", whole, stage
+        *("--config", recipe(folder, "full", before), "--output_dir", whole, stage),
+        "--train.max_steps=7",
     )
     assert done.code == 2
     message = done.output[done.output.index("cpo_ds: error") :]
