@@ -18,7 +18,7 @@ from cpo_ds.export.folder import Written, sum_of
 from cpo_ds.export.shards import Named
 from cpo_ds.model.load import load_causal_lm, load_model_config
 from cpo_ds.model.offline import outline
-from cpo_ds.model.tokenizer import load_tokenizer
+from cpo_ds.model.tokenizer import read_tokenizer
 
 # Texts that tokenizers are known to get wrong after they were saved.
 _TEXTS = ("a house", "  two  spaces\n\n\tand 12,345 tabs ", "Straße 房子 😀 e\u0301", "")
@@ -114,7 +114,7 @@ def _sorted_list(value: Any) -> Any:
 def tokenizer_difference(folder: Path, tokenizer: Any) -> str | None:
     """Loads an export's tokenizer; returns a sentence on what it does in another way, or None."""
     try:
-        loaded = load_tokenizer(str(folder))
+        loaded = read_tokenizer(str(folder))
     except UserError as error:
         return f"its tokenizer cannot be loaded again: {one_line(error)}"
     for text in _TEXTS:

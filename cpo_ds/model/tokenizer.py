@@ -27,8 +27,13 @@ _PROBES = (
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """The model's tokenizer. Raises `UserError` if it cannot be read, or was converted wrongly."""
+    """The tokenizer of a base model. Raises `UserError` if it cannot be read, or is not exact."""
     read_settings(name_or_path)  # its errors say more than those of transformers
+    return read_tokenizer(name_or_path)
+
+
+def read_tokenizer(name_or_path: str) -> Any:
+    """The tokenizer in a folder, a model's or an adapter's. Raises `UserError` as above."""
     check_tokenizer(name_or_path)
     tokenizer = _load(transformers.AutoTokenizer, name_or_path)
     file = _find(name_or_path, "tokenizer.model")

@@ -16,7 +16,8 @@ from peers.small_tokenizers import MAKERS
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.config import Config
 from cpo_ds.export.folder import Export, Named, make_export, write_folder
-from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_model_config, load_tokenizer
+from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_model_config
+from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.recipe import parse_config
 
 LONG = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 3.0, 4.0, 5.0]}

@@ -12,7 +12,8 @@ from peers.both_versions import config_of, export_of, load_model, ropes, save_ba
 from cpo_ds.export.folder import write_unfinished
 from cpo_ds.export.publish import unfinished_folder
 from cpo_ds.export.read_back import difference, tokenizer_difference
-from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_tokenizer
+from cpo_ds.model.load import SUPPORTED_MODEL_TYPES
+from cpo_ds.model.tokenizer import load_tokenizer
 
 
 def read_back(base: Path, model: Any, fault: str | None = None) -> str | None:
