@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import json
@@ -141,8 +142,11 @@ def save_folder(
     values = {"vocab_size": embeddings, "hidden_size": 8, "num_attention_heads": 2}
     values |= {"num_hidden_layers": 1, "intermediate_size": 8} | settings
     config = transformers.AutoConfig.for_model(values.pop("model_type", "llama"), **values)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    without_padding = copy.deepcopy(config)
+    without_padding.pad_token_id = None  # torch refuses one beyond the embeddings
+    transformers.AutoModelForCausalLM.from_config(without_padding).save_pretrained(folder)
     (folder / "generation_config.json").unlink()
+    config.save_pretrained(folder)
     if stops is not None:
         text = json.dumps({"eos_token_id": tokenizer.convert_tokens_to_ids(list(stops))})
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
