@@ -65,7 +65,8 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterat
                 yield from _difference(f"its {name}.{field}", *values)
         else:
             setting = f" ({_SETTINGS[name]})" if name in _SETTINGS else ""
-            yield from _difference(f"its {name}{setting}", before, now)
+            shown = name.removesuffix(" (fingerprint)")
+            yield from _difference(f"its {shown}{setting}", before, now)
 
 
 def _difference(name: str, before: object, now: object) -> Iterator[str]:

@@ -36,7 +36,9 @@ def test_a_run_takes_the_processors_precision_and_writes_it_down(tmp_path: Path)
     named = run_recipe(recipe, output, "--model.dtype", dtype, "--train.max_steps", "3")
     assert named.code == 0 and "model.dtype auto" not in named.output, named.output
     other = run_recipe(recipe, output, "--model.dtype", OTHER[dtype], "--train.max_steps", "4")
-    assert other.code == 2 and f"its precision is '{dtype}'" in other.output, other.output
+    assert other.code == 2 and f"its precision (model.dtype) is '{dtype}'" in other.output, (
+        other.output
+    )
     again = run_recipe(recipe, tmp_path / "again", "--model.dtype", dtype, "--train.max_steps", "2")
     assert again.code == 0 and lines(tmp_path / "again")[:2] == lines(output)[:2]
 

@@ -119,7 +119,8 @@ def test_states_are_not_rounded_or_widened_by_a_resume(
     cut_back(runs["full", stage], output, 4)
     other = recipe(tmp_path, "full", stage, "float32")
     (done,) = main_on_ranks("--config", other, "--output_dir", output)
-    assert done.code == 2 and "optimizer states is 'bfloat16', here it is None" in done.output
+    expected = "optimizer states (optim.states) is 'bfloat16', here it is None"
+    assert done.code == 2 and expected in done.output
 
 
 def test_weights_that_change_are_those_of_the_optimizer(runs: Runs) -> None:

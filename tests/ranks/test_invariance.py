@@ -76,6 +76,7 @@ def recipe(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
         "model.name_or_path": str(folder / "model"),
         "model.dtype": "float32",
         "data.format": "pairs",
+        "data.add_bos": "always",  # the cuts below count its token
         "data.path": str(folder / "pairs.jsonl"),
         "batch.pairs": PAIRS,
         "batch.tokens_per_rank": WHOLE,

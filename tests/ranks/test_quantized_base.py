@@ -53,7 +53,7 @@ def test_a_resumed_run_has_the_bits_of_a_whole_one_and_merges_into_the_base(
     )["module"]
     assert saved and all("lora_" in name for name in saved)
     other = run_recipe(recipe, halves, "--model.quantization", "null", "--train.max_steps", 6)
-    assert other.code == 2 and "its quantization is 'nf4'" in other.output
+    assert other.code == 2 and "its quantization (model.quantization) is 'nf4'" in other.output
 
     # Merged, the adapter is added to the base as its files have it.
     merged = export(whole, merge=True, say=lambda text: None)

@@ -19,6 +19,7 @@ from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.errors import UserError
 from cpo_ds.export.folder import write_pretrained
 from cpo_ds.export.from_checkpoint import export
+from cpo_ds.export.publish import publish_export
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.adapter import gather_nothing
 from cpo_ds.model.load import load_policy
@@ -64,6 +65,7 @@ def _trained(values: dict[str, Any], ranks: Ranks) -> Outcome:
     run.saver.save(1)
     tokenizer = load_tokenizer(str(base))
     write_pretrained(run.engine, ranks, config, tokenizer, folder / "online", run.manifest_of(1))
+    ranks.on_first(lambda: publish_export(folder / "online"))
     outcome["online"] = _error(trained, lambda: _load(base, folder / "online"))
     for name, merge in (("offline", False), ("merged", True)):
         try:
