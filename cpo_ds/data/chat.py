@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError, meta
 
-from cpo_ds.data.prompts import Message, RenderChat, render_pair
+from cpo_ds.data.prompts import Message, RenderChat
 from cpo_ds.errors import UserError, did_you_mean, one_line
 
 _NAME = "chat_template"  # the argument that chooses one of several templates
@@ -62,10 +62,21 @@ def render_answers(
 ) -> tuple[str, str, str]:
     """Renders a user's turn and two answers to it: the prompt, and each answer to its end.
 
-    Raises `TemplateError` as `render_pair` does.
+    The prompt is the one that a model continues. Raises `TemplateError` if the template writes it
+    otherwise before an answer.
     """
-    first, second = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
-    return render_pair([{"role": "user", "content": prompt}], first, second, render)
+    user = {"role": "user", "content": prompt}
+    opening = render([user], True)
+    wholes = [
+        render([user, {"role": "assistant", "content": answer}], False)
+        for answer in (chosen, rejected)
+    ]
+    if not all(whole.startswith(opening) for whole in wholes):
+        raise TemplateError(
+            "it writes the prompt otherwise if an answer follows, which chat_template_kwargs "
+            "may change"
+        )
+    return opening, wholes[0][len(opening) :], wholes[1][len(opening) :]
 
 
 def prints_date(tokenizer: Any) -> bool:

@@ -6,8 +6,6 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from jinja2 import TemplateError
-
 from cpo_ds.errors import UserError
 
 Message = dict[str, str]
@@ -208,18 +206,19 @@ def render_pair(
 ) -> tuple[str, str, str]:
     """Renders prompt, chosen and rejected by a chat template; prompt + completion is the whole.
 
-    The prompt is the one that a model continues. Raises `TemplateError` if the template writes it
-    otherwise before a completion, as those do that open a thought in the prompt alone: then a model
-    would be trained on another prompt than it gets later.
+    Some templates render a prompt differently if a completion follows. So the prompt text is the
+    common beginning of three texts: the prompt alone, and both whole conversations.
     """
-    opening = render_chat(prompt, True)
-    wholes = [render_chat(prompt + completion, False) for completion in (chosen, rejected)]
-    if not all(whole.startswith(opening) for whole in wholes):
-        raise TemplateError(
-            "it writes the prompt otherwise if an answer follows, which data.chat_template_kwargs "
-            "may change"
-        )
-    return opening, wholes[0][len(opening) :], wholes[1][len(opening) :]
+    whole = [render_chat(prompt + completion, False) for completion in (chosen, rejected)]
+    text = _common_beginning(render_chat(prompt, True), _common_beginning(*whole))
+    return text, whole[0][len(text) :], whole[1][len(text) :]
+
+
+def _common_beginning(first: str, second: str) -> str:
+    """The longest text with which both begin."""
+    shortest = min(len(first), len(second))
+    differing = (i for i in range(shortest) if first[i] != second[i])
+    return first[: next(differing, shortest)]
 
 
 def _opening(source_name: str, target_name: str) -> str:

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2 import TemplateError
 
 from cpo_ds.data.prompts import (
     LANGUAGES,
@@ -120,15 +119,10 @@ def test_split_conversations_leaves_no_empty_remainder() -> None:
     assert split_conversations(short, short) == ([user("q")], [bot("a")], [bot("a")])
 
 
-@pytest.mark.parametrize("thought", ["", "<think>"])
-def test_render_pair_takes_the_prompt_that_a_model_gets_or_none(thought: str) -> None:
+def test_render_pair_moves_the_boundary_where_a_template_rewrites_the_prompt() -> None:
     def render(messages: list[dict[str, str]], generate: bool) -> str:
         body = "".join(f"<{m['role']}>{m['content']}" for m in messages)
-        return body + (f"<assistant>{thought}" if generate else "<end>")
+        return body + ("<assistant><think>" if generate else "<end>")
 
-    pair = ([user("q")], [bot("a")], [bot("<thin")], render)
-    if thought:
-        with pytest.raises(TemplateError, match="writes the prompt otherwise if an answer"):
-            render_pair(*pair)
-    else:
-        assert render_pair(*pair) == ("<user>q<assistant>", "a<end>", "<thin<end>")
+    prompt, chosen, rejected = render_pair([user("q")], [bot("a")], [bot("<thin")], render)
+    assert (prompt, chosen, rejected) == ("<user>q<assistant>", "a<end>", "<thin<end>")
