@@ -14,6 +14,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "models.md"
 SUPPORT = ROOT / "tests" / "support"
@@ -49,6 +51,8 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
+    silence_libraries()
+    silence_after_import()
     page = PAGE.read_text(encoding="utf-8")
     changed = []
     for section in arguments.sections or SECTIONS:
