@@ -254,6 +254,14 @@ def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
     return texts
 
 
+def rewrites_prompt(raw: RawRow, prompt: str, render_chat: RenderChat) -> bool:
+    """Whether a template writes a conversation's prompt otherwise for a model to continue.
+
+    `prompt` is the one of `render_pair`. Templates that open a thought in the prompt alone do so.
+    """
+    return prompt != render_chat(_conversations(raw)[0], True)
+
+
 def _conversations(raw: RawRow) -> tuple[list[Message], list[Message], list[Message]]:
     chosen, rejected = _messages(raw, "chosen"), _messages(raw, "rejected")
     if isinstance(raw.values.get("prompt"), list):

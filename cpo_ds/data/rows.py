@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from cpo_ds.config import DataConfig
 from cpo_ds.data.chat import render_answers
-from cpo_ds.data.formats import SAME_TEXTS, Format, Texts, format_of
+from cpo_ds.data.formats import SAME_TEXTS, Format, Texts, format_of, rewrites_prompt
 from cpo_ds.data.prompts import (
     LANGUAGES,
     Languages,
@@ -43,13 +43,19 @@ class RowReport:
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
+    rewritten: int = 0  # pairs whose prompt a template writes otherwise before an answer
 
     def lines(self) -> list[str]:
         """A summary to print, largest counts first."""
         total = sum(self.kept.values())
         kept = [f"  {name or 'no direction'}: {n}" for name, n in self.kept.most_common()]
         dropped = [f"  dropped, {reason}: {n}" for reason, n in self.dropped.most_common()]
-        return [f"read {self.read} rows, kept {total} pairs", *kept, *dropped]
+        rewritten = [
+            "  with another prompt than a model gets later, because the chat template writes it "
+            "otherwise before an answer (data.chat_template_kwargs may change that): "
+            f"{self.rewritten}"
+        ] * bool(self.rewritten)
+        return [f"read {self.read} rows, kept {total} pairs", *kept, *dropped, *rewritten]
 
 
 def read_rows(
@@ -99,6 +105,8 @@ def read_rows(
                 continue
             report.kept[direction] += 1
             rows.append(row)
+            if data.format == "pairs" and row.is_chat and render_chat is not None:
+                report.rewritten += rewrites_prompt(raw, row.prompt, render_chat)
     _check_result(report, offered, data, location or "the sample")
     return rows, report
 

@@ -83,7 +83,9 @@ def test_conversations_render_as_trl_does(
     theirs = data_utils.maybe_apply_chat_template(data_utils.maybe_extract_prompt(row), tokenizer)
     path = tmp_path / f"p.{kind}"
     write_parquet(path, [row]) if kind == "parquet" else write(path, [row])
-    (ours,), _ = read(path, "pairs", render=render)
+    (ours,), report = read(path, "pairs", render=render)
+    assert report.rewritten == thinking
+    assert ("with another prompt than a model gets" in "\n".join(report.lines())) == thinking
     assert {"prompt": ours.prompt, "chosen": ours.chosen, "rejected": ours.rejected} == theirs
     whole = (
         row["chosen"] if isinstance(row.get("prompt", ""), str) else row["prompt"] + row["chosen"]
