@@ -18,7 +18,7 @@ from cpo_ds.config import Config
 from cpo_ds.engine.engine import Engine, gather_parameters
 from cpo_ds.export.card import card_facts, model_card
 from cpo_ds.export.portable import write_model_settings, write_tokenizer
-from cpo_ds.export.publish import check_written, publish_export, unfinished_folder
+from cpo_ds.export.publish import check_written, unfinished_folder
 from cpo_ds.export.shards import SHARD_BYTES, Named, plan_shards, write_shards
 from cpo_ds.model.adapter import kept_weights, merge_trained
 from cpo_ds.model.fingerprint import checksum
@@ -119,14 +119,6 @@ def _named_anywhere(name_or_path: str) -> str:
 def exports_adapter(config: Config) -> bool:
     """Whether a run's export is an adapter rather than a full model."""
     return config.trains_adapter and (config.model.adapter is None or config.continues_adapter)
-
-
-def write_folder(
-    folder: Path, export: Export, weights: Iterable[Named], shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Writes an export without loading it again. Raises `OSError` as `write_unfinished` does."""
-    write_unfinished(folder, export, weights, shard_bytes)
-    publish_export(folder)
 
 
 def write_unfinished(

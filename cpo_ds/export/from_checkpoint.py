@@ -65,11 +65,7 @@ def export(
     folder = output or _default_folder(path, named_merged=merges and exports_adapter(config))
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give --output a new folder.")
-    for name in (
-        unfinished_name,
-        replaced_name,
-        unverified_name,
-    ):  # writing uses these names, and would overwrite
+    for name in (unfinished_name, replaced_name, unverified_name):  # writing would overwrite these
         if output and (taken := output.with_name(name(output.name))).exists():
             raise UserError(f"{taken} is in the way of --output {output}; give another name.")
     # Read the weights, each when it is needed, and merge them if asked to.

@@ -7,8 +7,7 @@ random, with a warning at most. The checks read the files' headers, and little e
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import transformers
 
 from cpo_ds.errors import UserError, one_line
+from cpo_ds.model.merging import whole_models
 from cpo_ds.model.weight_files import (
     WeightFiles,
     differ,
@@ -86,9 +86,7 @@ def _without_repetition(
     file_of: dict[str, Any] = {}
     for file, weights in by_file.items():
         for name, weight in weights.items():
-            if name in stored and differ(
-                lazily(file_of[name])[name], lazily(file)[name], rows=None
-            ):
+            if name in stored and _differ_in(name, file_of[name], file):
                 raise UserError(
                     f"{file_of[name]} and {file} hold different weights of the name {name}, of "
                     f"which transformers would take that of {file.name}. Remove the wrong one, or "
@@ -102,23 +100,10 @@ def _differ_in(name: str, file: Path, other: Path) -> bool:
     return differ(lazily(file)[name], lazily(other)[name], rows=None)
 
 
-@contextmanager
-def _unsharded() -> Iterator[None]:
-    """Lets transformers make whole models, also when ZeRO-3 would have it split them."""
-    from transformers.integrations import deepspeed as integration
-
-    settings = integration._hf_deepspeed_config_weak_ref
-    integration._hf_deepspeed_config_weak_ref = None
-    try:
-        yield
-    finally:
-        integration._hf_deepspeed_config_weak_ref = settings
-
-
 def _skeleton(name_or_path: str, model_config: Any) -> Any:
     """The model without memory for its weights. Raises `UserError` for a bad configuration."""
     try:
-        with _unsharded(), torch.device("meta"):
+        with whole_models(), torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(copy.deepcopy(model_config))
     except Exception as error:  # models raise many kinds for settings that they cannot work with
         raise UserError(
@@ -134,7 +119,7 @@ def _loading_report(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, An
     It is the same at all ZeRO stages, while the report on sharded loading names no weights that are
     dropped.
     """
-    with _unsharded():
+    with whole_models():
         _, report = type(model).from_pretrained(
             None,
             config=model.config,

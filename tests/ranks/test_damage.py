@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from launch import main_on_ranks, on_ranks
-from runs import lines, small_recipe
+from runs import lines, small_recipe, undisturbed_run
 from workers import damage
 
 RANKS = 2
@@ -31,10 +31,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
     """The output folder of an undisturbed run."""
-    folder = recipe.parent / "whole"
-    for done in main_on_ranks("--config", recipe, "--output_dir", folder, ranks=RANKS):
-        assert done.code == 0, done.output
-    return folder
+    return undisturbed_run(recipe, RANKS)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from launch import main_on_ranks
-from runs import LORA, lines, small_recipe
+from runs import LORA, lines, small_recipe, undisturbed_run
 
 STEPS, RANKS = 8, 2
 
@@ -27,10 +27,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
     """The output folder of an undisturbed run."""
-    folder = recipe.parent / "whole"
-    for done in main_on_ranks("--config", recipe, "--output_dir", folder, ranks=RANKS):
-        assert done.code == 0, done.output
-    return folder
+    return undisturbed_run(recipe, RANKS)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from cpo_ds.checkpoint.manifest import read_manifest, write_manifest
+from cpo_ds.export.folder import Export, write_unfinished
+from cpo_ds.export.publish import publish_export
+from cpo_ds.export.shards import Named
 
 Tensors = dict[str, torch.Tensor]
+
+
+def write_export(folder: Path, export: Export, weights: Iterable[Named]) -> None:
+    """Writes an export without loading it again."""
+    write_unfinished(folder, export, weights)
+    publish_export(folder)
 
 
 def run_of(values: dict[str, Any]) -> Path:

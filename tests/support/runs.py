@@ -57,6 +57,14 @@ def run_recipe(recipe: Path, output: Path, *arguments: object, ranks: int = 2) -
     return first
 
 
+def undisturbed_run(recipe: Path, ranks: int) -> Path:
+    """Runs a recipe to its end; returns its output folder, beside the recipe."""
+    folder = recipe.parent / "whole"
+    for done in main_on_ranks("--config", recipe, "--output_dir", folder, ranks=ranks):
+        assert done.code == 0, done.output
+    return folder
+
+
 def lines(output: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without the timings, which differ between equal runs."""
     text = (output / "metrics.jsonl").read_text().splitlines()

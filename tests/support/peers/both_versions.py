@@ -10,12 +10,14 @@ from typing import Any
 import peft
 import torch
 import transformers
+from exported import write_export
 from helpers import tiny_model
 from peers.small_tokenizers import MAKERS
 
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.config import Config
-from cpo_ds.export.folder import Export, Named, make_export, write_folder
+from cpo_ds.export.folder import Export, make_export
+from cpo_ds.export.shards import Named
 from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_model_config
 from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.recipe import parse_config
@@ -86,12 +88,12 @@ def save_base(folder: Path, family: str, kind: str = "default") -> Path:
 
 def export_model(base: Path, folder: Path) -> None:
     """Exports a model as it is."""
-    write_folder(folder, *export_of(base, load_model(base)))
+    write_export(folder, *export_of(base, load_model(base)))
 
 
 def export_adapter(base: Path, folder: Path) -> None:
     """Exports an adapter on a base, with weights that are not the initial ones."""
-    write_folder(folder, *export_of(base, with_adapter(load_model(base))))
+    write_export(folder, *export_of(base, with_adapter(load_model(base))))
 
 
 def load_model(base: Path) -> Any:

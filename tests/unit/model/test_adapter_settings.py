@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from adapter_kinds import CAUSAL, peft_model, save_adapter
+from exported import write_export
 from helpers import plain_logps, random_pairs, save_tiny_model, tiny_tokenizer
 from hypothesis import Phase, example, given, reject, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from model_files import settings as recipe
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack
 from cpo_ds.errors import UserError
-from cpo_ds.export.folder import Export, write_folder
+from cpo_ds.export.folder import Export
 from cpo_ds.model.adapter import kept_weights
 from cpo_ds.model.load import load_policy
 from cpo_ds.model.offline import LazyMerge, load_base
@@ -131,7 +132,7 @@ def check_exports(policy: Any, config: Config, base: Path, folder: Path) -> None
     assert config.model.adapter
     kept = kept_weights(model, config.model.adapter)
     export = Export(model, tiny_tokenizer(), str(base), "float32", "", kept)
-    write_folder(folder, export, trained.items())
+    write_export(folder, export, trained.items())
     torch.testing.assert_close(logps(peft_model(base, folder)), expected, rtol=0, atol=1e-4)
     merge = LazyMerge(load_base(config), config, trained)
     merged = dict(merge.parameters())
