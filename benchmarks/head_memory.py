@@ -32,8 +32,8 @@ from pages.text import Line
 from cpo_ds.errors import UserError
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.logprobs import HeadTransform, token_logps
-from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
+from cpo_ds.settings.objective import LossConfig
 
 BENCHMARK = "head"
 HEADS = ("plain", "chunked", "liger")

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from cpo_ds.objective import LossConfig
-from cpo_ds.section import Section
-from cpo_ds.texts import TextSettings
+from cpo_ds.settings.objective import LossConfig
+from cpo_ds.settings.section import Section
+from cpo_ds.settings.texts import TextSettings
 
 
 class ModelConfig(Section):

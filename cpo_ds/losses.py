@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
+from cpo_ds.settings.objective import LossConfig
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cpo_ds.data.encoder import TextEncoder, is_marked
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
 from cpo_ds.schema import PreferenceRow, TokenizedPair
-from cpo_ds.texts import AddBos
+from cpo_ds.settings.texts import AddBos
 
 Sharing = Literal["common", "prompt", "none"]
 

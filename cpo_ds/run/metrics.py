@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from cpo_ds.losses import PairTerms, nll_denominator, nll_weight
-from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
+from cpo_ds.settings.objective import LossConfig
 
 # Columns of the sums that travel from micro-batches to the log in one tensor.
 COLUMNS = ("preference", "nll", "correct", "margin", "logp_chosen", "logp_rejected")

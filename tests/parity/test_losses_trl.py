@@ -10,7 +10,7 @@ from loss_inputs import NARROW, WIDE, logps_of
 from trl_numbers import TrlNumbers
 
 from cpo_ds.losses import averages_over_tokens, pair_terms
-from cpo_ds.objective import LossConfig
+from cpo_ds.settings.objective import LossConfig
 
 
 @pytest.mark.parametrize(

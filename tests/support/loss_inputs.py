@@ -9,8 +9,8 @@ import torch
 from hypothesis import strategies as st
 
 from cpo_ds.losses import pair_terms
-from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
+from cpo_ds.settings.objective import LossConfig
 
 NAMES = ("cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll")
 DOUBLE = torch.float64

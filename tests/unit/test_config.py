@@ -11,8 +11,8 @@ from recipes import MINIMAL, load
 
 from cpo_ds.data.plan import epoch_order
 from cpo_ds.errors import UserError
-from cpo_ds.objective import LossConfig
 from cpo_ds.recipe import parse_config
+from cpo_ds.settings.objective import LossConfig
 
 
 def test_defaults_are_the_alma_r_recipe(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from cpo_ds.losses import (
     pair_terms,
     step_share,
 )
-from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps, StepTotals
+from cpo_ds.settings.objective import LossConfig
 
 
 def test_cpo_by_hand() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from loss_inputs import NARROW, PAIRS, WIDE, logps_of, preference_of
 
 from cpo_ds.losses import arpo, pair_terms
-from cpo_ds.objective import LossConfig
 from cpo_ds.schema import PairLogps
+from cpo_ds.settings.objective import LossConfig
 
 
 def test_arpo_by_hand() -> None:

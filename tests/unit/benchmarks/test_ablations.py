@@ -23,9 +23,9 @@ from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy
 from cpo_ds.model.logprobs import HeadTransform, token_logps
 from cpo_ds.model.tokenizer import load_tokenizer
-from cpo_ds.objective import LossConfig
 from cpo_ds.recipe import parse_config
 from cpo_ds.schema import PairLogps
+from cpo_ds.settings.objective import LossConfig
 
 NUM_PAIRS = 6
 ENVIRONMENT = {"device": "some CPU", "GPU": "none", "commit": "abc", "command": "python x.py"}

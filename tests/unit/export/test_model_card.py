@@ -16,8 +16,8 @@ from cpo_ds.config import Config
 from cpo_ds.data.chat import chat_renderer
 from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.export.card import CardFacts, card_facts, model_card
-from cpo_ds.objective import LOSS_FIELDS
 from cpo_ds.recipe import parse_config
+from cpo_ds.settings.objective import LOSS_FIELDS
 
 MANIFEST = Manifest(
     step=20,

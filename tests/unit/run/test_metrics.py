@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cpo_ds.losses import pair_terms, step_share
-from cpo_ds.objective import LossConfig
 from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
 from cpo_ds.schema import PairLogps, StepTotals
+from cpo_ds.settings.objective import LossConfig
 
 TOTALS = StepTotals(pairs=4, chosen_tokens=10, scored_tokens=25, unique_tokens=70, padded_tokens=99)
 SUMS = dict(zip(COLUMNS, (2.0, 30.0, 3.0, 6.0, -30.0, -50.0), strict=True))

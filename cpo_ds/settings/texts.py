@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from cpo_ds.section import Section
+from cpo_ds.settings.section import Section
 
 AddBos = Literal["auto", "always", "never"]
 

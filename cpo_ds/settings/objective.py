@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cpo_ds.section import Section
+from cpo_ds.settings.section import Section
 
 
 class LossConfig(Section):
