@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os.path
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,25 +37,60 @@ class CandidateRow:
         return ({REFERENCE: self.reference} if self.reference else {}) | self.candidates
 
 
-def read_candidates(path: str) -> tuple[list[CandidateRow], Counter[str]]:
-    """Reads a jsonl, jsonl.gz or parquet file; returns the rows, and counts of skipped values.
+class CandidateRows:
+    """The rows of a jsonl, jsonl.gz or parquet file, which each iteration reads anew.
 
-    A row is `{"language_pair", "source", "reference"?, "candidates"?: {name: text}}`; other fields
-    are kept. Rows with a blank source and blank candidates are skipped and counted by reason. Null
-    candidates are skipped. Raises `UserError`, with file and line, for any other bad value.
+    So memory does not grow with the number of rows. A row is `{"language_pair", "source",
+    "reference"?, "candidates"?: {name: text}}`; other fields are kept. Rows with a blank source and
+    blank candidates are skipped, and null candidates too. Iterating raises `UserError`, with file
+    and line, for any other bad value, without any row, and if the file changes between iterations.
     """
-    rows: list[CandidateRow] = []
-    skipped: Counter[str] = Counter()
-    for raw in read_raw(path, "train"):
-        if raw is None:
-            skipped["blank line"] += 1
-        elif _is_blank(raw.values.get("source")):
-            skipped["empty source"] += 1
-        else:
-            rows.append(_candidate_row(raw, skipped))
-    if not rows:
-        raise UserError(f"{path} has no row with a source; it needs at least one.")
-    return rows, skipped
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.skipped: Counter[str] = Counter()  # values by reason, of the last complete iteration
+        self._state: list[tuple[Any, ...]] | None = None  # before the first iteration
+
+    def __iter__(self) -> Iterator[CandidateRow]:
+        if self._state is None:
+            self._state = _state(self.path)
+        skipped: Counter[str] = Counter()
+        is_empty = True
+        for raw in read_raw(self.path, "train"):
+            if raw is None:
+                skipped["blank line"] += 1
+            elif _is_blank(raw.values.get("source")):
+                skipped["empty source"] += 1
+            else:
+                is_empty = False
+                yield _candidate_row(raw, skipped)
+        if is_empty:
+            raise UserError(f"{self.path} has no row with a source; it needs at least one.")
+        if _state(self.path) != self._state:
+            raise UserError(
+                f"{self.path} changed while it was read; give the same command again when nothing "
+                "writes to it."
+            )
+        self.skipped = skipped
+
+
+def _state(path: str) -> list[tuple[Any, ...]]:
+    """The inode, size and time of change of a file, or of each file below a folder."""
+    local = Path(os.path.expanduser(path))
+    states = []
+    for file in [local] if local.is_file() else sorted(local.rglob("*")):
+        is_hidden = any(part.startswith(".") for part in file.relative_to(local).parts)
+        with contextlib.suppress(OSError):  # a file that is gone is another state
+            about = file.stat()
+            if file.is_file() and not is_hidden:
+                states.append((str(file), about.st_ino, about.st_size, about.st_mtime_ns))
+    return states
+
+
+def read_candidates(path: str) -> tuple[list[CandidateRow], Counter[str]]:
+    """Reads all rows of a file, as `CandidateRows` does; returns them and the skipped values."""
+    rows = CandidateRows(path)
+    return list(rows), rows.skipped
 
 
 def _candidate_row(raw: RawRow, skipped: Counter[str]) -> CandidateRow:
@@ -97,7 +134,11 @@ def left_out(skipped: Counter[str]) -> list[str]:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a jsonl file, whole or not at all. Raises `UserError` if it cannot."""
-    with writing(path) as unfinished:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        unfinished.write_text("".join(lines), encoding="utf-8")
+    """Writes a jsonl file row by row, whole or not at all. Raises `UserError` if it cannot."""
+    with writing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(map(row_line, rows))
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """A row as a line of a jsonl file."""
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"

@@ -9,6 +9,8 @@ from typing import Any
 
 from cpo_ds.errors import one_line
 
+_BATCH_ROWS = 1024
+
 
 class DamagedParquet(Exception):
     """A file that is no whole parquet file; the message is the library's, in one line."""
@@ -25,7 +27,7 @@ class Unreadable:
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a file, in order, one group of them in memory at a time.
+    """Yields the rows of a file, in order, a batch of them in memory at a time.
 
     Values that Python cannot hold are `Unreadable`, since a row may do without their field. Raises
     `DamagedParquet`.
@@ -35,7 +37,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(_BATCH_ROWS):
                 for values in zip(*map(_cells, batch.columns), strict=True):
                     yield dict(zip(batch.schema.names, values, strict=True))
     except pyarrow.ArrowException as error:

@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -192,28 +193,37 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix != ".jsonl":
         raise UserError(f"--output {arguments.output} does not end in .jsonl; name it so.")
 
-    # Noise row by row.
+    # Write row by row, then print the counts.
+    counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    rows, read = [], 0
-    for raw in read_raw(str(arguments.input), "train"):
+    rows = _noised_rows(str(arguments.input), noise, arguments.seed, counts, skipped)
+    write_rows(arguments.output, rows)
+    print(f"read {counts['read']} rows, wrote {counts['written']} pairs to {arguments.output}")
+    print("".join(f"{line}\n" for line in left_out(skipped)), end="")
+    return 0
+
+
+def _noised_rows(
+    path: str, noise: Noise, seed: int, counts: Counter[str], skipped: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows with noise; counts those read and written, and the skipped ones by reason.
+
+    Raises `UserError` for a row that is not a pair, and at the end if there was no row to yield.
+    """
+    for raw in read_raw(path, "train"):
         if raw is None:
             skipped["blank line"] += 1
             continue
-        read += 1
-        row = noise_row(raw, noise, arguments.seed)
+        counts["read"] += 1
+        row = noise_row(raw, noise, seed)
         if row is None:
             skipped[f"unchanged or empty in {DRAWS} draws"] += 1
         else:
-            rows.append(row)
-    if not rows:
+            counts["written"] += 1
+            yield row
+    if not counts["written"]:
         raise UserError(
-            f"{arguments.input}: no pair is left of {read} rows: every draw leaves a text "
+            f"{path}: no pair is left of {counts['read']} rows: every draw leaves a text "
             "unchanged or empty; raise --deletion or --swap, or give longer texts. Nothing was "
             "written."
         )
-
-    # Write all rows, then print the counts.
-    write_rows(arguments.output, rows)
-    print(f"read {read} rows, wrote {len(rows)} pairs to {arguments.output}")
-    print("".join(f"{line}\n" for line in left_out(skipped)), end="")
-    return 0

@@ -13,14 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.data.candidates import left_out, read_candidates, write_rows
+from cpo_ds.data.candidates import CandidateRows, left_out, row_line
 from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.languages import LANGUAGE, add_language_option, all_languages, language_names
-from cpo_ds.prepare.pairs.alma_rows import write_alma_rows
+from cpo_ds.prepare.pairs.alma_rows import AlmaFolder
 from cpo_ds.prepare.pairs.choose import Pair
-from cpo_ds.prepare.pairs.selection import Options, Summary, select, summarize
-from cpo_ds.storage.files import writing
+from cpo_ds.prepare.pairs.selection import Options, Selection, Summary, select, summarize
+from cpo_ds.storage.files import replacing
 from cpo_ds.storage.folders import check_replaceable, replacing_folder
 
 PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
@@ -87,42 +87,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Selects pairs and writes the folder; returns the exit code. Raises `UserError`."""
-    # Select, before anything is written.
+    # Read the rows a first time, before anything is written.
     options = _options(arguments)
-    check_replaceable(arguments.output, (PAIRS, ALMA_ROWS, SUMMARY), SUMMARY)
-    rows, skipped = read_candidates(str(arguments.input))
-    selection = select(rows, options)
-    if not selection.pairs:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in selection.dropped.most_common())
-        raise UserError(
-            f"{arguments.input}: no pair is left of {len(rows)} rows (dropped: {reasons}); nothing "
-            "was written."
-        )
-
-    # A prompt names its languages.
     names = all_languages(arguments)
-    prompted = [pair for pair in selection.pairs if not unnamed(pair.direction, names)]
-    without_prompt = Counter(p.direction for p in selection.pairs if unnamed(p.direction, names))
+    check_replaceable(arguments.output, (PAIRS, ALMA_ROWS, SUMMARY), SUMMARY)
+    rows = CandidateRows(str(arguments.input))
+    selection = select(rows, options)
 
     # Write the folder, whole or not at all.
-    summary = summarize(selection)
-    record = {
-        "input": str(arguments.input),
-        "options": asdict(options),
-        "rows": len(rows),
-        "left_out": dict(skipped.most_common()),
-        **summary,
-        "without_prompt": dict(without_prompt),
-    }
     with replacing_folder(arguments.output) as folder:
-        write_rows(folder / PAIRS, [pair_row(p, options.prompt_style, names) for p in prompted])
-        write_alma_rows(folder / ALMA_ROWS, selection.pairs)
-        with writing(folder / SUMMARY) as unfinished:
+        without_prompt = _write_pairs(folder, selection, options.prompt_style, names)
+        summary = summarize(selection)
+        num_rows = selection.tally.rows
+        if not summary["pairs"]:
+            reasons = ", ".join(f"{reason}: {n}" for reason, n in summary["dropped"].items())
+            raise UserError(
+                f"{arguments.input}: no pair is left of {num_rows} rows (dropped: {reasons}); "
+                "nothing was written."
+            )
+        record = {
+            "input": str(arguments.input),
+            "options": asdict(options),
+            "rows": num_rows,
+            "left_out": dict(rows.skipped.most_common()),
+            **summary,
+            "without_prompt": dict(without_prompt),
+        }
+        with replacing(folder / SUMMARY) as unfinished:
             text = json.dumps(record, ensure_ascii=False, indent=2)
             unfinished.write_text(text + "\n", encoding="utf-8")
 
     # Print the counts.
-    print("\n".join([*_lines(len(rows), summary), *left_out(skipped)]))
+    print("\n".join([*_lines(num_rows, summary), *left_out(rows.skipped)]))
     for direction, count in without_prompt.items():
         print(
             f"  left out of {PAIRS}, {direction}: {count}; a prompt needs the language's name: "
@@ -130,6 +126,27 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(f"written to {arguments.output}: {PAIRS}, {ALMA_ROWS}, {SUMMARY}")
     return 0
+
+
+def _write_pairs(
+    folder: Path, selection: Selection, prompt_style: str, names: Languages
+) -> Counter[str]:
+    """Writes the pairs in both formats, one by one.
+
+    Returns the number of pairs by direction whose prompt would need a language without a name:
+    `PAIRS` lacks them. Raises `UserError` or `OSError`.
+    """
+    without_prompt: Counter[str] = Counter()
+    alma = AlmaFolder(folder / ALMA_ROWS)
+    with replacing(folder / PAIRS) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for pair in selection.pairs:
+            alma.add(pair)
+            if unnamed(pair.direction, names):
+                without_prompt[pair.direction] += 1
+            else:
+                file.write(row_line(pair_row(pair, prompt_style, names)))
+    alma.finish()
+    return without_prompt
 
 
 def _options(arguments: argparse.Namespace) -> Options:

@@ -17,14 +17,15 @@ from typing import Any
 
 import yaml
 
-from cpo_ds.data.candidates import REFERENCE, write_rows
+from cpo_ds.data.candidates import REFERENCE, row_line
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.data.sameness import best_and_worst
 from cpo_ds.prepare.pairs.choose import Pair, scorer_name
 from cpo_ds.scoring.metrics import short_name
-from cpo_ds.storage.files import writing
+from cpo_ds.storage.files import replacing, sync
 
 SLOTS = ("ref", "gpt4", "alma")
+_MOST_HELD = 2**22  # characters
 
 
 def config_name(direction: str) -> str:
@@ -105,16 +106,49 @@ def _scores(pair: Pair) -> dict[str, Mapping[str, float]]:
     return {**scores, scorer_name(tuple(scores)): pair.rated.means} if scores else {}
 
 
-def write_alma_rows(folder: Path, pairs: Iterable[Pair]) -> None:
-    """Writes `xx-en.jsonl` for each language pair, and a dataset card that names the files."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for pair in pairs:
-        rows.setdefault(config_name(pair.direction), []).append(alma_row(pair))
-    for name, rows_of_pair in sorted(rows.items()):
-        write_rows(folder / f"{name}.jsonl", rows_of_pair)
-    features = {name: rows[name][0]["translation"] for name in sorted(rows)}
-    with writing(folder / "README.md") as unfinished:
-        unfinished.write_text(_card(features), encoding="utf-8")
+class AlmaFolder:
+    """Writes `xx-en.jsonl` for each language pair, and a dataset card that names the files.
+
+    Lines are held and written some MiB at a time, since all files together may be more than a
+    process can have open. The folder must be a new one. Methods raise `OSError`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._columns: dict[str, list[str]] = {}  # by configuration
+        self._lines: dict[str, list[str]] = {}
+        self._held = 0  # characters
+        folder.mkdir(parents=True)
+
+    def add(self, pair: Pair) -> None:
+        """Writes the row of a pair."""
+        row, name = alma_row(pair), config_name(pair.direction)
+        line = row_line(row)
+        self._columns.setdefault(name, list(row["translation"]))
+        self._lines.setdefault(name, []).append(line)
+        self._held += len(line)
+        if self._held > _MOST_HELD:
+            self._write()
+
+    def finish(self) -> None:
+        """Writes the rest and the card."""
+        self._write()
+        for name in self._columns:
+            sync(self._folder / _file_name(name))
+        columns = {name: self._columns[name] for name in sorted(self._columns)}
+        with replacing(self._folder / "README.md") as unfinished:
+            unfinished.write_text(_card(columns), encoding="utf-8")
+
+    def _write(self) -> None:
+        for name, lines in self._lines.items():
+            with (self._folder / _file_name(name)).open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        self._lines, self._held = {}, 0
+
+
+def _file_name(name: str) -> str:
+    """The file of a configuration."""
+    return f"{name}.jsonl"
 
 
 def _card(columns: Mapping[str, Iterable[str]]) -> str:
@@ -136,7 +170,7 @@ def _card(columns: Mapping[str, Iterable[str]]) -> str:
             for name, names in columns.items()
         ],
         "configs": [
-            {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.jsonl"}]}
+            {"config_name": name, "data_files": [{"split": "train", "path": _file_name(name)}]}
             for name in columns
         ],
     }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import statistics
+from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.choose import EQUAL, SAME, Pair
 
 Filter = Callable[[Pair], str | None]
+_REMEMBERED_TEXTS = 2**14
 MIN_BYTES = 20  # of UTF-8: a shorter text may well be a name or a number
 
 
@@ -41,14 +45,19 @@ def margin_filter(least: float) -> Filter:
 
 
 def duplicate_filter() -> Filter:
-    """Drops pairs with the same direction, source and texts as a pair before."""
-    seen: set[tuple[str, ...]] = set()
+    """Drops pairs with the same direction, source and texts as a pair before.
+
+    It remembers 16 bytes of a hash of each pair that it keeps: with a billion pairs, the
+    probability that two different ones have the same is below 1e-20.
+    """
+    seen: set[bytes] = set()
 
     def keep(pair: Pair) -> str | None:
-        texts = (pair.direction, *map(as_seen, (pair.source, pair.chosen, pair.rejected)))
-        if texts in seen:
+        texts = [pair.direction, *map(as_seen, (pair.source, pair.chosen, pair.rejected))]
+        key = hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()
+        if key in seen:
             return "duplicate"
-        seen.add(texts)
+        seen.add(key)
         return None
 
     return keep
@@ -56,10 +65,11 @@ def duplicate_filter() -> Filter:
 
 def median_ratios(rows: Iterable[CandidateRow]) -> dict[str, float]:
     """For each direction, the median of a translation's characters over its source's."""
-    ratios: dict[str, list[float]] = {}
+    ratios: dict[str, array[float]] = {}
     for row in rows:
         for text in row.translations.values():
-            ratios.setdefault(row.language_pair, []).append(len(text) / len(row.source))
+            of_direction = ratios.setdefault(row.language_pair, array("d"))
+            of_direction.append(len(text) / len(row.source))
     return {direction: statistics.median(values) for direction, values in ratios.items()}
 
 
@@ -89,8 +99,8 @@ def language_filter(confidence: float, directions: Collection[str]) -> Filter:
     targets = {direction: base_code(parse_direction(direction)[1]) for direction in directions}
     identifier = _identifier(targets)
 
-    # Texts come up again in other pairs and identification is slow: remember the outcome.
-    @functools.cache
+    # Texts come up again in pairs nearby and identification is slow: remember some outcomes.
+    @functools.lru_cache(_REMEMBERED_TEXTS)
     def is_in(text: str, language: str) -> bool:
         if len(text.encode()) < MIN_BYTES:
             return True

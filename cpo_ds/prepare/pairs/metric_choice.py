@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,46 +28,91 @@ class MetricChoice:
     left_out: Mapping[str, str] = field(default_factory=dict)  # {name: reason}
 
 
-def choose_metrics(wanted: str | None, rows: Sequence[CandidateRow]) -> MetricChoice:
+@dataclass
+class Mentions:
+    """The metrics that rows mention, in the order of the rows, and counts of these rows.
+
+    `named` are the metrics in the rows' scores, `scoring` those with a score that is not null.
+    """
+
+    named: dict[str, None] = field(default_factory=dict)  # as an ordered set
+    scoring: dict[str, None] = field(default_factory=dict)
+    rows: int = 0
+    by_person: int = 0  # rows with a person's preference
+    needing: int = 0  # rows that only scores can decide
+
+    def add(self, row: CandidateRow) -> None:
+        """Counts a row. Raises `UserError` if its scores or its preference are malformed."""
+        scores = scores_of(row)
+        self.named |= dict.fromkeys(scores)
+        self.scoring |= dict.fromkeys(
+            name for name in scores if any(s is not None for s in scores[name].values())
+        )
+        self.rows += 1
+        self.by_person += human_preference(row) is not None
+        self.needing += _needs_scores(row)
+
+    @property
+    def needs_no_metric(self) -> bool:
+        """Whether people chose in all rows."""
+        return self.by_person == self.rows
+
+
+def choose_metrics(
+    wanted: str | None, rows: Iterable[CandidateRow], mentions: Mentions
+) -> MetricChoice:
     """The metrics of `wanted`, like `kiwi+xcomet`; if it is None, those that the rows suggest.
 
     If the rows have scores by KIWI-XXL and XCOMET-XXL, or by their stored mean, these are taken. It
     is enough if some rows have them. Otherwise all metrics are taken that have scores in every row
     that needs scores. If no row needs scores, there may be none. Raises `UserError` if rows need
-    scores and no metric has scores in all of them.
+    scores and no metric has scores in all of them. `rows` are iterated once at most; `mentions`
+    are theirs.
     """
     # The user's metrics, or the two of ALMA-R.
     if wanted is not None:
-        return MetricChoice(find_metrics(wanted, rows))
-    known = list(dict.fromkeys(name for row in rows for name in _scored_by(row)))
+        return MetricChoice(find_metrics(wanted, mentions))
+    known = list(mentions.scoring)
     of_alma_r = _alma_r_metrics(known)
     if of_alma_r:
         return MetricChoice(of_alma_r)
-    if not known and not all(human_preference(row) for row in rows):
+    if not known and not mentions.needs_no_metric:
         raise _no_scores()
 
     # Metrics that all rows have scores by, apart from rows that need no scores.
-    needing = [row for row in rows if _needs_scores(row)]
-    counted = needing or rows
-    counts = {name: sum(bool(rate(row, (name,)).means) for row in counted) for name in known}
+    counted = (row for row in rows if _needs_scores(row)) if mentions.needing else rows
+    num_counted = mentions.needing or mentions.rows
+    counts, lexical = _count(known, counted)
     left_out = {
-        name: f"scores in {count} of {len(counted)} rows"
+        name: f"scores in {count} of {num_counted} rows"
         for name, count in counts.items()
-        if count < len(counted)
+        if count < num_counted
     }
     metrics = [name for name in known if name not in left_out]
-    if not metrics and needing:
+    if not metrics and mentions.needing:
         by_metric = ", ".join(f"{name} in {count}" for name, count in counts.items())
         raise UserError(
-            f"no metric has scores in all of the {len(needing)} rows that need them ({by_metric}); "
+            f"no metric has scores in all of the {num_counted} rows that need them ({by_metric}); "
             "choose by --metrics, several joined by +, or score all rows by one."
         )
 
     # A mean of all of these must make sense.
-    left_out |= _not_to_average(metrics, counted)
+    left_out |= _not_to_average(metrics, lexical)
     metrics = [name for name in metrics if name not in left_out]
-    because = _because(len(metrics), len(counted), len(rows))
+    because = _because(len(metrics), num_counted, mentions.rows)
     return MetricChoice(tuple(metrics), because, left_out)
+
+
+def _count(metrics: Sequence[str], rows: Iterable[CandidateRow]) -> tuple[dict[str, int], set[str]]:
+    """The number of rows with scores by each metric, and the metrics that are chrF or BLEU."""
+    counts = dict.fromkeys(metrics, 0)
+    lexical: set[str] = set()
+    for row in rows:
+        for name in metrics:
+            counts[name] += bool(rate(row, (name,)).means)
+            if is_lexical(row.values.get("scorers"), name):
+                lexical.add(name)
+    return counts, lexical
 
 
 def _alma_r_metrics(known: Sequence[str]) -> tuple[str, ...]:
@@ -77,23 +122,15 @@ def _alma_r_metrics(known: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in MEAN_SPELLINGS if name in known)[:1]
 
 
-def _scored_by(row: CandidateRow) -> list[str]:
-    """Metrics by which the row has a score that is not null."""
-    scores = scores_of(row)
-    return [name for name in scores if any(s is not None for s in scores[name].values())]
-
-
 def _needs_scores(row: CandidateRow) -> bool:
     """Whether only scores can choose in this row."""
     return len(row.translations) > 1 and not human_preference(row)
 
 
-def _not_to_average(metrics: Sequence[str], rows: Sequence[CandidateRow]) -> dict[str, str]:
+def _not_to_average(metrics: Sequence[str], lexical: Collection[str]) -> dict[str, str]:
     """Metrics to leave out of a mean, with the reason: another scale, or the same metric again."""
-    lexical = [
-        name for name in metrics if any(is_lexical(row.values.get("scorers"), name) for row in rows)
-    ]
-    left_out = dict.fromkeys(lexical, _OTHER_SCALE) if len(lexical) < len(metrics) else {}
+    other_scale = [name for name in metrics if name in lexical]
+    left_out = dict.fromkeys(other_scale, _OTHER_SCALE) if len(other_scale) < len(metrics) else {}
     first: dict[str, str] = {}
     for name in metrics:
         same = first.setdefault(short_name(name), name)
@@ -119,17 +156,15 @@ def is_lexical(scorers: Any, metric: str) -> bool:
     return str(model or metric).lower() in LEXICAL
 
 
-def find_metrics(wanted: str, rows: Iterable[CandidateRow]) -> tuple[str, ...]:
-    """The metrics of `wanted`, like `kiwi+xcomet`, by their names in the rows' scores.
+def find_metrics(wanted: str, mentions: Mentions) -> tuple[str, ...]:
+    """The metrics of `wanted`, like `kiwi+xcomet`, by the names that rows mention.
 
     KIWI-XXL and XCOMET-XXL may have any of their usual names. The result is empty if no row has
     scores and every row has a person's preference. Raises `UserError` for a metric that no row has.
     """
-    rows = list(rows)
-    known = list(dict.fromkeys(metric for row in rows for metric in scores_of(row)))
-    if not known and all(human_preference(row) for row in rows):
+    if not mentions.named and mentions.needs_no_metric:
         return ()
-    return _named(wanted, known)
+    return _named(wanted, list(mentions.named))
 
 
 def _named(wanted: str, known: Sequence[str]) -> tuple[str, ...]:

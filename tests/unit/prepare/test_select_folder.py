@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(select, "write_alma_rows", full)
+    monkeypatch.setattr(select, "AlmaFolder", full)
     arguments = ["prepare", "select", "--input", tmp_path / "scored.jsonl", "--output"]
     assert cli.main([*map(str, arguments), str(tmp_path / "out")]) == 2
     assert "out cannot be written: No space left on device; make room" in capsys.readouterr().err
