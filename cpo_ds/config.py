@@ -190,7 +190,13 @@ class CheckpointConfig(Section):
     """Checkpoints, resuming and the export."""
 
     every_steps: int | None = Field(
-        None, gt=0, description="steps between checkpoints; none: only at the end"
+        None, gt=0, description="steps between checkpoints; none: only by time, and at the end"
+    )
+    every_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="save after the step that ends this long after the last checkpoint, or after "
+        "the start; beside every_steps, whichever comes first",
     )
     keep_last: int = Field(2, gt=0, description="checkpoints to keep; older ones are deleted")
     resume: str = Field(

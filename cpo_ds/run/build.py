@@ -18,6 +18,7 @@ from cpo_ds.checkpoint.identity import (
     check_identity,
     check_weights_before,
 )
+from cpo_ds.checkpoint.interval import SaveInterval
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.checkpoint.reshard import convert, needs_conversion
 from cpo_ds.checkpoint.resume import find_checkpoint, load
@@ -187,6 +188,7 @@ def build_run(inputs: RunInputs) -> Run:
         eval_pairs=eval_pairs,
         first_step=first_step,
         stop=inputs.stop,
+        interval=SaveInterval(config.checkpoint),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cpo_ds.checkpoint.interval import SaveInterval
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
@@ -46,6 +47,7 @@ class Run:
     eval_pairs: list[TokenizedPair]
     first_step: int = 0  # steps that are trained already, by the run that is resumed
     stop: StopRequest = field(default_factory=StopRequest)
+    interval: SaveInterval = field(default_factory=SaveInterval)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -141,15 +143,18 @@ def _train_step(
 
 def save_or_stop(run: Run, step: int) -> None:
     """Saves a checkpoint if one is due, and raises `Stopped` if any rank was asked to stop."""
-    # Agree with all ranks: one of them may have got a signal, or still write the last checkpoint.
+    # Agree with all ranks: one of them may have got a signal, or still write the last checkpoint,
+    # and only rank 0's clock counts.
     reason = run.stop.reason
-    stop, is_writing = run.ranks.any(reason is not None, run.saver.is_writing)
+    is_time = run.ranks.rank == 0 and run.interval.is_over
+    stop, is_writing, is_time = run.ranks.any(reason is not None, run.saver.is_writing, is_time)
     if run.saver.is_pending and not is_writing:
         run.saver.finish()
     last = step == run.total_steps
-    if last or stop or _due(step, run.config.checkpoint.every_steps):
+    if last or stop or is_time or run.interval.ends_at(step):
         run.monitor.sync()
         run.saver.save(step)
+        run.interval.begin()
     # The last step needs no stop: the run is about to end anyway.
     if stop and not last:
         run.saver.finish()

@@ -75,6 +75,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "train.max_hours": ("0.5", 0.5, []),
     "train.stall_minutes": ("none", None, []),
     "checkpoint.every_steps": ("9", 9, []),
+    "checkpoint.every_minutes": ("2.5", 2.5, []),
     "checkpoint.keep_last": ("1", 1, []),
     "checkpoint.resume": ("never", "never", []),
     "checkpoint.on_damage": ("stop", "stop", []),
