@@ -61,7 +61,7 @@ def torture(
         options = ("--config", recipe, "--output_dir", killed)
         run = start(deepspeed_command(*options)) if by_launcher else start_ranks(*options)
         if len(made) < kills:
-            made += _kill_somewhere(run, killed, draw, 12 if by_launcher else 2)
+            made += kill_somewhere(run, killed, draw, 12 if by_launcher else 2)
         done = finish(run, patience=1)  # as long as a launcher waits
         if done.code == 0 and len(made) >= kills:
             return made, whole, killed
@@ -69,9 +69,7 @@ def torture(
         assert "cpo_ds: error" not in done.output, done.output
 
 
-def _kill_somewhere(
-    run: Run, output: Path, draw: random.Random, start_seconds: float
-) -> list[Kill]:
+def kill_somewhere(run: Run, output: Path, draw: random.Random, start_seconds: float) -> list[Kill]:
     """Kills a rank or all of a run; returns the kill, or none if the run was over before."""
     moment = draw.choice(["saving", "saving", "saving", "training", "starting"])
     progress = _logged(output)
