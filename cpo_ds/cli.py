@@ -44,6 +44,9 @@ COMMANDS = {
         "check the hosts of a hostfile before a run, and say how to fix what is wrong",
         takes_recipe=True,
     ),
+    "evaluate human": Command(
+        "cpo_ds.evaluate.human.command", "draw translations for people to judge, and tally scores"
+    ),
 }
 PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
     "candidates": Command(
@@ -65,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    argv = ["evaluate human", *argv[2:]] if argv[:2] == ["evaluate", "human"] else argv
     # Arguments that the parser does not know are a recipe's options, for commands that take them.
     parser = _parser(argv)
     arguments, recipe = parser.parse_known_args(argv)

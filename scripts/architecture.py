@@ -35,7 +35,7 @@ FLOORS: list[dict[str, str]] = [
     {"export": "Hugging Face folders"},
     {"run": "training"},
     {"scoring": "COMET, chrF", "doctor": "checks of hosts"},
-    {"prepare": "candidates to pairs"},
+    {"evaluate": "what was gained", "prepare": "candidates to pairs"},
     {"train": "the script", "cli": "cpo-ds"},
 ]
 ROOMS = [room for floor in FLOORS for room in floor]
