@@ -31,10 +31,10 @@ FLOORS: list[dict[str, str]] = [
     {"storage": "files and folders", "ranks": "many processes"},
     {"data": "rows to batches", "model": "policy, log-probs", "losses": "formulas"},
     {"engine": "DeepSpeed"},
-    {"checkpoint": "save and resume", "planner": "memory, time"},
-    {"export": "Hugging Face folders"},
+    {"checkpoint": "save and resume", "planner": "memory, time", "scoring": "COMET, chrF"},
+    {"export": "Hugging Face folders", "translate": "sources to translations"},
     {"run": "training"},
-    {"scoring": "COMET, chrF", "doctor": "checks of hosts"},
+    {"doctor": "checks of hosts"},
     {"evaluate": "what was gained", "prepare": "candidates to pairs"},
     {"train": "the script", "cli": "cpo-ds"},
 ]

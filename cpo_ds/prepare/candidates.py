@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.languages import LANGUAGE, add_language_option, all_languages
-from cpo_ds.prepare.translation.lines import read_sources
-from cpo_ds.prepare.translation.systems import add_systems, check_name
+from cpo_ds.translate.languages import LANGUAGE, add_language_option, all_languages
+from cpo_ds.translate.lines import read_sources
+from cpo_ds.translate.systems import add_systems, check_name
 
 # Origins of translations, named by the options that ask for them.
 FILES, LOCAL_MODEL, SERVER = "--system", "--model", "--server"
@@ -206,9 +206,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     # Imported late: the one needs torch and transformers, the other the package openai.
     if origin == SERVER:
-        from cpo_ds.prepare.translation.server import translate
+        from cpo_ds.translate.server import translate
     else:
-        from cpo_ds.prepare.translation.generate import translate
+        from cpo_ds.translate.generate import translate
     return translate(arguments, _system_name(arguments))
 
 

@@ -16,12 +16,12 @@ from typing import Any
 from cpo_ds.data.candidates import CandidateRows, left_out, row_line
 from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.languages import LANGUAGE, add_language_option, all_languages, language_names
 from cpo_ds.prepare.pairs.alma_rows import AlmaFolder
 from cpo_ds.prepare.pairs.choose import Pair
 from cpo_ds.prepare.pairs.selection import Options, Selection, Summary, select, summarize
 from cpo_ds.storage.files import replacing
 from cpo_ds.storage.folders import check_replaceable, replacing_folder
+from cpo_ds.translate.languages import LANGUAGE, add_language_option, all_languages, language_names
 
 PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
 

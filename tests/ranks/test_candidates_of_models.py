@@ -25,7 +25,7 @@ from translation_runs import (
 )
 
 from cpo_ds.data.prompts import alma_prompt
-from cpo_ds.prepare.translation.cleaning import clean
+from cpo_ds.translate.cleaning import clean
 
 # Models of transformers.
 

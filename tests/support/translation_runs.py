@@ -13,8 +13,8 @@ import launch
 import transformers
 
 from cpo_ds import cli
-from cpo_ds.prepare.translation.job import KeptTranslations, Translation
 from cpo_ds.ranks.quiet import silence_after_import
+from cpo_ds.translate.job import KeptTranslations, Translation
 
 GREEDY = ["--dtype", "float32", "--beams", "1", "--max-new-tokens", "12"]
 SENTENCES = [

@@ -22,7 +22,7 @@ from cpo_ds.model.adapter_checks import check_adapter
 from cpo_ds.model.hub import adapter_fingerprint
 from cpo_ds.model.load import read_model_config
 from cpo_ds.model.tokenizer import load_tokenizer
-from cpo_ds.prepare.translation.local_model import identity
+from cpo_ds.translate.local_model import identity
 from cpo_ds.scoring.checkpoint import find_checkpoint
 from cpo_ds.scoring.metrics import Metric
 

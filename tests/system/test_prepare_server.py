@@ -15,9 +15,9 @@ from chat_server import ChatServer, chat_server
 from cpo_ds import cli
 from cpo_ds.data.prompts import few_shot_prompt, gpt4_messages
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.translation.chat_client import Server
-from cpo_ds.prepare.translation.job import Translation
-from cpo_ds.prepare.translation.server import server_address, server_key, tokens
+from cpo_ds.translate.chat_client import Server
+from cpo_ds.translate.job import Translation
+from cpo_ds.translate.server import server_address, server_key, tokens
 
 KEY = "sk-7f3a9e-the-secret-0b51"
 

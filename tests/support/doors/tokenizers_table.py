@@ -17,9 +17,9 @@ from cpo_ds.data.prompts import alma_prompt
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.model.load import check_token_ids, read_model_config
 from cpo_ds.model.tokenizer import load_tokenizer
-from cpo_ds.prepare.translation.tokens import PromptSettings, tokenize_prompts
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.pairs import prepare_pairs
+from cpo_ds.translate.tokens import PromptSettings, tokenize_prompts
 
 SOURCE, ANSWERS = "the old  house", ("das alte Haus", "ein Haus")
 DAY = "2026-01-31"

@@ -6,10 +6,10 @@ import datetime
 
 from cpo_ds import cli
 from cpo_ds.data import chat
-from cpo_ds.prepare.translation import tokens
 from cpo_ds.ranks.quiet import silence_after_import
 from cpo_ds.run import pairs
 from cpo_ds.run.main import main
+from cpo_ds.translate import tokens
 
 
 def _be_on(day: str) -> None:

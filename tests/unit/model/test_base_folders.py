@@ -39,9 +39,9 @@ from cpo_ds.model.load import (
 )
 from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.model.weight_files import SAMPLED_ROWS, weight_files
-from cpo_ds.prepare.translation.local_model import LocalModel
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.pairs import prepare_pairs
+from cpo_ds.translate.local_model import LocalModel
 
 CPU = torch.device("cpu")
 PAIRS = random_pairs(2)

@@ -15,9 +15,9 @@ from jinja2 import TemplateError
 from cpo_ds.data.chat import chat_renderer, prints_date
 from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.prepare.translation.prompting import Prompt
 from cpo_ds.settings.texts import AddBos
 from cpo_ds.storage.files import replacing
+from cpo_ds.translate.prompting import Prompt
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ds.data.sameness import is_blank
-from cpo_ds.prepare.translation.cleaning import (
+from cpo_ds.translate.cleaning import (
     FENCE,
     FIRST_LINE,
     LABEL,

@@ -20,7 +20,7 @@ from cpo_ds.data.prompts import (
 )
 from cpo_ds.data.sameness import same_text
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.languages import LANGUAGE
+from cpo_ds.translate.languages import LANGUAGE
 
 Prompt: TypeAlias = str | list[Message]  # a plain text to continue, or a conversation
 PromptOf: TypeAlias = Callable[[CandidateRow], Prompt]

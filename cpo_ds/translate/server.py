@@ -18,17 +18,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.languages import all_languages
-from cpo_ds.prepare.translation.chat_client import Failure, Question, Server, ask_all
-from cpo_ds.prepare.translation.job import (
+from cpo_ds.storage.results import cache_of, content_key, hold_cache
+from cpo_ds.translate.chat_client import Failure, Question, Server, ask_all
+from cpo_ds.translate.job import (
     Job,
     KeptTranslations,
     Translation,
     read_untranslated,
 )
-from cpo_ds.prepare.translation.lines import Sources
-from cpo_ds.prepare.translation.prompting import PromptOf, prompt_maker
-from cpo_ds.storage.results import cache_of, content_key, hold_cache
+from cpo_ds.translate.languages import all_languages
+from cpo_ds.translate.lines import Sources
+from cpo_ds.translate.prompting import PromptOf, prompt_maker
 
 _OPENAI = "https://api.openai.com/v1"
 _AGAIN = "give the same command again to ask for those without an answer once more."

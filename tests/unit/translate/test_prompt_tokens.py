@@ -11,8 +11,8 @@ import pytest
 from doors import tokenizers as kinds
 
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.translation import tokens
-from cpo_ds.prepare.translation.tokens import PromptSettings, prompt_settings, tokenize_prompts
+from cpo_ds.translate import tokens
+from cpo_ds.translate.tokens import PromptSettings, prompt_settings, tokenize_prompts
 
 
 def options(**given: Any) -> Namespace:

@@ -12,11 +12,11 @@ from typing import Any
 from cpo_ds.data.candidates import CandidateRow, left_out, write_rows
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.languages import all_languages
-from cpo_ds.prepare.translation.cleaning import FIRST_LINE, clean
-from cpo_ds.prepare.translation.lines import Sources, read_sources
-from cpo_ds.prepare.translation.prompting import Prompt, last_request
 from cpo_ds.storage.results import ResultFiles, cache_of
+from cpo_ds.translate.cleaning import FIRST_LINE, clean
+from cpo_ds.translate.languages import all_languages
+from cpo_ds.translate.lines import Sources, read_sources
+from cpo_ds.translate.prompting import Prompt, last_request
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cpo_ds.data.prompts import Message
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.prepare.translation.job import KeptTranslations, Translation
 from cpo_ds.ranks.progress import SENTENCES, Progress
+from cpo_ds.translate.job import KeptTranslations, Translation
 
 if TYPE_CHECKING:
     import openai

@@ -16,24 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.languages import all_languages
-from cpo_ds.prepare.translation.job import Job, KeptTranslations, read_untranslated
-from cpo_ds.prepare.translation.lines import Sources
-from cpo_ds.prepare.translation.prompting import Prompt, PromptOf, prompt_maker
-from cpo_ds.prepare.translation.tokens import (
+from cpo_ds.ranks.progress import SENTENCES, Progress, duration
+from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
+from cpo_ds.storage.lock import FolderLock
+from cpo_ds.storage.results import cache_of, content_key, hold_cache
+from cpo_ds.translate.job import Job, KeptTranslations, read_untranslated
+from cpo_ds.translate.languages import all_languages
+from cpo_ds.translate.lines import Sources
+from cpo_ds.translate.prompting import Prompt, PromptOf, prompt_maker
+from cpo_ds.translate.tokens import (
     PromptSettings,
     prompt_settings,
     template_date,
     tokenize_prompts,
 )
-from cpo_ds.ranks.progress import SENTENCES, Progress, duration
-from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
-from cpo_ds.storage.lock import FolderLock
-from cpo_ds.storage.results import cache_of, content_key, hold_cache
 
 if TYPE_CHECKING:
-    from cpo_ds.prepare.translation.local_model import LocalModel
     from cpo_ds.ranks.ranks import Ranks
+    from cpo_ds.translate.local_model import LocalModel
 
 _TOO_LONG = "prompt longer than the model's context"
 
@@ -137,7 +137,7 @@ def _translate(
     from cpo_ds.model.load import read_model_config
     from cpo_ds.model.positions import longest_unchanged
     from cpo_ds.model.tokenizer import load_tokenizer
-    from cpo_ds.prepare.translation.local_model import LocalModel, identity
+    from cpo_ds.translate.local_model import LocalModel, identity
 
     kept = KeptTranslations(arguments.output, ranks.rank)
     jobs: list[Job] = []  # on rank 0 alone

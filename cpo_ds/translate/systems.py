@@ -9,8 +9,8 @@ from pathlib import Path
 from cpo_ds.data.candidates import REFERENCE, write_rows
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.translation.job import count_lines, source_lines, summary, with_candidates
-from cpo_ds.prepare.translation.lines import Sources, read_aligned
+from cpo_ds.translate.job import count_lines, source_lines, summary, with_candidates
+from cpo_ds.translate.lines import Sources, read_aligned
 
 
 def add_systems(sources: Sources, systems: Sequence[str], output: Path) -> None:

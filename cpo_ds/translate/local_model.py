@@ -15,8 +15,8 @@ from cpo_ds.errors import UserError
 from cpo_ds.model.adapter import starting_adapter
 from cpo_ds.model.hub import adapter_fingerprint, unavailable
 from cpo_ds.model.load import load_causal_lm, read_model_config
-from cpo_ds.prepare.translation.job import Translation
 from cpo_ds.storage.hub_names import check_folder_or_name
+from cpo_ds.translate.job import Translation
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # of model and tokenizer
