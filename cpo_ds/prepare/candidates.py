@@ -208,7 +208,7 @@ def run(arguments: argparse.Namespace) -> int:
     if origin == SERVER:
         from cpo_ds.translate.server import translate
     else:
-        from cpo_ds.translate.generate import translate
+        from cpo_ds.prepare.by_model import translate
     return translate(arguments, _system_name(arguments))
 
 

@@ -16,7 +16,8 @@ from rope_models import CHANGING, LIMIT
 from cpo_ds.model.load import read_model_config
 from cpo_ds.model.positions import longest_unchanged
 from cpo_ds.model.tokenizer import load_tokenizer
-from cpo_ds.translate.generate import Generation, Item, plan_batches
+from cpo_ds.prepare.by_model import Generation
+from cpo_ds.translate.generate import Item, plan_batches
 from cpo_ds.translate.job import KeptTranslations, Translation
 from cpo_ds.translate.local_model import LocalModel, folder_fingerprint
 

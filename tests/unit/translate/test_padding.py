@@ -14,9 +14,9 @@ from helpers import save_tiny_adapter, save_tiny_model
 from translation_runs import SENTENCES, with_padding
 
 from cpo_ds.data.prompts import alma_prompt
-from cpo_ds.translate.generate import tokenize_prompts
 from cpo_ds.translate.job import Translation
 from cpo_ds.translate.local_model import LocalModel, padding_id
+from cpo_ds.translate.tokens import tokenize_prompts
 
 # Models of transformers.
 

@@ -13,8 +13,8 @@ from translation_runs import write
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.prompts import alma_prompt, few_shot_prompt, gpt4_messages
 from cpo_ds.errors import UserError
-from cpo_ds.translate.generate import tokenize_prompts
 from cpo_ds.translate.prompting import prompt_maker
+from cpo_ds.translate.tokens import tokenize_prompts
 
 
 def row(source: str, language_pair: str = "en-de") -> CandidateRow:
