@@ -34,6 +34,9 @@ COMMANDS = {
     "universal": Command(
         "cpo_ds.checkpoint.universal_command", "convert a checkpoint for any number of ranks"
     ),
+    "evaluate": Command(
+        "cpo_ds.evaluate.command", "score translations of systems by BLEU, chrF and neural metrics"
+    ),
     "plan": Command(
         "cpo_ds.planner.command",
         "estimate the memory and time of a recipe on given GPUs, before anything is downloaded",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cpo_ds.data.formats import LEXICAL
-from cpo_ds.errors import UserError
+from cpo_ds.errors import UserError, did_you_mean
 
 _HUB = {  # lower case, without the owner Unbabel
     "kiwi": "wmt23-cometkiwi-da-xxl",
@@ -17,14 +18,15 @@ _HUB = {  # lower case, without the owner Unbabel
     "xcomet-xl": "XCOMET-XL",
     "comet-22": "wmt22-comet-da",
 }
-_HUB |= {name.lower(): name for name in _HUB.values()}
+KNOWN = (*LEXICAL, *_HUB)  # short names
+_BY_ANY_NAME = _HUB | {name.lower(): name for name in _HUB.values()}
 # The two metrics that chose the pairs of ALMA-R-Preference, by their names in that data set.
 _SHORT = {"Unbabel/wmt23-cometkiwi-da-xxl": "kiwi", "Unbabel/XCOMET-XXL": "xcomet"}
 
 
 def model_name(metric: str) -> str:
     """The hub's name of a metric with a short name; any other name unchanged."""
-    known = _HUB.get(metric.lower().removeprefix("unbabel/"))
+    known = _BY_ANY_NAME.get(metric.lower().removeprefix("unbabel/"))
     return f"Unbabel/{known}" if known else metric
 
 
@@ -52,7 +54,7 @@ class Metric:
 def parse_metrics(texts: list[str]) -> list[Metric]:
     """The metrics given on the command line, as `NAME`, a checkpoint, or `NAME=CHECKPOINT`.
 
-    Raises `UserError` for a malformed one, and if two have the same name.
+    Raises `UserError` for a malformed or an unknown one, and if two have the same name.
     """
     metrics = []
     for text in texts:
@@ -60,6 +62,12 @@ def parse_metrics(texts: list[str]) -> list[Metric]:
         if not name or (equals and not model):
             raise UserError(f"--metric {text!r}: write a name, a checkpoint, or NAME=CHECKPOINT.")
         model = model_name(model or name)
+        if not ("/" in model or model.lower() in LEXICAL or Path(model).exists()):
+            raise UserError(
+                f"--metric {text}: there is no metric {model!r}"
+                f"{did_you_mean(model, KNOWN)}; known are {', '.join(KNOWN)}. Any "
+                "other is given as OWNER/NAME on the hub, or as a checkpoint's file or folder."
+            )
         metrics.append(Metric(name, model.lower() if model.lower() in LEXICAL else model))
     names = [metric.name for metric in metrics]
     for name in names:
