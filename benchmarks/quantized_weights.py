@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
+from collections.abc import Sequence
 
 import torch
 from measures.environment import ROOT, describe_environment
@@ -52,7 +53,7 @@ def through_int8(weight: torch.Tensor, ranks: int) -> torch.Tensor:
 
 @torch.no_grad()
 def logps(
-    policy: PolicyModel, config: Config, pairs: list[TokenizedPair]
+    policy: PolicyModel, config: Config, pairs: Sequence[TokenizedPair]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of chosen and rejected of each pair, [P] each."""
     outputs = [policy(pack(pairs, (number,))) for number in range(len(pairs))]
@@ -106,7 +107,7 @@ def restore(policy: nn.Module, exact: dict[str, torch.Tensor]) -> None:
 def as_page(
     results: dict[str, tuple[torch.Tensor, torch.Tensor]],
     config: Config,
-    pairs: list[TokenizedPair],
+    pairs: Sequence[TokenizedPair],
     ranks: int,
 ) -> str:
     """The page of results."""

@@ -92,6 +92,9 @@ class DataConfig(TextSettings):
     )
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0, description="share of the pairs to hold out")
     eval_path: str | None = Field(None, description="path of held-out pairs in the same format")
+    cache: str | None = Field(
+        None, description="folder for tokenized pairs; none: output_dir/pairs"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

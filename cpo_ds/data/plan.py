@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cpo_ds.data.pair_columns import lengths_of
 from cpo_ds.errors import UserError
 from cpo_ds.schema import StepTotals, TokenizedPair
 
@@ -96,9 +97,10 @@ def _deal(bins: list[list[int]], lengths: np.ndarray, world_size: int) -> list[l
 
 def check_budget(pairs: Sequence[TokenizedPair], budget: int) -> None:
     """Raises `UserError` if the largest pair does not fit into one micro-batch."""
-    largest = max(pairs, key=lambda pair: len(pair.tokens))
+    lengths = lengths_of(pairs)
+    largest = pairs[int(np.argmax(lengths))]  # the first of several
     if len(largest.tokens) > budget:
-        too_long = sum(len(pair.tokens) > budget for pair in pairs)
+        too_long = int((lengths > budget).sum())
         raise UserError(
             f"batch.tokens_per_rank is {budget}, but the pair at {largest.origin} has "
             f"{len(largest.tokens)} unique tokens ({too_long} of {len(pairs)} pairs are over the "

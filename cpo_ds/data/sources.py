@@ -111,8 +111,8 @@ def read_raw(path: str, split: str) -> Iterator[RawRow | None]:
     `split` applies to datasets. Raises `UserError` if the data does not exist, cannot be read or is
     empty.
     """
-    local = Path(os.path.expanduser(path))
-    if path and local.exists():
+    local = local_path(path)
+    if local is not None:
         yield from _read_local(local, split)
     elif _looks_like_path(path):
         raise UserError(f"data path {path!r} does not exist; correct it, or create the file.")
@@ -125,12 +125,28 @@ def read_folder(folder: Path, label: str) -> Iterator[RawRow | None]:
 
     `label` is the name of the folder in messages. Raises `UserError` if there is no such file.
     """
-    inside = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
-    files = [(name, path) for name, path in inside if _is_data_file(name) and path.is_file()]
+    files = data_files(folder)
     if not files:
         raise UserError(f"{label} has no file ending in {', '.join(_SUFFIXES)}; add one.")
     for name, path in files:
         yield from _read_file(path, f"{label}/{name}")
+
+
+def data_files(folder: Path) -> list[tuple[str, Path]]:
+    """The files that `read_folder` reads, in order, each with its name below the folder."""
+    inside = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
+    return [(name, path) for name, path in inside if _is_data_file(name) and path.is_file()]
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` of the datasets library wrote."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def local_path(path: str) -> Path | None:
+    """The file or folder at a path; None if there is none."""
+    local = Path(os.path.expanduser(path))
+    return local if path and local.exists() else None
 
 
 def _is_data_file(name: str) -> bool:
@@ -144,7 +160,7 @@ def _looks_like_path(path: str) -> bool:
 def _read_local(path: Path, split: str) -> Iterator[RawRow | None]:
     if path.is_file():
         yield from _read_file(path, str(path))
-    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    elif is_saved_dataset(path):
         yield from _read_saved_dataset(path, split)
     else:
         yield from read_folder(path, str(path))
@@ -230,7 +246,15 @@ def _read_saved_dataset(path: Path, split: str) -> Iterator[RawRow | None]:
 
 
 def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
-    """Reads a dataset by name: its default configuration, or all of them if it has no default."""
+    for label, part in load_parts(name, split):
+        yield from _not_empty(_dataset_rows(part, label), label)
+
+
+def load_parts(name: str, split: str) -> list[tuple[str, Any]]:
+    """Loads a dataset by name: its default configuration, or all of them if it has no default.
+
+    Returns their labels and contents. Raises `UserError` if it cannot be loaded.
+    """
     import datasets
 
     try:
@@ -251,9 +275,8 @@ def _read_dataset(name: str, split: str) -> Iterator[RawRow | None]:
             "exists) and data.split, log in with `hf auth login` if it is private, or download it "
             "and give the folder."
         ) from None
-    for config, part in zip(configs, parts, strict=True):
-        label = name if len(configs) == 1 else f"{name}/{config}"
-        yield from _not_empty(_dataset_rows(part, label), label)
+    labels = [name if len(configs) == 1 else f"{name}/{config}" for config in configs]
+    return list(zip(labels, parts, strict=True))
 
 
 def _dataset_rows(dataset: Any, label: str) -> Iterator[RawRow | None]:

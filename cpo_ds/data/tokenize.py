@@ -9,21 +9,21 @@ are never cut: pairs that are too long are dropped and counted.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from cpo_ds.data.encoder import TextEncoder, is_marked
+from cpo_ds.data.token_report import TokenReport
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
 from cpo_ds.schema import PreferenceRow, TokenizedPair
 from cpo_ds.settings.texts import AddBos
 
 Sharing = Literal["common", "prompt", "none"]
+TOGETHER = 4096  # rows that are tokenized together
 
 
 class Tokens(NamedTuple):
@@ -33,44 +33,64 @@ class Tokens(NamedTuple):
     start: int
 
 
-@dataclass
-class TokenReport:
-    """Counts of tokenization, and lengths in tokens of the parts of the pairs."""
+@dataclass(frozen=True)
+class PairRules:
+    """When two sequences make a pair, and how many of their tokens it shares.
 
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    merged_boundaries: int = 0
-    unshared: int = 0
-    spelled: int = 0  # rows whose texts spell special tokens
-    unstopped: Counter[str] = field(default_factory=Counter)  # by the token that ends them
-    lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    `max_tokens` limits prompt + one completion, with special tokens. A pair shares its prefix only
+    if both sequences get the same rotary positions: if `rope_key` is the same for their lengths.
+    """
 
-    def lines(self) -> list[str]:
-        """A summary to print, a line each."""
-        lines = [f"  dropped: {count} ({reason})" for reason, count in self.dropped.items()]
-        if self.merged_boundaries:
-            lines.append(
-                f"  prompt tokenized differently before its completion: {self.merged_boundaries}"
-            )
-        if self.unshared:
-            lines.append(
-                "  without a shared prefix, since the model's rotary positions differ by length: "
-                f"{self.unshared}"
-            )
-        if self.spelled:
-            lines.append(f"  text of a special token, taken as characters: {self.spelled} rows")
-        for token, count in self.unstopped.items():
-            lines.append(
-                f"  completions end with {token}, at which the model's generation does not stop "
-                f"(eos_token_id of its generation_config.json): {count}"
-            )
-        for name, values in self.lengths.items():
-            p50, p95 = np.percentile(values, [50, 95])
-            lines.append(
-                f"  tokens, {name:<17} mean {values.mean():6.1f}   p50 {p50:4.0f}"
-                f"   p95 {p95:4.0f}   max {values.max():4d}"
-            )
-        return lines
+    max_prompt_tokens: int
+    max_tokens: int
+    sharing: Sharing = "common"
+    rope_key: Callable[[int], Hashable] = lambda length: 0
+
+    @property
+    def reasons(self) -> tuple[str, str, str]:
+        """The reasons to drop a pair, in words."""
+        return (
+            f"prompt longer than {self.max_prompt_tokens} tokens",
+            f"prompt and completion longer than {self.max_tokens} tokens",
+            "chosen and rejected are the same in tokens",
+        )
+
+    def reason(self, chosen: Tokens, rejected: Tokens) -> int | None:
+        """The index in `reasons` of the reason to drop a pair; None if it is kept."""
+        if max(chosen.start, rejected.start) > self.max_prompt_tokens:
+            return 0
+        if max(len(chosen.ids), len(rejected.ids)) > self.max_tokens:
+            return 1
+        return 2 if chosen.ids == rejected.ids else None
+
+
+class Outcome(NamedTuple):
+    """The pair of a row, or the index of the reason in `PairRules.reasons` to drop it."""
+
+    pair: TokenizedPair | None
+    reason: int | None
+    merged: bool = False  # the tokenizer joined prompt and completion at their boundary
+    spelled: bool = False  # a text spells a special token
+    unshared: bool = False  # only because rotary positions differ
+
+
+def outcomes(
+    rows: Sequence[PreferenceRow], encoder: TextEncoder, rules: PairRules
+) -> Iterator[Outcome]:
+    """Yields the outcome of each row, in order.
+
+    Raises `UserError` if a completion has no end and the tokenizer no end-of-sequence token.
+    """
+    for row, chosen, rejected, merged in _tokenized(rows, encoder):
+        reason = rules.reason(chosen, rejected)
+        if reason is not None:
+            yield Outcome(None, reason)
+            continue
+        is_alike = rules.rope_key(len(chosen.ids)) == rules.rope_key(len(rejected.ids))
+        sharing = rules.sharing if is_alike else "none"
+        pair = make_pair(chosen, rejected, row.direction, row.origin, sharing)
+        spelled = any(map(is_marked, (row.prompt, row.chosen, row.rejected)))
+        yield Outcome(pair, None, merged, spelled, rules.sharing != "none" and not is_alike)
 
 
 def tokenize_rows(
@@ -86,44 +106,31 @@ def tokenize_rows(
 ) -> tuple[list[TokenizedPair], TokenReport]:
     """Tokenizes rows, in order; returns the pairs, and a report that counts the dropped ones.
 
-    Drops pairs that are too long, or whose completions are the same in tokens. `max_tokens` limits
-    prompt + one completion, with special tokens. A pair shares its prefix only if both sequences
-    get the same rotary positions: if `rope_key` is the same for their lengths. `stops` are the
-    tokens at which the model ends an answer. Raises `UserError` if a completion has no end and the
-    tokenizer no end-of-sequence token, or if no pair is left.
+    Drops pairs that are too long, or whose completions are the same in tokens; see `PairRules`.
+    `stops` are the tokens at which the model ends an answer. Raises `UserError` as `outcomes` does,
+    or if no pair is left.
     """
-    # Tokenize, and drop pairs that do not fit.
     encoder = TextEncoder(tokenizer, add_bos, stops)
-    report = TokenReport()
-    pairs = []
-    for row, chosen, rejected, merged in _tokenized(rows, encoder):
-        prompt_tokens = max(chosen.start, rejected.start)
-        if prompt_tokens > max_prompt_tokens:
-            report.dropped[f"prompt longer than {max_prompt_tokens} tokens"] += 1
-        elif max(len(chosen.ids), len(rejected.ids)) > max_tokens:
-            report.dropped[f"prompt and completion longer than {max_tokens} tokens"] += 1
-        elif chosen.ids == rejected.ids:
-            report.dropped["chosen and rejected are the same in tokens"] += 1
-        else:
-            report.merged_boundaries += merged
-            report.spelled += any(map(is_marked, (row.prompt, row.chosen, row.rejected)))
-            for last in (chosen.ids[-1], rejected.ids[-1]):
-                if last not in encoder.stops:
-                    report.unstopped[encoder.name(last)] += 1
-            is_alike = rope_key(len(chosen.ids)) == rope_key(len(rejected.ids))
-            report.unshared += sharing != "none" and not is_alike
-            pair_sharing = sharing if is_alike else "none"
-            pairs.append(make_pair(chosen, rejected, row.direction, row.origin, pair_sharing))
-
-    # Report.
-    if not pairs:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in report.dropped.items())
-        raise UserError(
-            f"no pairs are left after tokenization ({reasons}); raise data.max_prompt_tokens or "
-            "data.max_tokens, or check the data."
-        )
+    rules = PairRules(max_prompt_tokens, max_tokens, sharing, rope_key)
+    report, pairs = TokenReport(), []
+    for outcome in outcomes(rows, encoder, rules):
+        if outcome.reason is not None:
+            report.dropped[rules.reasons[outcome.reason]] += 1
+        if (pair := outcome.pair) is None:
+            continue
+        pairs.append(pair)
+        report.merged_boundaries += outcome.merged
+        report.spelled += outcome.spelled
+        report.unshared += outcome.unshared
+        for last in (pair.tokens[pair.num_prefix + pair.num_chosen - 1], pair.tokens[-1]):
+            if last not in encoder.stops:
+                report.unstopped[encoder.name(int(last))] += 1
     report.kept = len(pairs)
-    report.lengths = _length_table(pairs)
+    report.check()
+    starts = [(pair.chosen_start, pair.rejected_start) for pair in pairs]
+    scored = [(pair.num_chosen_scored, pair.num_rejected_scored) for pair in pairs]
+    unique = [len(pair.tokens) for pair in pairs]
+    report.set_lengths(np.array(starts), np.array(scored), np.array(unique))
     return pairs, report
 
 
@@ -170,7 +177,7 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _tokenized(
-    rows: Sequence[PreferenceRow], encoder: TextEncoder, chunk: int = 4096
+    rows: Sequence[PreferenceRow], encoder: TextEncoder, chunk: int = TOGETHER
 ) -> Iterator[tuple[PreferenceRow, Tokens, Tokens, bool]]:
     """Yields (row, chosen, rejected, whether a boundary merged), tokenizing `chunk` rows at a time.
 
@@ -215,6 +222,26 @@ def _sides(
     return sides
 
 
+def problem_of(row: PreferenceRow, encoder: TextEncoder) -> tuple[int, str] | None:
+    """The error of `outcomes` for a row, as a text; None if there is none.
+
+    With it comes its place among the errors of rows that are tokenized together: prompts are
+    tokenized first, then chosen and then rejected completions.
+    """
+    prompts: list[list[int]] = []
+    stages: tuple[Callable[[], object], ...] = (
+        lambda: prompts.extend(encoder.encode([row.prompt])),
+        lambda: _sides([row], prompts, [row.chosen], encoder),
+        lambda: _sides([row], prompts, [row.rejected], encoder),
+    )
+    for stage, tokenize in enumerate(stages):
+        try:
+            tokenize()
+        except UserError as error:
+            return stage, str(error)
+    return None
+
+
 def _with_end(ids: list[int], start: int, eos: int | None) -> list[int]:
     """Adds the end-of-sequence token unless the completion has it."""
     if eos is None:
@@ -223,21 +250,3 @@ def _with_end(ids: list[int], start: int, eos: int | None) -> list[int]:
             "translation ends; set eos_token in its tokenizer_config.json."
         )
     return ids if len(ids) > start and ids[-1] == eos else [*ids, eos]
-
-
-def _length_table(pairs: Sequence[TokenizedPair]) -> dict[str, np.ndarray]:
-    return {
-        "prompt": np.array([min(p.chosen_start, p.rejected_start) for p in pairs]),
-        "chosen": np.array([p.num_chosen_scored for p in pairs]),
-        "rejected": np.array([p.num_rejected_scored for p in pairs]),
-        "unique in a pair": np.array([len(p.tokens) for p in pairs]),
-    }
-
-
-def pairs_fingerprint(pairs: Iterable[TokenizedPair]) -> str:
-    """A fingerprint of all pairs' tokens, layout and order: 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(pair.tokens.tobytes())
-        digest.update(f"{pair.num_prefix},{pair.chosen_start},{pair.rejected_start};".encode())
-    return digest.hexdigest()[:16]

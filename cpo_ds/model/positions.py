@@ -17,18 +17,18 @@ from torch import nn
 
 def longest_unchanged(model_config: Any) -> int:
     """The longest sequence with the same frequencies as all shorter ones: its number of tokens."""
-    return min((limit for _, limit in _changing_ropes(model_config)), default=sys.maxsize)
+    return min((limit for _, limit in changing_ropes(model_config)), default=sys.maxsize)
 
 
 def rope_key(model_config: Any, length: int) -> tuple[int, ...]:
     """A value that is the same for two lengths if their sequences get the same frequencies."""
     return tuple(
         0 if length <= limit else length if kind == "dynamic" else 1
-        for kind, limit in _changing_ropes(model_config)
+        for kind, limit in changing_ropes(model_config)
     )
 
 
-def _changing_ropes(model_config: Any) -> list[tuple[str, int]]:
+def changing_ropes(model_config: Any) -> list[tuple[str, int]]:
     """Kind of each rope that depends on the length, and the length up to which it is as at first.
 
     There is one rope for all layers, or one for each type of layer.

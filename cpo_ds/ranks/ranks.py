@@ -78,6 +78,14 @@ class Ranks:
             raise outcome[1]
         return outcome[0]
 
+    def send_from_first(self, data: bytes | None, size: int) -> bytes:
+        """Rank 0's `data`, `size` bytes, on all ranks; the others give None."""
+        buffer = torch.empty(size, dtype=torch.uint8)
+        if data is not None:
+            buffer.numpy()[:] = memoryview(data)
+        dist.broadcast(buffer, src=0, group=self.control)
+        return buffer.numpy().tobytes() if data is None else data
+
     def on_each_host(self, function: Callable[[], Result]) -> Result:
         """Calls a function on the first rank of each host; the ranks of a host get its result.
 

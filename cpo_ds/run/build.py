@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cpo_ds.checkpoint.reshard import convert, needs_conversion
 from cpo_ds.checkpoint.resume import find_checkpoint, load
 from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
-from cpo_ds.data.tokenize import pairs_fingerprint
+from cpo_ds.data.pair_columns import count_directions, pairs_fingerprint
 from cpo_ds.engine.engine import Engine, gather_parameters, sharded_loading
 from cpo_ds.engine.rounding import rounding_line
 from cpo_ds.engine.settings import DeepSpeedSettings
@@ -63,8 +63,8 @@ class RunInputs:
     config: Config
     settings: DeepSpeedSettings
     ranks: Ranks
-    train_pairs: list[TokenizedPair]
-    eval_pairs: list[TokenizedPair] = field(default_factory=list)  # held out
+    train_pairs: Sequence[TokenizedPair]
+    eval_pairs: Sequence[TokenizedPair] = ()  # held out
     identity: dict[str, Any] = field(default_factory=dict)  # see `run_identity`
     tokenizer: dict[str, str] = field(default_factory=dict)  # see `tokenizer_fingerprints`
     resume: Resume | None = None  # None for a new run
@@ -243,12 +243,13 @@ def _manifest(inputs: RunInputs, fingerprint: str) -> Manifest:
     )
 
 
-def _by_direction(pairs: list[TokenizedPair]) -> dict[str, int]:
+def _by_direction(pairs: Sequence[TokenizedPair]) -> dict[str, int]:
     """Numbers of pairs by direction."""
-    return dict(sorted(Counter(pair.direction or "unknown" for pair in pairs).items()))
+    counts = count_directions(pairs)
+    return dict(sorted((name or "unknown", count) for name, count in counts.items()))
 
 
-def run_identity(config: Config, pairs: list[TokenizedPair]) -> dict[str, Any]:
+def run_identity(config: Config, pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
     """The values that a run must share with a checkpoint to resume from it; `pairs` are trained.
 
     Names are those that a message shows if one differs. Values are as JSON gives them back.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cpo_ds.config import Config
+from cpo_ds.data.pair_columns import lengths_of
 from cpo_ds.engine.engine import frozen_forward, gather_parameters, sharded_loading
 from cpo_ds.engine.settings import DeepSpeedSettings
 from cpo_ds.export.folder import Written, exports_adapter, write_pretrained
@@ -66,7 +67,7 @@ def export_run(run: Run, settings: DeepSpeedSettings, tokenizer: Any) -> None:
 def sample_of(run: Run) -> Sample:
     """Scores a few pairs, held-out ones if there are any: from the shortest to the longest."""
     pairs = run.eval_pairs or run.train_pairs
-    by_length = sorted(range(len(pairs)), key=lambda index: len(pairs[index].tokens))
+    by_length = np.argsort(lengths_of(pairs), kind="stable")
     positions = np.linspace(0, len(pairs) - 1, min(_PAIRS, len(pairs))).round().astype(int)
     chosen = [pairs[by_length[position]] for position in positions]
     with run.engine.evaluating():
@@ -127,7 +128,7 @@ def _compare_log_probs(
 
 def _score(
     folder: Path,
-    pairs: list[TokenizedPair],
+    pairs: Sequence[TokenizedPair],
     config: Config,
     settings: DeepSpeedSettings,
     ranks: Ranks,

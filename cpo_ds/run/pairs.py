@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from cpo_ds.checkpoint.resume import saved_configuration
 from cpo_ds.config import Config
-from cpo_ds.data.chat import chat_renderer, prints_date
-from cpo_ds.data.encoder import TextEncoder
+from cpo_ds.data.assemble import Say, Source, assemble
+from cpo_ds.data.chat import prints_date
+from cpo_ds.data.identity import place_of
+from cpo_ds.data.pair_columns import PairColumns
+from cpo_ds.data.pair_file import Contents, read_pairs
+from cpo_ds.data.pieces import Piece, PieceMaker, RawPiece, raw_pieces
 from cpo_ds.data.plan import check_budget
-from cpo_ds.data.prompts import with_names
-from cpo_ds.data.rows import read_rows, split_held_out
-from cpo_ds.data.tokenize import tokenize_rows
-from cpo_ds.errors import UserError
+from cpo_ds.data.rows import raw_rows_of
+from cpo_ds.data.tokenize import PairRules
 from cpo_ds.model.adapter_checks import check_adapter
 from cpo_ds.model.base_checks import check_weights
 from cpo_ds.model.base_settings import own_code_line
 from cpo_ds.model.load import check_token_ids, load_model_config
 from cpo_ds.model.positions import rope_key
 from cpo_ds.model.tokenizer import load_tokenizer, stop_tokens
-from cpo_ds.schema import PreferenceRow, TokenizedPair
+from cpo_ds.schema import TokenizedPair
 from cpo_ds.storage.results import content_key
 
 
@@ -32,8 +36,8 @@ class PreparedPairs(NamedTuple):
     """The tokenizer, and the pairs in its tokens."""
 
     tokenizer: Any
-    train: list[TokenizedPair]
-    held_out: list[TokenizedPair]  # empty if the recipe asks for none
+    train: Sequence[TokenizedPair]
+    held_out: Sequence[TokenizedPair]  # empty if the recipe asks for none
 
 
 def with_template_date(config: Config) -> Config:
@@ -55,10 +59,41 @@ def with_template_date(config: Config) -> Config:
     return config.model_copy(update={"data": data.model_copy(update={"template_date": day})})
 
 
-def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
-    """Reads, splits and tokenizes the recipe's data; prints how many pairs are kept and dropped.
+class Inputs(NamedTuple):
+    """All that turns a recipe's data into pairs, made and checked."""
 
-    Raises `UserError` for data, a model or an adapter that cannot be trained with.
+    config: Config
+    tokenizer: Any
+    model_config: Any
+    maker: PieceMaker
+
+    def paths(self) -> list[str | None]:
+        """The paths to read; None is data.path."""
+        return [None, *filter(None, [self.config.data.eval_path])]
+
+    def raw_pieces(self, path: str | None) -> Iterator[RawPiece]:
+        """Raw rows of a path, a piece at a time; an error is in the last of them."""
+        return raw_pieces(raw_rows_of(self.config.data, path))
+
+    def places(self) -> list[str]:
+        """The paths as messages name them."""
+        return [place_of(self.config.data, path) for path in self.paths()]
+
+    def assemble(
+        self, pieces: Sequence[Callable[[], Iterator[Piece]]], file: IO[bytes], say: Say
+    ) -> bytes:
+        """Writes the file of pairs from the pieces of each path; returns its checksum.
+
+        Raises `UserError` for data that cannot be trained with, and `OSError`.
+        """
+        sources = [Source(*both) for both in zip(pieces, self.places(), strict=True)]
+        return assemble(sources, self.maker, self.config, file, say)
+
+
+def open_inputs(config: Config, say: Say) -> Inputs:
+    """Loads and checks the files of the model and the settings of its data; reads no data.
+
+    Raises `UserError` for a model or an adapter that cannot be trained with.
     """
     # The model's files and the adapter's settings are refused now, before the long part.
     data, name_or_path = config.data, config.model.name_or_path
@@ -67,53 +102,84 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
     if config.model.adapter:
         check_adapter(config.model, model_config)
     tokenizer = load_tokenizer(name_or_path)
-    stops = stop_tokens(name_or_path, model_config)
+    if line := own_code_line(name_or_path, model_config):
+        say(line)
+    rules = PairRules(
+        data.max_prompt_tokens,
+        data.max_tokens,
+        config.batch.share_prefix,
+        partial(rope_key, model_config),
+    )
+    maker = PieceMaker(data, tokenizer, rules, stop_tokens(name_or_path, model_config))
+    return Inputs(config, tokenizer, model_config, maker)
 
-    def report(*lines: str) -> None:
+
+def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
+    """Reads, splits and tokenizes the recipe's data in this process, in memory.
+
+    Prints how many pairs are kept and dropped. Raises `UserError` for data, a model or an adapter
+    that cannot be trained with.
+    """
+
+    def say(text: str) -> None:
         if prints_counts:
-            print("\n".join(lines), flush=True)
+            print(text, flush=True)
 
-    if line := own_code_line(config.model.name_or_path, model_config):
-        report(line)
+    inputs, file = open_inputs(config, say), BytesIO()
+    pieces = [made_once(inputs.maker, inputs.raw_pieces(path)) for path in inputs.paths()]
+    inputs.assemble(pieces, file, say)
+    contents, train, held_out = read_pairs(file.getvalue(), inputs.places())
+    check_pairs(inputs, contents, train, held_out, say)
+    return PreparedPairs(inputs.tokenizer, train, held_out)
 
-    def tokenize(name: str, rows: list[PreferenceRow]) -> list[TokenizedPair]:
-        if not rows:
-            return []
-        pairs, token_report = tokenize_rows(
-            rows,
-            tokenizer,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_tokens=data.max_tokens,
-            sharing=config.batch.share_prefix,
-            rope_key=partial(rope_key, model_config),
-            add_bos=data.add_bos,
-            stops=stops,
-        )
-        report(f"{name}: {len(pairs)}", *token_report.lines())
-        check_budget(pairs, config.batch.tokens_per_rank)
-        check_token_ids((pair.tokens for pair in pairs), model_config)
-        return pairs
 
-    # Held-out pairs are rows of their own or a part of the training rows.
-    encoder = TextEncoder(tokenizer)
-    render_chat = chat_renderer(
-        tokenizer, encoder.plain, data.chat_template_kwargs, data.template_date
+def tokenizer_state(tokenizer: Any) -> list[str]:
+    """Values that change with anything in a tokenizer that may change the tokens of a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    options = getattr(tokenizer, "init_kwargs", {})
+    # A tokenizer in Python keeps its rules in files.
+    files = [] if backend else [Path(str(value)) for value in options.values()]
+    contents = [sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    settings = {key: value for key, value in options.items() if isinstance(value, bool | int)}
+    return [
+        type(tokenizer).__name__,
+        *tokenizer_fingerprints(tokenizer).values(),
+        *contents,
+        json.dumps(settings, sort_keys=True),
+        json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id]),
+    ]
+
+
+def made_once(maker: PieceMaker, raw: Iterator[RawPiece]) -> Callable[[], Iterator[Piece]]:
+    """The pieces of raw rows, made when they are first asked for and kept in memory."""
+    kept: list[Piece] = []
+
+    def pieces() -> Iterator[Piece]:
+        yield from kept
+        for rows in raw:
+            kept.append(maker.make(rows))
+            yield kept[-1]
+
+    return pieces
+
+
+def check_pairs(
+    inputs: Inputs, contents: Contents, train: PairColumns, held_out: PairColumns, say: Say
+) -> None:
+    """Prints the counts of both parts, and checks what may differ between runs with the same pairs.
+
+    Raises `UserError` for a pair that a rank cannot pack, or that the model has no embeddings for.
+    """
+    parts = (
+        ("training pairs", contents.train, train),
+        ("held-out pairs", contents.held_out, held_out),
     )
-    plain = encoder.parsed if data.special_tokens == "parsed" else encoder.plain
-    rows, row_report = read_rows(data, render_chat, plain=plain)
-    report(*row_report.lines())
-    if data.format == "pairs" and data.special_tokens is None:
-        _check_not_rendered(rows, encoder)
-    held_out: list[PreferenceRow] = []
-    if data.eval_path:
-        held_out, held_out_report = read_rows(data, render_chat, path=data.eval_path, plain=plain)
-        report("held out:", *held_out_report.lines())
-    elif data.eval_fraction:
-        languages = with_names(data.languages, "data.languages")
-        rows, held_out = split_held_out(rows, data.eval_fraction, config.train.seed, languages)
-    return PreparedPairs(
-        tokenizer, tokenize("training pairs", rows), tokenize("held-out pairs", held_out)
-    )
+    for name, part, pairs in parts:
+        if part.count:
+            for line in (f"{name}: {part.count}", *part.lines):
+                say(line)
+            check_budget(pairs, inputs.config.batch.tokens_per_rank)
+            check_token_ids([[part.largest_token]], inputs.model_config)
 
 
 def tokenizer_fingerprints(tokenizer: Any) -> dict[str, str]:
@@ -124,15 +190,3 @@ def tokenizer_fingerprints(tokenizer: Any) -> dict[str, str]:
     template = json.dumps(tokenizer.chat_template)
     keys = {"tokenizer": content_key(whole, special), "chat template": content_key(template)}
     return {name: key[:16] for name, key in keys.items()}
-
-
-def _check_not_rendered(rows: Sequence[PreferenceRow], encoder: TextEncoder) -> None:
-    """Raises `UserError` if most texts look as if a chat template had rendered them before."""
-    texts = [row for row in rows if not row.is_chat]
-    looks = [row for row in texts if encoder.looks_rendered(row.prompt, row.chosen)]
-    if 2 * len(looks) > len(texts):
-        raise UserError(
-            f"{looks[0].origin}: the prompt begins, or the completion ends, with a special token, "
-            f"as do {len(looks)} of {len(texts)} pairs. Set data.special_tokens: "
-            "parsed if these are the tokens that they spell, or plain if they are characters."
-        )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import tokenize
 import zipfile
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cpo_ds.config import Config
-from cpo_ds.data.tokenize import pairs_fingerprint
+from cpo_ds.data.pair_columns import pairs_fingerprint, pairs_with_logps
 from cpo_ds.engine.engine import Engine
 from cpo_ds.errors import UserError
 from cpo_ds.model.hub import adapter_fingerprint
@@ -24,8 +24,8 @@ from cpo_ds.storage.files import replacing
 
 
 def with_reference_logps(
-    engine: Engine, ranks: Ranks, config: Config, pairs: list[TokenizedPair]
-) -> list[TokenizedPair]:
+    engine: Engine, ranks: Ranks, config: Config, pairs: Sequence[TokenizedPair]
+) -> Sequence[TokenizedPair]:
     """Returns the pairs with their log-probs under the policy before training.
 
     They are read from `loss.reference_cache` if an earlier run left them: a file is named by a
@@ -42,13 +42,10 @@ def with_reference_logps(
         ranks.on_first(lambda: _write(path, logps, ranks))
     else:
         ranks.say(f"log-probs of the reference: read from {path}")
-    return [
-        replace(pair, reference_logps=(chosen, rejected))
-        for pair, (chosen, rejected) in zip(pairs, logps.tolist(), strict=True)
-    ]
+    return pairs_with_logps(pairs, logps)
 
 
-def _fingerprint(engine: Engine, config: Config, pairs: list[TokenizedPair]) -> str:
+def _fingerprint(engine: Engine, config: Config, pairs: Sequence[TokenizedPair]) -> str:
     """16 hexadecimal digits that change with anything that the log-probs depend on."""
     adapter = config.model.adapter and adapter_fingerprint(config.model.adapter)
     model = (model_shape(config), engine.policy.fingerprint)
@@ -60,7 +57,7 @@ def _fingerprint(engine: Engine, config: Config, pairs: list[TokenizedPair]) -> 
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _check_finite(logps: np.ndarray, pairs: list[TokenizedPair]) -> None:
+def _check_finite(logps: np.ndarray, pairs: Sequence[TokenizedPair]) -> None:
     guilty = np.flatnonzero(~np.isfinite(logps).all(axis=1))
     if len(guilty):
         raise UserError(

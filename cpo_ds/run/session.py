@@ -39,7 +39,8 @@ from cpo_ds.run.folder import (
     write_config,
     write_finished,
 )
-from cpo_ds.run.pairs import prepare_pairs, tokenizer_fingerprints, with_template_date
+from cpo_ds.run.pair_sharing import load_pairs
+from cpo_ds.run.pairs import tokenizer_fingerprints, with_template_date
 from cpo_ds.run.planned import with_plan
 from cpo_ds.run.trainer import planned_steps, train
 from cpo_ds.storage.lock import FolderLock, hold_folder
@@ -96,10 +97,9 @@ def _train_and_export(
 ) -> None:
     folder = Path(config.output_dir)
     config = ranks.on_first(lambda: with_template_date(config))
-    # Read and tokenize the pairs once, on rank 0; the other ranks wait for them.
-    tokenizer, train_pairs, eval_pairs = ranks.on_first(
-        lambda: prepare_pairs(config, prints_counts=True)
-    )
+    # Rank 0 finds the tokenized pairs, or makes them; all ranks map them into memory.
+    is_local = settings.keeps_local_checkpoints
+    tokenizer, train_pairs, eval_pairs = load_pairs(config, ranks, is_local=is_local)
     # Find the checkpoint to go on from, if the folder has one.
     identity = ranks.on_first(lambda: run_identity(config, train_pairs))
     fingerprints = ranks.on_first(lambda: tokenizer_fingerprints(tokenizer))

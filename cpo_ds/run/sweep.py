@@ -10,6 +10,7 @@ import torch
 
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
+from cpo_ds.data.pair_columns import lengths_of
 from cpo_ds.data.plan import plan_step
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.schema import PackedBatch, PairLogps, TokenizedPair
@@ -37,7 +38,7 @@ def sweep(
     `engine.evaluating()`, on all ranks, and consume it to the end: under ZeRO-3 all ranks must run
     the same number of forward passes.
     """
-    lengths = np.array([len(pair.tokens) for pair in pairs])
+    lengths = lengths_of(pairs)
     size = pairs_at_once or len(pairs)
     for begin in range(0, len(pairs), size):
         indices = range(begin, min(begin + size, len(pairs)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
+from cpo_ds.data.pair_columns import count_directions, lengths_of
 from cpo_ds.data.plan import MicroBatch, plan_step, step_indices, step_totals, steps_per_epoch
 from cpo_ds.engine.engine import Engine, Update
 from cpo_ds.errors import NonFiniteError, Stopped
@@ -43,8 +45,8 @@ class Run:
     monitor: SilentMonitor  # a `Monitor` on rank 0
     saver: Saver
     manifest: Manifest  # what all checkpoints of the run have in common
-    train_pairs: list[TokenizedPair]
-    eval_pairs: list[TokenizedPair]
+    train_pairs: Sequence[TokenizedPair]
+    eval_pairs: Sequence[TokenizedPair]
     first_step: int = 0  # steps that are trained already, by the run that is resumed
     stop: StopRequest = field(default_factory=StopRequest)
     interval: SaveInterval = field(default_factory=SaveInterval)
@@ -52,7 +54,7 @@ class Run:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Unique tokens of each training pair: [pairs], int64."""
-        return np.array([len(pair.tokens) for pair in self.train_pairs])
+        return lengths_of(self.train_pairs)
 
     @property
     def per_epoch(self) -> int:
@@ -193,7 +195,7 @@ def evaluate(run: Run, step: int) -> None:
     if not pairs:
         return
     # Sum the columns of each direction over this rank's pairs, then over all ranks.
-    directions = sorted({pair.direction for pair in pairs})
+    directions = sorted(count_directions(pairs))
     sums = torch.zeros(len(directions), len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
     budget = config.batch.tokens_per_rank
     with run.engine.evaluating():
@@ -204,8 +206,11 @@ def evaluate(run: Run, step: int) -> None:
     run.engine.sum_over_ranks(sums)
     # Average over the pairs of each direction, then over all pairs.
     by_direction = {}
+    of_direction: dict[str, list[TokenizedPair]] = {name: [] for name in directions}
+    for pair in pairs:
+        of_direction[pair.direction].append(pair)
     for direction, row in zip(directions, sums.tolist(), strict=True):
-        totals = _totals([pair for pair in pairs if pair.direction == direction])
+        totals = _totals(of_direction[direction])
         by_direction[direction or "unknown"] = {"pairs": totals.pairs} | summarize(
             row, totals, config.loss
         )
@@ -222,7 +227,7 @@ def evaluate(run: Run, step: int) -> None:
     )
 
 
-def _totals(pairs: list[TokenizedPair]) -> StepTotals:
+def _totals(pairs: Sequence[TokenizedPair]) -> StepTotals:
     """Counts over pairs, each in a micro-batch of its own."""
     one_each: list[MicroBatch] = [(index,) for index in range(len(pairs))]
     return step_totals([one_each], pairs)

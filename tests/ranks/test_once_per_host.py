@@ -32,7 +32,7 @@ def test_the_data_is_tokenized_by_one_rank_and_equal_on_all(tmp_path: Path) -> N
         assert [rank.code for rank in done] == [0] * ranks, done
         logs = [tmp_path / str(ranks) / "logs" / f"rank_{rank}.txt" for rank in range(ranks)]
         made = [log.read_text().count("tokenized rows: ") for log in logs]
-        assert made == [2] + [0] * (ranks - 1)  # training and held-out rows, by rank 0
+        assert made == [1] + [0] * (ranks - 1)  # all rows together, by rank 0
     (alone, shared) = (lines(tmp_path / str(ranks))[-1] for ranks in (1, 2))
     assert alone["eval_pairs"] == shared["eval_pairs"]
     assert abs(alone["eval_loss"] - shared["eval_loss"]) < 1e-5 * alone["eval_loss"]

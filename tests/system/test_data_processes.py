@@ -23,7 +23,8 @@ def test_unreachable_dataset_is_named(tmp_path: Path) -> None:
 def test_order_and_split_do_not_depend_on_the_hash_seed() -> None:
     code = (
         "from cpo_ds.config import DataConfig\n"
-        "from cpo_ds.data.rows import read_rows, split_held_out\n"
+        "from cpo_ds.data.held_out import split_held_out\n"
+        "from cpo_ds.data.rows import read_rows\n"
         "rows, report = read_rows(DataConfig(format='sample'), None)\n"
         "print([r.origin for r in rows], report.lines())\n"
         "print([r.origin for r in split_held_out(rows, 0.1, 7)[1]])\n"

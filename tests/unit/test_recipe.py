@@ -52,6 +52,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "loss.reference": ("precomputed", "precomputed", ["--loss.name", "dpo"]),
     "loss.reference_cache": ("c", "c", ["--loss.name", "dpo", "--loss.reference", "precomputed"]),
     "lora": ("none", None, []),
+    "data.cache": ("c", "c", []),
     "lora.rank": ("8", 8, []),
     "lora.alpha": ("16", 16.0, []),
     "lora.dropout": ("0", 0.0, []),

@@ -14,6 +14,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from cpo_ds.data.pack import pack
+from cpo_ds.data.pieces import PieceMaker
 from cpo_ds.engine import engine
 from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.losses import step_share
@@ -115,13 +116,13 @@ def main_without_patience(*arguments: str) -> int:
 
 def count_tokenized(*arguments: str) -> int:
     """Trains, and prints a line each time that rows are tokenized."""
-    tokenize_rows = run_pairs.tokenize_rows
+    tokenize = PieceMaker._tokenize
 
-    def tokenize_and_say(rows: Any, *others: Any, **options: Any) -> Any:
+    def tokenize_and_say(maker: PieceMaker, rows: Any) -> Any:
         print(f"tokenized rows: {len(rows)}", flush=True)
-        return tokenize_rows(rows, *others, **options)
+        return tokenize(maker, rows)
 
-    with mock.patch.object(run_pairs, "tokenize_rows", tokenize_and_say):
+    with mock.patch.object(PieceMaker, "_tokenize", tokenize_and_say):
         return main(list(arguments))
 
 

@@ -12,8 +12,8 @@ from preference_data import PAIR, TRIPLET, X_ALMA, read, write
 from scored_rows import refused, run, scored
 
 from cpo_ds import cli
+from cpo_ds.data.held_out import split_held_out
 from cpo_ds.data.prompts import alma_prompt, parse_direction, source_of
-from cpo_ds.data.rows import split_held_out
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.noise import is_unspaced
 from cpo_ds.scoring import lexical

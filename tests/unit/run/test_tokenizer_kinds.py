@@ -15,7 +15,7 @@ from helpers import sequences
 
 from cpo_ds.checkpoint.manifest import Manifest, write_manifest
 from cpo_ds.config import Config
-from cpo_ds.data.tokenize import pairs_fingerprint
+from cpo_ds.data.pair_columns import pairs_fingerprint
 from cpo_ds.errors import UserError
 from cpo_ds.recipe import parse_config
 from cpo_ds.run import pairs as run_pairs

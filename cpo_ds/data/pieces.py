@@ -1,0 +1,168 @@
+"""Raw rows to tokens, a piece at a time, so that several processes can share the work.
+
+A piece is a few thousand raw rows. Each is read, checked, rendered and tokenized by itself, and its
+outcome says what became of every row. Errors are a part of the outcome: the first one in the order
+of the rows counts, whichever process met it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cpo_ds.config import DataConfig
+from cpo_ds.data.chat import chat_renderer
+from cpo_ds.data.encoder import TextEncoder
+from cpo_ds.data.held_out import seen_source
+from cpo_ds.data.rows import RowReader, RowReport
+from cpo_ds.data.sources import RawRow
+from cpo_ds.data.tokenize import Outcome, PairRules, outcomes, problem_of
+from cpo_ds.errors import UserError
+from cpo_ds.schema import PreferenceRow
+
+ROWS = 2048  # raw rows in a piece
+KEPT, UNTOKENIZED = -1, -2  # instead of the index of a reason to drop a row
+MERGED, SPELLED, UNSHARED = 1, 2, 4  # bits of `flags`
+_LAYOUT = ("num_prefix", "num_chosen", "chosen_start", "rejected_start")
+
+
+class RawPiece(NamedTuple):
+    """Raw rows as they were read, and the error that ended the reading after them, if any."""
+
+    rows: list[RawRow | None]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What tokenization made of rows; an entry for each row, or for each row that became a pair."""
+
+    rows: Sequence[tuple[str, str, int]]  # direction, file and line of each row
+    reasons: np.ndarray  # int8: in `PairRules.reasons`, KEPT or UNTOKENIZED, of each row
+    flags: np.ndarray  # uint8: bits, of each row
+    texts: np.ndarray  # uint64: a digest of each row's source text, [rows, 2]
+    problems: Sequence[tuple[int, int, str]]  # row, stage (see `problem_of`) and error
+    counts: np.ndarray  # int32: tokens of each pair
+    layout: np.ndarray  # int32: num_prefix, num_chosen and starts of each pair, [pairs, 4]
+    tokens: np.ndarray  # int32: of all pairs
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What became of the rows of a piece."""
+
+    report: RowReport
+    problem: str | None = None  # the error of a row, or of reading
+    columns: Columns | None = None  # of the rows that reading kept; None if there are none
+    num_plain: int = 0  # rows that no template rendered
+    looks_rendered: Sequence[int] = ()  # those among them that look as if one had
+
+
+def raw_pieces(rows: Iterator[RawRow | None], size: int = ROWS) -> Iterator[RawPiece]:
+    """Cuts raw rows into pieces. The last one holds the error that ended the reading, if any."""
+    part: list[RawRow | None] = []
+    try:
+        while part := list(_first(rows, size, part)):
+            yield RawPiece(part)
+            part = []
+    except UserError as error:
+        yield RawPiece(part, str(error))
+
+
+def _first(
+    rows: Iterator[RawRow | None], size: int, part: list[RawRow | None]
+) -> list[RawRow | None]:
+    """The next rows, which are in `part` even if reading fails."""
+    for row in islice(rows, size):
+        part.append(row)
+    return part
+
+
+class PieceMaker:
+    """Reads and tokenizes pieces by the settings of a run and its tokenizer.
+
+    `stops` are the tokens at which the model ends an answer.
+    """
+
+    def __init__(
+        self, data: DataConfig, tokenizer: Any, rules: PairRules, stops: Collection[int] = ()
+    ) -> None:
+        """Raises `UserError` for settings that do not fit the tokenizer."""
+        self.data, self.rules = data, rules
+        self.encoder = TextEncoder(tokenizer, data.add_bos, stops)
+        plain, arguments = self.encoder.plain, data.chat_template_kwargs
+        render_chat = chat_renderer(tokenizer, plain, arguments, data.template_date)
+        marks = self.encoder.parsed if data.special_tokens == "parsed" else plain
+        self.reader = RowReader(data, render_chat, marks)
+
+    def make(self, raw: RawPiece) -> Piece:
+        """The outcome of a piece."""
+        report = RowReport()
+        try:
+            rows = list(self.reader.rows(raw.rows, report))
+        except UserError as error:
+            return Piece(report, str(error))
+        if raw.problem is not None or not rows:
+            return Piece(report, raw.problem)
+        made, problems = self._tokenize(rows)
+        plain = [index for index, row in enumerate(rows) if not row.is_chat]
+        looks = self._looking_rendered(rows, plain)
+        pairs = [outcome.pair for outcome in made if outcome.pair is not None]
+        columns = Columns(
+            rows=[(row.direction, *_file_and_line(row.origin)) for row in rows],
+            reasons=np.array([_reason(outcome) for outcome in made], np.int8),
+            flags=np.array([_flags(outcome) for outcome in made], np.uint8),
+            texts=_digests(seen_source(row, self.reader.languages) for row in rows),
+            problems=problems,
+            counts=np.array([len(pair.tokens) for pair in pairs], np.int32),
+            layout=np.array(
+                [[getattr(pair, name) for name in _LAYOUT] for pair in pairs], np.int32
+            ).reshape(-1, 4),
+            tokens=np.concatenate([np.empty(0, np.int32), *(pair.tokens for pair in pairs)]),
+        )
+        return Piece(report, None, columns, len(plain), looks)
+
+    def _tokenize(
+        self, rows: list[PreferenceRow]
+    ) -> tuple[list[Outcome], list[tuple[int, int, str]]]:
+        """The outcome of each row, and the errors: row, stage (see `problem_of`) and text."""
+        try:
+            return list(outcomes(rows, self.encoder, self.rules)), []
+        except UserError:
+            of_rows = [problem_of(row, self.encoder) for row in rows]
+            problems = [(index, *of_row) for index, of_row in enumerate(of_rows) if of_row]
+            return [Outcome(None, UNTOKENIZED)] * len(rows), problems
+
+    def _looking_rendered(self, rows: list[PreferenceRow], plain: list[int]) -> list[int]:
+        """The rows that look as if a template had rendered them, if the settings do not say it."""
+        if self.data.format != "pairs" or self.data.special_tokens is not None:
+            return []
+        looks = self.encoder.looks_rendered
+        return [index for index in plain if looks(rows[index].prompt, rows[index].chosen)]
+
+
+def _reason(outcome: Outcome) -> int:
+    return KEPT if outcome.reason is None else outcome.reason
+
+
+def _flags(outcome: Outcome) -> int:
+    return MERGED * outcome.merged + SPELLED * outcome.spelled + UNSHARED * outcome.unshared
+
+
+def _file_and_line(origin: str) -> tuple[str, int]:
+    file, _, line = origin.rpartition(":")
+    return file, int(line)
+
+
+def _digests(texts: Iterable[str]) -> np.ndarray:
+    """A digest of 128 bits of each text, [texts, 2]."""
+    digests = [
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        for text in texts
+    ]
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)

@@ -1,0 +1,69 @@
+"""Rows of each format with everything that a report counts, and recipes that read them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from doors import tokenizers as kinds
+from preference_data import alma, write
+
+from cpo_ds.config import Config
+from cpo_ds.recipe import parse_config
+
+WORDS = ["the", "old", "house", "by", "sea", "das", "alte", "Haus", "</s>", "stará", "voda", "日本"]
+DIRECTIONS = ("en-de", "de-en", "cs-en", "en-zh")
+
+
+def text(rng: random.Random, longest: int = 12) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(1, longest)))
+
+
+def row_of(kind: str, rng: random.Random) -> dict[str, Any]:
+    """A random row; sources repeat, some texts are equal, and some are long."""
+    source = text(rng, 3)
+    chosen, rejected = text(rng), text(rng, 60 if rng.random() < 0.1 else 12)
+    if rng.random() < 0.1:
+        rejected = chosen
+    direction = rng.choice(DIRECTIONS)
+    if kind == "x-alma":
+        return {"source": source, "chosen": chosen, "reject": rejected, "directions": direction}
+    if kind == "alma-r":
+        scores = {f"{name}_en_kiwi_xcomet": rng.random() for name in ("ref", "gpt4", "alma")}
+        return alma(de=source, en=text(rng), gpt4_en=chosen, alma_en=rejected, **scores)
+    if kind == "triplets":
+        candidates = {"a": chosen, "b": rejected}
+        scores = {"kiwi": {name: round(rng.random(), 1) for name in candidates}}
+        row = {"language_pair": direction, "source": source}
+        return row | {"candidates": candidates, "scores": scores}
+    if kind == "chats":
+        turns = [[{"role": "assistant", "content": answer}] for answer in (chosen, rejected)]
+        user = {"role": "user", "content": source}
+        row = {"prompt": [user], "chosen": turns[0], "rejected": turns[1]}
+        return row | ({"direction": direction} if rng.random() < 0.7 else {})
+    return {"prompt": source, "chosen": f" {chosen}", "rejected": f" {rejected}"}
+
+
+def write_rows(path: Path, kind: str, count: int, seed: int = 0) -> Path:
+    rng = random.Random(seed)
+    rows = [row_of(kind, rng) for _ in range(count)]
+    write(path, rows)
+    with path.open("ab") as file:
+        file.write(b"\n")  # a blank line is counted
+    return path
+
+
+def make(folder: Path, path: Path | None, **sections: Any) -> Config:
+    """A recipe for rows at a path, with a small model in `folder`."""
+    model = folder / "model"
+    if not model.exists():
+        kinds.save_folder(model, kinds.byte_level(kinds.GEMMA, puts_bos=True), stops=["</s>"])
+    values: dict[str, Any] = {
+        "model": {"name_or_path": str(model)},
+        "data": {"format": "x-alma", "path": path and str(path), "special_tokens": None},
+        "output_dir": str(folder / "run"),
+    }
+    for name, settings in sections.items():
+        values[name] = values.get(name, {}) | settings
+    return parse_config(values, "test")
