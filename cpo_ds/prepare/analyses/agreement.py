@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +13,7 @@ import numpy as np
 from cpo_ds.data.sameness import best_and_worst
 from cpo_ds.prepare.analyses.systems import signs
 
+_ROWS = 2**16  # of a table, to compare at a time
 RowScores = Mapping[str, float]  # of one row's translations, in the order that breaks ties
 
 
@@ -46,20 +48,32 @@ class RankedPairs:
 
 def rank_pairs(first: np.ndarray, second: np.ndarray) -> RankedPairs:
     """Counts pairs within each row of two tables of scores, [rows, systems]; NaN does not count."""
+    counts = np.zeros(5, int)
+    for start in range(0, len(first), _ROWS):
+        counts += _count_pairs(first[start : start + _ROWS], second[start : start + _ROWS])
+    return RankedPairs(*counts.tolist())
+
+
+def _count_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The counts of `RankedPairs`, in their order."""
     first, second = _pack(first, second)
-    alike = opposite = tied_in_first = tied_in_second = tied_in_both = 0
+    counts = np.zeros(5, int)
     for i, j in combinations(range(first.shape[1]), 2):
         # Missing scores are packed to the end of a row: if column j has a score, column i has one.
         has_both = ~np.isnan(first[:, j])
         order_first = signs(first[has_both, i], first[has_both, j])
         order_second = signs(second[has_both, i], second[has_both, j])
         product = order_first * order_second
-        alike += int((product > 0).sum())
-        opposite += int((product < 0).sum())
-        tied_in_first += int(((order_first == 0) & (order_second != 0)).sum())
-        tied_in_second += int(((order_first != 0) & (order_second == 0)).sum())
-        tied_in_both += int(((order_first == 0) & (order_second == 0)).sum())
-    return RankedPairs(alike, opposite, tied_in_first, tied_in_second, tied_in_both)
+        is_tied, is_tied_in_second = order_first == 0, order_second == 0
+        outcomes = (
+            product > 0,
+            product < 0,
+            is_tied & ~is_tied_in_second,
+            ~is_tied & is_tied_in_second,
+            is_tied & is_tied_in_second,
+        )
+        counts += [outcome.sum() for outcome in outcomes]
+    return counts
 
 
 def _pack(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +135,7 @@ class SameChoices:
 def same_choices(first: Iterable[RowScores], second: Iterable[RowScores]) -> SameChoices:
     """Counts equal choices of two metrics; each gives its scores row by row."""
     best = worst = 0
-    chances = []
+    chances = array("d")
     for one, other in map(_common, first, second):
         by_first, by_second = best_and_worst(one), best_and_worst(other)
         if by_first and by_second:
@@ -158,17 +172,19 @@ def gain(selecting: Iterable[RowScores], evaluating: Iterable[RowScores]) -> Gai
 
     Only translations that both score take part.
     """
-    gains = []
+    gains = array("d")
     for by_selecting, by_evaluating in map(_common, selecting, evaluating):
         picked = best_and_worst(by_selecting)
         if picked:
             mean = sum(by_evaluating.values()) / len(by_evaluating)
             chosen, rejected = (by_evaluating[system] for system in picked)
-            gains.append((chosen - mean, chosen - rejected, max(by_evaluating.values()) - mean))
+            best = max(by_evaluating.values())
+            gains.extend((chosen - mean, chosen - rejected, best - mean))
     if not gains:
         return Gain(0, math.nan, math.nan, math.nan)
-    over_mean, over_rejected, attainable = np.mean(gains, axis=0)
-    return Gain(len(gains), float(over_mean), float(over_rejected), float(attainable))
+    table = np.frombuffer(gains).reshape(-1, 3)
+    over_mean, over_rejected, attainable = np.mean(table, axis=0)
+    return Gain(len(table), float(over_mean), float(over_rejected), float(attainable))
 
 
 def deviation_within(table: np.ndarray) -> float:

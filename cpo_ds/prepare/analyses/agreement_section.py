@@ -87,11 +87,13 @@ def _compare(view: View, first: str, second: str) -> dict[str, _Agreement]:
     Correlations are within a direction only, since levels differ between directions.
     """
     by_group = {}
-    for group, mask in view.groups.items():
-        rows, scores = view.rows(group), (view.tables[first][mask], view.tables[second][mask])
+    scored = view.scored
+    tables = scored.table(first), scored.table(second)
+    for group, rows in view.groups.items():
+        scores = tuple(table[rows] for table in tables)
         by_group[group] = _Agreement(
             rank_pairs(*scores),
-            same_choices(*([row.scores.get(name, {}) for row in rows] for name in (first, second))),
+            same_choices(*(scored.row_scores(scored.scores[n], rows) for n in (first, second))),
             math.nan if group == ALL else spearman(*scores),
             math.nan if group == ALL else pearson(*scores),
         )

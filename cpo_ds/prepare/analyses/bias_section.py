@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from cpo_ds.prepare.analyses import charts
-from cpo_ds.prepare.analyses.agreement import Gain, RowScores, deviation_within, gain
+from cpo_ds.prepare.analyses.agreement import Gain, deviation_within, gain
 from cpo_ds.prepare.analyses.agreement_section import ONE_METRIC
 from cpo_ds.prepare.analyses.page import (
     Chart,
@@ -21,7 +21,6 @@ from cpo_ds.prepare.analyses.page import (
     share,
 )
 from cpo_ds.prepare.analyses.view import CHART_METRICS, View
-from cpo_ds.prepare.pairs.choose import rate
 
 ANCHOR, TITLE = "bias", "Whether choosing by a metric favours that metric"
 
@@ -33,14 +32,15 @@ def bias_section(view: View) -> Section:
         return Section(ANCHOR, TITLE, explanation=(ONE_METRIC,))
 
     # Every metric chooses, and so does the mean that `select` would use.
-    rows = view.scored.rows
-    judges = {name: [row.scores.get(name, {}) for row in rows] for name in metrics}
-    selectors: dict[str, list[RowScores]] = dict(judges)
+    scored = view.scored
+    selectors = {name: scored.scores[name] for name in metrics}
     if len(view.selecting) > 1:
-        means = [rate(row.row, view.selecting).means for row in rows]
-        selectors = {view.selecting_name: means} | selectors
+        selectors = {view.selecting_name: view.choices.means} | selectors
     gains_by = {
-        label: {name: gain(selecting, judging) for name, judging in judges.items()}
+        label: {
+            name: gain(scored.row_scores(selecting), scored.row_scores(scored.scores[name]))
+            for name in metrics
+        }
         for label, selecting in selectors.items()
     }
     if not any(one.rows for gains in gains_by.values() for one in gains.values()):
@@ -48,7 +48,7 @@ def bias_section(view: View) -> Section:
         return Section(ANCHOR, TITLE, explanation=(why,))
 
     # The sentences, the chart and the table. In the latter two, gains are in standard deviations.
-    deviations = {name: deviation_within(view.tables[name]) for name in metrics}
+    deviations = {name: deviation_within(scored.table(name)) for name in metrics}
     findings = [_finding(label, gains) for label, gains in gains_by.items()]
     explanation = (
         "How to read it: a line chooses, a column judges. The number is the score of the chosen "

@@ -17,7 +17,7 @@ def choices_section(view: View) -> Section:
     """The section on the systems that are chosen and rejected."""
     # Choose in every row of every group.
     anchor, title = "choices", "Where chosen and rejected translations come from"
-    counted = {group: provenance(view.rows(group), view.selecting) for group in view.groups}
+    counted = {group: provenance(view.choices, rows) for group, rows in view.groups.items()}
     overall = next(iter(counted.values()))
 
     # Notes on rows that the scores do not decide.
@@ -74,7 +74,7 @@ def _about_mean(view: View) -> list[str]:
             "reference is never chosen or rejected here, and translations like it are preferred."
         )
     # In a plain mean, the metric with the widest spread of scores decides most.
-    spread = {name: float(np.nanstd(view.tables[name])) for name in view.selecting}
+    spread = {name: float(np.nanstd(view.scored.table(name))) for name in view.selecting}
     widest, narrowest = max(spread, key=spread.__getitem__), min(spread, key=spread.__getitem__)
     if spread[widest] > 4 * spread[narrowest]:
         notes.append(

@@ -25,14 +25,15 @@ def distributions_section(view: View) -> Section:
     parts: list[Table | Chart] = []
     findings = []
     for metric in (metric.name for metric in view.scored.metrics):
-        means = {system: distribution(view.column(metric, system)).mean for system in view.systems}
+        columns = view.columns(metric, view.systems)
+        means = {system: distribution(column).mean for system, column in columns.items()}
         scored = [system for system, mean in means.items() if not math.isnan(mean)]
-        decimals = decimals_for(float(np.nanstd(view.tables[metric])))
+        decimals = decimals_for(float(np.nanstd(view.scored.table(metric))))
         listed = [f"{system} {decimal(means[system], decimals)}" for system in scored]
         findings.append(f"Mean {metric}: {', '.join(listed) or 'only of systems not shown'}.")
         if any(system in view.colours for system in scored):
-            parts.append(_distribution_chart(view, metric, scored))
-        parts.append(_distribution_table(view, metric, scored, decimals))
+            parts.append(_distribution_chart(view, metric, scored, columns))
+        parts.append(_distribution_table(view, metric, scored, columns, decimals))
     explanation = (
         "A violin is a histogram of one system's scores, mirrored; its thick line spans the middle "
         "half and the white dot is the median.",
@@ -43,11 +44,13 @@ def distributions_section(view: View) -> Section:
     return Section("distributions", title, first_findings(findings), explanation, tuple(parts))
 
 
-def _distribution_chart(view: View, metric: str, scored: list[str]) -> Chart:
+def _distribution_chart(
+    view: View, metric: str, scored: list[str], all_columns: dict[str, np.ndarray]
+) -> Chart:
     """Violins and means of the systems that have a colour; `scored` are those with scores."""
     systems = [system for system in view.colours if system in scored]
     directions = [group for group in view.chart_groups if group != ALL]
-    columns = {system: view.column(metric, system) for system in systems}
+    columns = {system: all_columns[system] for system in systems}
     means = np.array(
         [
             [distribution(column[view.groups[group]]).mean for column in columns.values()]
@@ -69,11 +72,13 @@ def _distribution_chart(view: View, metric: str, scored: list[str]) -> Chart:
     )
 
 
-def _distribution_table(view: View, metric: str, scored: list[str], decimals: int) -> Table:
+def _distribution_table(
+    view: View, metric: str, scored: list[str], columns: dict[str, np.ndarray], decimals: int
+) -> Table:
     """Number, mean, deviation and quantiles of each system with scores."""
 
-    def line(system: str, mask: np.ndarray) -> tuple[str, ...]:
-        one: Distribution = distribution(view.column(metric, system)[mask])
+    def line(system: str, rows: np.ndarray) -> tuple[str, ...]:
+        one: Distribution = distribution(columns[system][rows])
         values = (one.mean, one.deviation, *one.quantiles)
         return (system, count(one.count), *(decimal(value, decimals) for value in values))
 
@@ -81,8 +86,8 @@ def _distribution_table(view: View, metric: str, scored: list[str], decimals: in
         f"Scores by {metric}: number, mean, standard deviation and quantiles.",
         ("direction", "system", "scores", "mean", "deviation", "5%", "25%", "median", "75%", "95%"),
         tuple(
-            (group, tuple(line(system, mask) for system in scored))
-            for group, mask in view.groups.items()
+            (group, tuple(line(system, rows) for system in scored))
+            for group, rows in view.groups.items()
         ),
         ("system",),
     )

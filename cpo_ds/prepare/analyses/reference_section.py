@@ -62,13 +62,13 @@ def _outcomes(
     view: View, metric: str, systems: list[str]
 ) -> dict[str, dict[str, ReferenceComparison]]:
     """Each system's comparison with the reference, by group of rows and by system."""
-    reference = view.column(metric, REFERENCE)
+    columns = view.columns(metric, (REFERENCE, *systems))
+    reference = columns[REFERENCE]
     return {
         group: {
-            system: versus_reference(view.column(metric, system)[mask], reference[mask])
-            for system in systems
+            system: versus_reference(columns[system][rows], reference[rows]) for system in systems
         }
-        for group, mask in view.groups.items()
+        for group, rows in view.groups.items()
     }
 
 
@@ -92,7 +92,7 @@ def _versus_table(
     view: View, metric: str, outcomes: dict[str, dict[str, ReferenceComparison]]
 ) -> Table:
     """The table of shares, intervals and differences."""
-    decimals = decimals_for(float(np.nanstd(view.tables[metric])))
+    decimals = decimals_for(float(np.nanstd(view.scored.table(metric))))
     return Table(
         f"By {metric}, against the reference. The difference is the system's score minus the "
         "reference's.",

@@ -17,7 +17,7 @@ def scores_section(view: View, file: str) -> Section:
     scored = view.scored
     systems = [system for system in scored.systems if system != REFERENCE]
     finding = (
-        f"{file}: {count(len(scored.rows), 'row')}, {count(len(scored.directions), 'direction')}, "
+        f"{file}: {count(scored.num_rows, 'row')}, {count(len(scored.directions), 'direction')}, "
         f"{count(len(systems), 'system')}{' and the reference' if scored.has_reference else ''}."
     )
     return Section(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.sameness import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
-from cpo_ds.prepare.analyses.scored import ScoredRow
 from cpo_ds.prepare.pairs.choose import choose, rate
 
 Z95 = 1.959964  # half of a 95% interval, in standard errors
@@ -101,22 +102,69 @@ class Provenance:
         return self.chosen.total()
 
 
-def provenance(rows: Iterable[ScoredRow], metrics: tuple[str, ...]) -> Provenance:
-    """Chooses in every row by the mean of metrics, and counts the systems of the choices."""
-    chosen: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    no_choice: Counter[str] = Counter()
-    human = 0
+@dataclass(frozen=True)
+class Choices:
+    """The choice by the mean of some metrics in every row, as numbers.
+
+    `chosen` and `rejected` are indices in `names`, or -1 without a choice. `reason` says why there
+    is none, as an index in `reasons`, or -1 with a choice.
+    """
+
+    means: np.ndarray  # [translations], in the order of the rows; NaN without a mean
+    chosen: np.ndarray  # [rows]
+    rejected: np.ndarray  # [rows]
+    reason: np.ndarray  # [rows]
+    is_human: np.ndarray  # [rows]: whether a person's preference decides
+    names: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+def make_choices(rows: Iterable[CandidateRow], metrics: tuple[str, ...]) -> Choices:
+    """Chooses in every row by the mean of metrics."""
+    names: dict[str, int] = {}
+    reasons: dict[str, int] = {}
+    means, is_human = array("d"), array("b")
+    chosen, rejected, reason = array("i"), array("i"), array("i")
     for row in rows:
-        pairs = choose(rate(row.row, metrics), "best-worst")
+        rated = rate(row, metrics)
+        means.extend(rated.means.get(name, math.nan) for name in row.translations)
+        pairs = choose(rated, "best-worst")
         if isinstance(pairs, str):
-            no_choice[pairs] += 1
+            for numbers in (chosen, rejected):
+                numbers.append(-1)
+            reason.append(reasons.setdefault(pairs, len(reasons)))
+            is_human.append(False)
             continue
-        for pair in pairs:
-            chosen[pair.chosen_system] += 1
-            rejected[pair.rejected_system] += 1
-            human += pair.is_human
-    return Provenance(chosen, rejected, no_choice, human)
+        (pair,) = pairs
+        chosen.append(names.setdefault(pair.chosen_system, len(names)))
+        rejected.append(names.setdefault(pair.rejected_system, len(names)))
+        reason.append(-1)
+        is_human.append(pair.is_human)
+    return Choices(
+        means=np.frombuffer(means),
+        chosen=np.frombuffer(chosen, np.int32),
+        rejected=np.frombuffer(rejected, np.int32),
+        reason=np.frombuffer(reason, np.int32),
+        is_human=np.frombuffer(is_human, np.int8),
+        names=tuple(names),
+        reasons=tuple(reasons),
+    )
+
+
+def provenance(choices: Choices, rows: np.ndarray | slice = slice(None)) -> Provenance:
+    """Counts the systems of the choices in some rows, or in all."""
+    return Provenance(
+        chosen=_counted(choices.chosen[rows], choices.names),
+        rejected=_counted(choices.rejected[rows], choices.names),
+        no_choice=_counted(choices.reason[rows], choices.reasons),
+        human=int(choices.is_human[rows].sum()),
+    )
+
+
+def _counted(numbers: np.ndarray, names: Sequence[str]) -> Counter[str]:
+    """How often each name comes up; -1 stands for none."""
+    counts = np.bincount(numbers[numbers >= 0], minlength=len(names)).tolist()
+    return +Counter(dict(zip(names, counts, strict=True)))
 
 
 # Distributions.

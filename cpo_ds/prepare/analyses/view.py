@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.analyses.scored import ScoredRow, ScoredRows
+from cpo_ds.prepare.analyses.scored import ScoredRows
+from cpo_ds.prepare.analyses.systems import Choices, make_choices
 from cpo_ds.prepare.pairs.metric_choice import find_metrics
 
 ALL = "all directions"
@@ -30,20 +31,17 @@ class View:
 
     scored: ScoredRows
     selecting: tuple[str, ...]
-    tables: dict[str, np.ndarray]  # by metric: scores, [rows, systems]
-    groups: dict[str, np.ndarray]  # by direction, or `ALL`: masks, [rows]
+    choices: Choices
+    groups: dict[str, np.ndarray]  # by direction, or `ALL`: indices of rows
     chart_groups: tuple[str, ...]
     systems: tuple[str, ...]  # in tables, the reference included
     colours: dict[str, str]  # of the systems in charts, the reference included
     unshown: tuple[str, ...]  # sentences on what tables do not show
 
-    def rows(self, group: str) -> list[ScoredRow]:
-        """The rows of a group."""
-        return [self.scored.rows[index] for index in np.flatnonzero(self.groups[group])]
-
-    def column(self, metric: str, system: str) -> np.ndarray:
-        """Scores of a system by a metric, [rows]."""
-        return self.tables[metric][:, self.scored.systems.index(system)]
+    def columns(self, metric: str, systems: Iterable[str]) -> dict[str, np.ndarray]:
+        """Scores of some systems by a metric, [rows] each."""
+        table = self.scored.table(metric)
+        return {name: table[:, self.scored.systems.index(name)] for name in systems}
 
     @property
     def selecting_name(self) -> str:
@@ -52,20 +50,25 @@ class View:
 
 
 def make_view(scored: ScoredRows, selecting: tuple[str, ...]) -> View:
-    """Limits directions and systems to those with the most rows, and colours the systems."""
+    """Limits directions and systems to those with the most rows, and colours the systems.
+
+    It reads the rows again, to choose in each of them.
+    """
     # Directions and systems of tables and charts.
-    sizes = Counter(row.row.language_pair for row in scored.rows)
-    translations = Counter(
-        system for row in scored.rows for system in set().union(*row.scores.values())
-    )
+    sizes = _counts(scored.direction_of, scored.directions)
+    is_scored = ~np.logical_and.reduce([np.isnan(scores) for scores in scored.scores.values()])
+    translations = _counts(scored.system_of[is_scored], scored.systems)
     directions = _largest(scored.directions, sizes, TABLE_DIRECTIONS)
     systems = _largest(scored.systems, translations, TABLE_SYSTEMS)
     in_charts = _largest(scored.systems, translations, CHART_SYSTEMS)
     palette = dict(zip([name for name in in_charts if name != REFERENCE], _COLOURS, strict=False))
 
     # Groups of rows: each direction, and all together if there are several.
-    masks = scored.masks()
-    everything = {ALL: np.ones(len(scored.rows), bool)} if len(masks) > 1 else {}
+    everything = {ALL: np.arange(scored.num_rows)} if len(scored.directions) > 1 else {}
+    groups = {
+        direction: np.flatnonzero(scored.direction_of == scored.directions.index(direction))
+        for direction in directions
+    }
 
     # Sentences on what is left out.
     unshown = []
@@ -89,13 +92,19 @@ def make_view(scored: ScoredRows, selecting: tuple[str, ...]) -> View:
     return View(
         scored=scored,
         selecting=selecting,
-        tables={metric.name: scored.table(metric.name) for metric in scored.metrics},
-        groups=everything | {direction: masks[direction] for direction in directions},
+        choices=make_choices(scored.rows, selecting),
+        groups=everything | groups,
         chart_groups=(*everything, *_largest(directions, sizes, CHART_DIRECTIONS)),
         systems=systems,
         colours={name: palette.get(name, _GREY) for name in in_charts} | {OTHERS: _OTHERS_GREY},
         unshown=tuple(unshown),
     )
+
+
+def _counts(numbers: np.ndarray, names: Sequence[str]) -> Counter[str]:
+    """How often each name's number comes up."""
+    counts = np.bincount(numbers, minlength=len(names)).tolist()
+    return Counter(dict(zip(names, counts, strict=True)))
 
 
 def _largest(names: Iterable[str], sizes: Counter[str], limit: int) -> tuple[str, ...]:
@@ -113,7 +122,7 @@ def selecting_metrics(scored: ScoredRows, given: str | None) -> tuple[str, ...]:
     known = tuple(metric.name for metric in scored.metrics)
     if given is None:
         return scored.estimates or known
-    selecting = find_metrics(given, [row.row for row in scored.rows])
+    selecting = find_metrics(given, scored.mentions)
     for name in selecting:
         if name not in known:
             raise UserError(f"--metrics {given}: {name} scores nothing but references.")

@@ -25,7 +25,7 @@ from cpo_ds.scoring.metrics import short_name
 from cpo_ds.storage.files import replacing, sync
 
 SLOTS = ("ref", "gpt4", "alma")
-_MOST_HELD = 2**22  # characters
+_MOST_HELD = 2**20  # characters
 
 
 def config_name(direction: str) -> str:
@@ -109,7 +109,7 @@ def _scores(pair: Pair) -> dict[str, Mapping[str, float]]:
 class AlmaFolder:
     """Writes `xx-en.jsonl` for each language pair, and a dataset card that names the files.
 
-    Lines are held and written some MiB at a time, since all files together may be more than a
+    Lines are held and written a MiB at a time, since all files together may be more than a
     process can have open. The folder must be a new one. Methods raise `OSError`.
     """
 

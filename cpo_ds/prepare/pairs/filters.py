@@ -17,7 +17,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.choose import EQUAL, SAME, Pair
 
 Filter = Callable[[Pair], str | None]
-_REMEMBERED_TEXTS = 2**14
+_REMEMBERED_TEXTS = 2**12
 MIN_BYTES = 20  # of UTF-8: a shorter text may well be a name or a number
 
 

@@ -26,9 +26,10 @@ from cpo_ds.prepare.analyses.agreement import (
     same_choices,
     spearman,
 )
-from cpo_ds.prepare.analyses.scored import ScoredRow, read_scored
+from cpo_ds.prepare.analyses.scored import read_scored
 from cpo_ds.prepare.analyses.systems import (
     distribution,
+    make_choices,
     provenance,
     versus_reference,
     wilson,
@@ -38,13 +39,12 @@ from cpo_ds.prepare.analyses.view import selecting_metrics
 NAN = math.nan
 
 
-def scored_row(scores: dict[str, dict[str, float]], **values: Any) -> ScoredRow:
+def scored_row(scores: dict[str, dict[str, float]], **values: Any) -> CandidateRow:
     """An English-German row; systems are in the order of the first metric's scores."""
     names = next(iter(scores.values()))
     candidates = {name: f"translation {name}" for name in names if name != "reference"}
     reference = "reference text" if "reference" in names else None
-    row = CandidateRow("en-de", "source", reference, candidates, {"scores": scores, **values}, "")
-    return ScoredRow(row, scores, {})
+    return CandidateRow("en-de", "source", reference, candidates, {"scores": scores, **values}, "")
 
 
 def file_of(folder: Path, *rows: dict[str, Any]) -> str:
@@ -95,7 +95,7 @@ def test_where_choices_come_from_by_hand() -> None:
         scored_row({"m": {"a": 0.5}}),
         scored_row({"m": {"a": 0.9, "b": 0.1}}, preference={"chosen": "b", "rejected": "a"}),
     ]
-    one = provenance(rows, ("m",))
+    one = provenance(make_choices(rows, ("m",)))
     assert one.chosen == {"reference": 1, "c": 1, "b": 1}
     assert one.rejected == {"b": 1, "a": 2}
     assert one.no_choice == {"equal scores": 1, "fewer than two scored translations": 1}
@@ -104,7 +104,7 @@ def test_where_choices_come_from_by_hand() -> None:
 
 def test_the_mean_of_metrics_chooses_among_what_all_score() -> None:
     scores = {"m": {"a": 0.9, "b": 0.5, "c": 0.1}, "n": {"a": 0.1, "b": 0.6}}
-    one = provenance([scored_row(scores)], ("m", "n"))  # a 0.5, b 0.55
+    one = provenance(make_choices([scored_row(scores)], ("m", "n")))  # a 0.5, b 0.55
     assert (one.chosen, one.rejected) == ({"b": 1}, {"a": 1})
 
 
@@ -121,11 +121,11 @@ def test_the_first_of_the_highest_and_of_the_lowest_by_scores_alone() -> None:
 @settings(deadline=None)
 @given(st.lists(SCORES.filter(bool), max_size=8), st.randoms(use_true_random=False))
 def test_order_of_rows_names_and_scale_change_no_choice(rows: list[Any], random: Any) -> None:
-    one = provenance([scored_row({"m": scores}) for scores in rows], ("m",))
+    one = provenance(make_choices([scored_row({"m": scores}) for scores in rows], ("m",)))
     shuffled = list(rows)
     random.shuffle(shuffled)
     new = [{name.upper(): 8 * score - 3 for name, score in s.items()} for s in shuffled]
-    other = provenance([scored_row({"m": scores}) for scores in new], ("m",))
+    other = provenance(make_choices([scored_row({"m": scores}) for scores in new], ("m",)))
     assert other.chosen == {name.upper(): count for name, count in one.chosen.items()}
     assert other.rejected == {name.upper(): count for name, count in one.rejected.items()}
     assert other.no_choice == one.no_choice
@@ -276,7 +276,8 @@ def test_scores_are_read_and_what_is_missing_is_counted(tmp_path: Path) -> None:
     )
     scored = read_scored(path)
     xcomet, chrf = scored.metrics
-    assert list(scored.rows[0].scores["xcomet"]) == ["reference", "b", "a"]
+    first, second = scored.row_scores(scored.scores["xcomet"])
+    assert list(first.items()) == [("reference", 1.0), ("b", 0.5), ("a", 0.75)] and not second
     assert scored.systems == ("reference", "a", "b")
     assert np.array_equal(scored.table("chrf"), [[NAN, NAN, 40.0], [NAN] * 3], equal_nan=True)
     assert (chrf.uses_reference, chrf.is_lexical, chrf.num_scores, chrf.num_missing) == (
