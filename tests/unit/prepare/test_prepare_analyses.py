@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from preference_data import write
 from scipy import stats
 
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.sameness import best_and_worst
-from cpo_ds.errors import UserError
 from cpo_ds.prepare.analyses.agreement import (
     deviation_within,
     gain,
@@ -26,7 +23,6 @@ from cpo_ds.prepare.analyses.agreement import (
     same_choices,
     spearman,
 )
-from cpo_ds.prepare.analyses.scored import read_scored
 from cpo_ds.prepare.analyses.systems import (
     distribution,
     make_choices,
@@ -34,7 +30,6 @@ from cpo_ds.prepare.analyses.systems import (
     versus_reference,
     wilson,
 )
-from cpo_ds.prepare.analyses.view import selecting_metrics
 
 NAN = math.nan
 
@@ -45,11 +40,6 @@ def scored_row(scores: dict[str, dict[str, float]], **values: Any) -> CandidateR
     candidates = {name: f"translation {name}" for name in names if name != "reference"}
     reference = "reference text" if "reference" in names else None
     return CandidateRow("en-de", "source", reference, candidates, {"scores": scores, **values}, "")
-
-
-def file_of(folder: Path, *rows: dict[str, Any]) -> str:
-    base = {"language_pair": "en-de", "source": "Good morning."}
-    return str(write(folder / "scored.jsonl", [base | row for row in rows]))
 
 
 # Against the reference.
@@ -254,48 +244,3 @@ def test_scale_changes_no_share_of_the_gain(selecting: list[Any], evaluating: li
     one, other = gain(selecting, evaluating), gain(selecting, wider)
     assert other.share == pytest.approx(one.share, nan_ok=True)
     assert other.over_mean == pytest.approx(4 * one.over_mean, nan_ok=True)
-
-
-# Reading.
-
-
-def test_scores_are_read_and_what_is_missing_is_counted(tmp_path: Path) -> None:
-    about = {"model": "Unbabel/XCOMET-XXL", "dtype": "float16", "uses_reference": False}
-    path = file_of(
-        tmp_path,
-        {
-            "reference": "Guten Morgen.",
-            "candidates": {"b": "Morgen!", "a": "Moin.", "gone": " "},
-            "scores": {
-                "chrf": {"reference": 100.0, "b": 40.0, "a": None},
-                "xcomet": {"b": 0.5, "a": 0.75, "reference": 1, "gone": 0.1},
-            },
-            "scorers": {"xcomet": about},
-        },
-        {"candidates": {"a": "Hallo."}},
-    )
-    scored = read_scored(path)
-    xcomet, chrf = scored.metrics
-    first, second = scored.row_scores(scored.scores["xcomet"])
-    assert list(first.items()) == [("reference", 1.0), ("b", 0.5), ("a", 0.75)] and not second
-    assert scored.systems == ("reference", "a", "b")
-    assert np.array_equal(scored.table("chrf"), [[NAN, NAN, 40.0], [NAN] * 3], equal_nan=True)
-    assert (chrf.uses_reference, chrf.is_lexical, chrf.num_scores, chrf.num_missing) == (
-        True, True, 1, 2,
-    )  # fmt: skip
-    assert (xcomet.uses_reference, xcomet.num_scores, xcomet.num_missing) == (False, 3, 1)
-    assert chrf.scorers == (("", 1),) and '"float16"' in xcomet.scorers[0][0]
-    assert scored.skipped == {"empty candidate": 1, "score of a translation that is not there": 1}
-
-
-def test_quality_estimates_choose_unless_others_are_named(tmp_path: Path) -> None:
-    scores = {name: {"a": 1.0, "b": 0.0} for name in ("chrf", "kiwi", "x+y", "xcomet")}
-    row = {"candidates": {"a": "A", "b": "B"}, "scores": scores, "reference": "R"}
-    scored = read_scored(file_of(tmp_path, row))
-    assert selecting_metrics(scored, None) == ("kiwi", "x+y", "xcomet")
-    assert selecting_metrics(scored, "xcomet+chrf") == ("xcomet", "chrf")
-    assert selecting_metrics(scored, "x+y") == ("x+y",)
-    with pytest.raises(UserError, match="chrf, kiwi"):
-        selecting_metrics(scored, "bleu")
-    lexical = read_scored(file_of(tmp_path, row | {"scores": {"chrf": scores["chrf"]}}))
-    assert selecting_metrics(lexical, None) == ("chrf",)
