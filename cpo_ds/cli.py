@@ -34,6 +34,9 @@ COMMANDS = {
     "universal": Command(
         "cpo_ds.checkpoint.universal_command", "convert a checkpoint for any number of ranks"
     ),
+    "translate": Command(
+        "cpo_ds.translate.command", "translate rows, text or a test set by a model"
+    ),
     "evaluate": Command(
         "cpo_ds.evaluate.command", "score translations of systems by BLEU, chrF and neural metrics"
     ),

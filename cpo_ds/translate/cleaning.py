@@ -47,6 +47,19 @@ def clean(text: str, target_language: str, prompt: str = "") -> tuple[str, tuple
     return translation, tuple(done)
 
 
+def clean_as_alma(text: str) -> tuple[str, tuple[str, ...]]:
+    """The translation in `text` by ALMA's own rule, and the cleaning steps that it took.
+
+    It is the first of the first three lines that is not blank, without spaces around it, or "".
+    """
+    lines = text.rstrip().split("\n")
+    translation = next((line.strip() for line in lines[:3] if line.strip()), "")
+    done = [FIRST_LINE] * (len([line for line in lines if line.strip()]) > bool(translation))
+    if translation and translation != (lines[0] if len(lines) > 1 else text):
+        done.append(SPACES)
+    return translation, tuple(done)
+
+
 def _without_label(text: str, language: str) -> tuple[str, bool]:
     """The text without `German:` at its beginning, and whether that was there."""
     label = re.match(rf"(\s*(### )?{re.escape(language)}:)+", text)

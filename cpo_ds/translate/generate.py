@@ -60,6 +60,7 @@ class Work:
     plan: Callable[[Any, Any, Path], list[list[Item]]]
     translate: Callable[[LocalModel, list[Item]], Sequence[Translation]]
     finish: Callable[[Mapping[str, Translation]], list[str]]
+    quantization: str | None = None  # of the base of an adapter
 
 
 def plan_batches(
@@ -116,7 +117,9 @@ def translate_on_ranks(work: Work, ranks: Ranks) -> None:
         if ranks.device.type == "cpu" and work.dtype != "float32":
             ranks.say("note: most CPUs are slow in 16 bits; --dtype float32 is faster")
         model = ranks.everywhere(
-            lambda: LocalModel(work.model, work.adapter, work.dtype, tokenizer, ranks.device)
+            lambda: LocalModel(
+                work.model, work.adapter, work.dtype, tokenizer, ranks.device, work.quantization
+            )
         )
         ranks.everywhere(lambda: _translate_share(work, model, batches, kept, ranks))
 

@@ -118,10 +118,16 @@ def read_untranslated(arguments: argparse.Namespace, name: str) -> Sources:
     """Reads sources and prints counts. Raises `UserError` if a row has a candidate of `name`."""
     sources = read_sources(arguments.input, arguments.language_pair, arguments.references)
     sources = replace(sources, languages=all_languages(arguments))
-    for row in sources.rows:
-        if name in row.candidates:
-            raise UserError(
-                f"{row.where}: there is a candidate of {name} already; give another --name."
-            )
+    check_untranslated(sources, [name])
     print("\n".join(source_lines(sources)), flush=True)
     return sources
+
+
+def check_untranslated(sources: Sources, names: Sequence[str]) -> None:
+    """Raises `UserError` if a row has a candidate of one of these names."""
+    for row in sources.rows:
+        for name in names:
+            if name in row.candidates:
+                raise UserError(
+                    f"{row.where}: there is a candidate of {name} already; give another --name."
+                )

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers.utils import cached_file
 
 from cpo_ds.config import Config, DataConfig, ModelConfig
-from cpo_ds.errors import UserError
+from cpo_ds.errors import UserError, one_line
 from cpo_ds.model.adapter import starting_adapter
 from cpo_ds.model.hub import adapter_fingerprint, unavailable
 from cpo_ds.model.load import load_causal_lm, read_model_config
+from cpo_ds.model.quantization import quantizer
 from cpo_ds.storage.hub_names import check_folder_or_name
 from cpo_ds.translate.job import Translation
 
@@ -57,6 +59,19 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def generation_settings(name_or_path: str, config: Any) -> dict[str, Any]:
+    """A model's settings of generation that differ from transformers' defaults."""
+    try:
+        settings = transformers.GenerationConfig.from_pretrained(name_or_path)
+    except OSError:  # it has no generation_config.json
+        settings = transformers.GenerationConfig.from_model_config(config)
+    except ValueError as error:
+        raise UserError(
+            f"generation_config.json of the model {name_or_path} cannot be used: {one_line(error)}"
+        ) from None
+    return settings.to_diff_dict()
+
+
 def padding_id(preferred: Iterable[int | None], embeddings: int) -> int:
     """The first of the ids that has an embedding, else 0. Any will do, since padding is masked."""
     valid = (token for token in preferred if token is not None and 0 <= token < embeddings)
@@ -73,14 +88,17 @@ class LocalModel:
         dtype: str,
         tokenizer: Any,
         device: torch.device,
+        quantization: Any = None,
     ) -> None:
         # Load the model as training does.
         settings = ModelConfig(
-            name_or_path=name_or_path, adapter=adapter, dtype=dtype,
+            name_or_path=name_or_path, adapter=adapter, dtype=dtype, quantization=quantization,
             adapter_mode="merge" if adapter else "continue",
         )  # fmt: skip
         attention: Any = None  # None: transformers chooses
-        model = load_causal_lm(settings, read_model_config(name_or_path), attention, device, True)
+        model = load_causal_lm(
+            settings, read_model_config(name_or_path), attention, device, True, quantizer(settings)
+        )
         config = Config(model=settings, data=DataConfig(format="sample"))
         if adapter is not None:
             # The adapter stays unmerged, as it was trained: merging would round the weights.
@@ -93,6 +111,11 @@ class LocalModel:
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
         embeddings = len(self._model.get_input_embeddings().weight)
         self._padding = padding_id((tokenizer.pad_token_id, *self._ends), embeddings)
+
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """The model's settings of generation that differ from transformers' defaults."""
+        return self._model.generation_config.to_diff_dict()
 
     @torch.inference_mode()
     def translate(
@@ -115,6 +138,9 @@ class LocalModel:
                 attention_mask=torch.tensor(mask, device=self._device),
                 pad_token_id=self._padding,
                 eos_token_id=self._ends or None,
+                # A model's own settings may ask for more than the sequences.
+                num_return_sequences=1,
+                return_dict_in_generate=False,
                 **generation,
             )
         except torch.OutOfMemoryError:

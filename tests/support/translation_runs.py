@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import launch
+import torch
 import transformers
+from helpers import save_tiny_model
 
 from cpo_ds import cli
 from cpo_ds.ranks.quiet import silence_after_import
@@ -43,6 +45,11 @@ def candidates(*arguments: object) -> int:
 
 def run_on_rank(die_after: int, *arguments: str) -> int:
     """Runs `cpo-ds prepare candidates`; kill -9 after `die_after` batches, if that is above 0."""
+    return command_on_rank(die_after, "prepare", "candidates", *arguments)
+
+
+def command_on_rank(die_after: int, *arguments: object) -> int:
+    """Runs a command of `cpo-ds`; kill -9 after `die_after` batches, if that is above 0."""
     add, added = KeptTranslations.add, 0
 
     def add_and_die(self: KeptTranslations, translations: dict[str, Translation]) -> None:
@@ -54,7 +61,7 @@ def run_on_rank(die_after: int, *arguments: str) -> int:
 
     KeptTranslations.add = add_and_die  # type: ignore[method-assign,assignment]
     silence_after_import()  # this process has imported all before the program can silence it
-    return candidates(*arguments)
+    return cli.main([str(argument) for argument in arguments])
 
 
 def translate(
@@ -63,6 +70,26 @@ def translate(
     plain = ["--input", str(source), "--language-pair", "en-de", "--output", str(output)]
     arguments = [die_after, *plain, "--model", str(model), *options]
     return launch.on_ranks(run_on_rank, arguments, ranks=ranks)
+
+
+def translate_rows(*options: object, ranks: int = 1, die_after: int = 0) -> list[launch.Finished]:
+    """Runs `cpo-ds translate` on ranks."""
+    arguments = [die_after, "translate", *map(str, options)]
+    return launch.on_ranks(command_on_rank, arguments, ranks=ranks)
+
+
+def write_json_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    return write(path, *(json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def ending_model(folder: Path, family: str = "llama", **overrides: Any) -> Path:
+    """A tiny model that ends some answers by itself."""
+    save_tiny_model(folder, family, **overrides)
+    causal_lm = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        causal_lm.get_output_embeddings().weight[2] *= 2.5  # the end, likelier
+    causal_lm.save_pretrained(folder)
+    return folder
 
 
 def kept_keys(output: Path) -> list[str]:
