@@ -107,10 +107,10 @@ def _sacrebleu(name: str, direction: str) -> tuple[str, list[Pair], Counter[str]
 
 def _wmt24pp(direction: str) -> tuple[str, list[Pair], Counter[str]]:
     """A direction of WMT24++, like en-de_DE, without the rows that are marked as bad sources."""
+    source, target = parse_direction(direction)
     rows = _dataset(WMT24PP, direction, "train", f"wmt24pp:{direction}")
     good = [row for row in rows if not row["is_bad_source"]]
     skipped = Counter({"marked as a bad source": len(rows) - len(good)})
-    source, target = parse_direction(direction)
     pair = f"{base_code(source)}-{base_code(target)}"
     return pair, [(row["source"], row["target"]) for row in good], +skipped
 
