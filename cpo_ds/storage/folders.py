@@ -33,9 +33,10 @@ def check_replaceable(folder: Path, names: Collection[str], sign: str) -> None:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Gives a new folder to write to; on leaving the block it replaces `folder`.
 
-    Raises `UserError` if a folder cannot be written.
+    Leaves nothing behind if the block raises. Raises `UserError` if a folder cannot be written.
     """
     final = folder.resolve()
+    new_parents = [parent for parent in final.parents if not parent.exists()]
     unfinished = final.with_name(f".{final.name}.unfinished")
     old = final.with_name(f".{final.name}.old")
     try:
@@ -52,3 +53,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         raise cannot_be_written(folder, error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):  # they are not empty: the folder was written
+            for parent in new_parents:
+                parent.rmdir()
