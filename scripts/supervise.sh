@@ -4,8 +4,11 @@
 #     deepspeed ... cpo_ds/train.py ...
 # With checkpoint.resume: auto (the default) each start goes on from the newest intact checkpoint.
 #
+# It waits --pause seconds before a restart. Without this option it waits 1 s after a start that
+# lasted a minute or longer, and else 10 s, because what ended it so soon may take a while to pass.
+#
 # A command with --hostfile is restarted on those of its hosts that can take part by then. If these
-# are fewer than --min-hosts (1), it waits --pause seconds and uses up one of the --restarts.
+# are fewer than --min-hosts (1), it waits --pause seconds (10) and uses up one of the --restarts.
 #
 # SIGTERM, SIGINT and SIGUSR1 ask the ranks to finish their step, save and end (exit code 4). The
 # request goes to the ranks directly, not through the launcher, which would kill them after 30 s.
@@ -19,7 +22,7 @@
 set -uo pipefail
 
 restarts=3
-pause=10
+pause=
 min_hosts=1
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -36,7 +39,7 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     -h | --help)
-      sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     -*)
@@ -165,7 +168,7 @@ end_ranks_left() {
   echo "supervise.sh: the launcher ended but its ranks did not; asking them to save and end." >&2
   local deadline=$((SECONDS + 60))
   while [ "$SECONDS" -lt "$deadline" ]; do
-    sleep 1
+    sleep 0.3
     on_some_host "$signal_ranks" "$mark=$run_name" 0 || return 0
   done
   while on_some_host "$signal_ranks" "$mark=$run_name" KILL; do
@@ -226,6 +229,7 @@ give_up_if_stopped() {
 
 command=("$@")
 for ((attempt = 0; ; )); do
+  started=$SECONDS
   start "${command[@]}"
   while :; do
     wait "$command_pid"
@@ -233,6 +237,7 @@ for ((attempt = 0; ; )); do
     kill -0 "$command_pid" 2>/dev/null || break # a signal to this script ends only `wait`
   done
   command_pid=
+  wait_seconds=${pause:-$((SECONDS - started < 60 ? 10 : 1))}
   if [ "$code" -eq 0 ] && ! did_finish; then
     echo "supervise.sh: exit code 0, but the run is not finished: a signal ended its launcher." >&2
     code=5
@@ -250,9 +255,10 @@ for ((attempt = 0; ; )); do
       exit "$code"
     fi
     attempt=$((attempt + 1))
-    echo "supervise.sh: exit code $code; restart $attempt of $restarts in $pause s." >&2
-    sleep "$pause" &
+    echo "supervise.sh: exit code $code; restart $attempt of $restarts in $wait_seconds s." >&2
+    sleep "$wait_seconds" &
     wait $!
+    wait_seconds=${pause:-10}
     give_up_if_stopped
     [ -n "$hostfile" ] && ! choose_hosts || break
   done

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from launch import deepspeed_command, finish, main_on_ranks, start, start_ranks
+from launch import deepspeed_command, finish, kill, main_on_ranks, start, start_ranks
 from repository import ROOT
 from runs import LORA, lines, newest, rank_processes, small_recipe, wait_for_step, wait_until
 
@@ -190,6 +190,17 @@ def test_restarts_are_bounded() -> None:
     done = supervise("--restarts", "2", "--pause", "0", "bash", "-c", "echo started; exit 247")
     assert (done.returncode, done.stdout) == (247, "started\n" * 3)
     assert "2 restart(s) did not help" in done.stderr
+
+
+@pytest.mark.parametrize(("options", "pause"), [((), 10), (("--pause", "7"), 7)])
+def test_a_start_that_failed_soon_is_repeated_after_a_while(
+    options: tuple[str, ...], pause: int
+) -> None:
+    run = start([*SUPERVISE, *options, "false"])
+    assert run.stdout is not None
+    assert run.stdout.readline() == f"supervise.sh: exit code 1; restart 1 of 3 in {pause} s.\n"
+    kill(run)
+    run.communicate()
 
 
 @pytest.mark.parametrize(
