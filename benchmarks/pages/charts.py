@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-# By method or by part of memory: one colour wherever it appears (after Okabe and Ito).
+# By method, by part of memory or of a run: one colour wherever it appears (after Okabe and Ito).
 COLOURS = {
     "cpo": "#0072B2",
     "dpo-reference": "#D55E00",
@@ -33,6 +33,14 @@ COLOURS = {
     "activations and head": "#F3C98B",
     "libraries": "#999999",
     "other": "#CCCCCC",
+    "training": "#BBBBBB",
+    "saving": "#CC79A7",
+    "lost work": "#D55E00",
+    "notice": "#F0E442",
+    "launch": "#56B4E9",
+    "read": "#009E73",
+    "load": "#0072B2",
+    "first step": "#E69F00",
 }
 _GREY = "#777777"
 _MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -30,6 +30,7 @@ RENDERERS = {
     "profile": "pages.profile",
     "states": "pages.states",
     "gpu": "pages.gpu",
+    "failures": "pages.failures",
 }
 
 
