@@ -5,19 +5,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, meta
 
 from cpo_ds.data.prompts import Message, RenderChat
+from cpo_ds.data.template_limits import check_length, limited
 from cpo_ds.errors import UserError, did_you_mean, one_line
 
 _NAME = "chat_template"  # the argument that chooses one of several templates
 _RESERVED = {"messages", "add_generation_prompt", "tools", "documents"}  # not for the user to set
 _DATE = "strftime_now"  # the function by which a template prints the time
 
-# Errors of Python that a template may raise: most by a message that is not what it expects.
-_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+# Errors that a template may raise, those of Python mostly by a message that is not what it expects.
+_FAULTS = (
+    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    AssertionError, TemplateError,
+)  # fmt: skip
 
 
 def chat_renderer(
@@ -31,7 +36,7 @@ def chat_renderer(
     `plain` is applied to the texts of messages first. `arguments` are variables of the template,
     and `day`, like 2026-01-31, is the day that it prints; None is today. The function raises
     `UserError` if none of several templates is chosen or an argument is unknown, and jinja2's
-    `TemplateError` if the template fails or changes the user's text.
+    `TemplateError` if the template fails, does not end, or changes the user's text.
     """
     if not tokenizer.chat_template:
         return None
@@ -41,14 +46,21 @@ def chat_renderer(
     def render(messages: list[Message], add_generation_prompt: bool) -> str:
         texts = [m | {"content": plain(m["content"])} if "content" in m else m for m in messages]
         try:
-            text = tokenizer.apply_chat_template(
-                texts,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **values | {_NAME: template()},
-            )
+            with limited():
+                text = tokenizer.apply_chat_template(
+                    texts,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **values | {_NAME: template()},
+                )
+            check_length(text, sum(len(str(m.get("content"))) for m in texts))
         except _FAULTS as error:
-            raise TemplateError(f"{type(error).__name__}: {one_line(error)}") from None
+            if type(error) is TemplateError:  # the template's own words about the conversation
+                raise
+            problem = one_line(error)
+            if not isinstance(error, TemplateError):
+                problem = f"{type(error).__name__}: {problem}"
+            raise TemplateError(f"{template_file(tokenizer, values)}: {problem}") from None
         asked = [m["content"] for m in texts if m["role"] == "user"]
         if asked and asked[-1].strip() not in text:
             raise TemplateError("it leaves out or changes the user's text")
@@ -77,6 +89,16 @@ def render_answers(
             "may change"
         )
     return opening, wholes[0][len(opening) :], wholes[1][len(opening) :]
+
+
+def template_file(tokenizer: Any, arguments: Mapping[str, Any]) -> str:
+    """The file of the tokenizer's folder that holds the template in use, for messages."""
+    folder = Path(tokenizer.name_or_path)
+    name = arguments.get(_NAME, "default")
+    names = ["chat_template.jinja"] if name == "default" else []
+    names += [f"additional_chat_templates/{name}.jinja", "tokenizer_config.json"]
+    files = [folder / file for file in names if (folder / file).is_file()]
+    return str(files[0] if files else tokenizer.name_or_path or "its text")
 
 
 def prints_date(tokenizer: Any) -> bool:

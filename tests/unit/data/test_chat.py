@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 from doors import tokenizers as kinds
 from jinja2 import TemplateError
+from transformers import AutoTokenizer
 
+from cpo_ds.config import DataConfig
+from cpo_ds.data import template_limits
 from cpo_ds.data.chat import chat_renderer, prints_date, render_answers
+from cpo_ds.data.rows import read_rows
 from cpo_ds.errors import UserError
+from cpo_ds.prepare.translation.tokens import tokenize_prompts
 
 USER = {"role": "user", "content": "Hi?"}
 
@@ -85,6 +93,63 @@ def test_the_day_that_a_template_prints() -> None:
 def test_a_template_that_fails_is_one_kind_of_error(template: str, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
         rendered(template)
+
+
+BILLIONS = "{% for i in range(10**5) %}{% for j in range(10**5) %}BODY{% endfor %}{% endfor %}"
+DOUBLED = (
+    "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (BILLIONS, "does not end within 0.5 s"),
+        (BILLIONS.replace("BODY", "{{ messages[0].content }}"), "does not end within 0.5 s"),
+        ("{% for i in range(10**12) %}x{% endfor %}", "OverflowError"),
+        ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "calls itself without end"),
+        (f"{{{{ {'(' * 3000}1{')' * 3000} }}}}", "nested too deeply"),
+        ("{{ 'x' * 10**13 }}", "more than 1024 MiB of memory"),
+        ("{{ 'x' | center(10**11) }}", "more than 1024 MiB of memory"),
+        (f"{DOUBLED}{{{{ n.s }}}}", "more than 1024 MiB of memory|does not end"),
+        ("{{ range(100000) | list * 10**6 }}", "more than 1024 MiB of memory"),
+        ("{{ messages[0].content * 10**6 }}", "makes 3000000 characters of a conversation of 3"),
+    ],
+)
+def test_a_template_that_takes_too_much_is_stopped(
+    template: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(template_limits, "SECONDS", 0.5)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    kinds.byte_level(template).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    render = chat_renderer(tokenizer)
+    assert render is not None
+    for _ in range(2):
+        with pytest.raises(TemplateError, match=f"^{tmp_path}/chat_template.jinja: .*({message})"):
+            render([USER], True)
+    # Nothing of the limits is left.
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+def test_such_a_template_is_refused_in_training_and_for_candidates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(template_limits, "SECONDS", 0.5)
+    kinds.byte_level(BILLIONS).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    problem = rf"\({tmp_path}/chat_template.jinja: it does not end within 0.5 s\)"
+    with pytest.raises(UserError, match=f"refuses the prompt {problem}; take --prompt"):
+        tokenize_prompts([[USER]], tokenizer)
+    sample = DataConfig(format="sample", prompt_style="chat")
+    with pytest.raises(UserError, match=f", line 1: .* refuses this conversation {problem}"):
+        read_rows(sample, chat_renderer(tokenizer))
+
+
+def test_an_honest_long_template_is_no_template_that_takes_too_much() -> None:
+    text = "Hi? " * 500_000
+    assert text in rendered(kinds.CHATML, [{"role": "user", "content": text}])
 
 
 def test_answers_follow_the_prompt_that_a_model_continues() -> None:
