@@ -83,6 +83,11 @@ class DataConfig(TextSettings):
     scorer: str = Field(
         "kiwi_xcomet", description="score that picks chosen and rejected text (alma-r, triplets)"
     )
+    selected_by: list[str] | None = Field(
+        None,
+        description="metrics that selected the pairs, besides those that the pairs name, for "
+        "evaluations to beware of: [kiwi, xcomet]",
+    )
     prompt_style: Literal["alma", "chat"] = Field(
         "alma", description="the ALMA prompt as plain text, or as a user turn of the chat template"
     )

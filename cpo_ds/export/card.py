@@ -13,6 +13,7 @@ import yaml
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.config import Config, DataConfig
 from cpo_ds.data.prompts import alma_prompt, base_code, parse_direction, with_names
+from cpo_ds.data.selected import SELECTED_BY
 from cpo_ds.errors import UserError
 from cpo_ds.settings.objective import LOSS_FIELDS
 from cpo_ds.storage.metrics_file import Line, read_metrics
@@ -74,7 +75,7 @@ def model_card(config: Config, manifest: Manifest, facts: CardFacts) -> str:
         f"A {kind} ({facts.dtype}), trained by cpo_ds with {_objective(config)} on preferences "
         "between translations.",
         "## Training\n\n" + _table(("setting", "value"), _settings(config, manifest, facts)),
-        "## Data\n\n" + _data(manifest, facts),
+        "## Data\n\n" + _data(manifest, facts) + _selection(config),
         "## Metrics\n\n" + _metrics(facts),
         "## Use\n\n" + _use(config, manifest, facts),
         "## Versions\n\n" + ", ".join(f"{name} {v}" for name, v in facts.versions.items()),
@@ -94,6 +95,8 @@ def _front_matter(config: Config, manifest: Manifest, facts: CardFacts) -> str:
     }
     if codes:
         values["language"] = sorted(codes)
+    if config.data.selected_by is not None:
+        values[SELECTED_BY] = config.data.selected_by
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
@@ -155,6 +158,17 @@ def _data(manifest: Manifest, facts: CardFacts) -> str:
     total = ("all", *(sum(manifest.data[kind].values()) for kind in kinds))
     return f"Preference pairs from {facts.data}:\n\n" + _table(
         ("direction", *kinds), [*rows, total]
+    )
+
+
+def _selection(config: Config) -> str:
+    """A sentence on the metrics that selected the pairs, if they are known."""
+    names = ", ".join(config.data.selected_by or [])
+    if not names:
+        return ""
+    return (
+        f"\n\nThese pairs were selected by {names}. Such metrics, and their relatives, flatter "
+        "this model; judge it by others."
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from cpo_ds.data.candidates import CandidateRows, left_out, row_line
 from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
+from cpo_ds.data.selected import SELECTED_BY, metric_names
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.alma_rows import AlmaFolder
 from cpo_ds.prepare.pairs.choose import Pair
@@ -198,7 +199,14 @@ def pair_row(pair: Pair, prompt_style: str, languages: Languages) -> dict[str, A
         "chosen_system": pair.chosen_system,
         "rejected_system": pair.rejected_system,
         "margin": pair.margin,
+        SELECTED_BY: selecting_metrics(pair),
     }
+
+
+def selecting_metrics(pair: Pair) -> list[str]:
+    """The metrics that selected a pair, by their models' names; none if a person did."""
+    rated = pair.rated
+    return [] if pair.is_human else metric_names(rated.scores, rated.row.values.get("scorers"))
 
 
 def _lines(num_rows: int, summary: Summary) -> list[str]:

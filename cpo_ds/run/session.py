@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cpo_ds.config import Config
+from cpo_ds.data.selected import with_selecting_metrics
 from cpo_ds.engine.settings import DeepSpeedSettings, read_deepspeed_settings
 from cpo_ds.errors import NonFiniteError, Stopped, UserError
 from cpo_ds.model.precision import with_precision
@@ -96,7 +97,7 @@ def _train_and_export(
     config: Config, settings: DeepSpeedSettings, ranks: Ranks, stop: StopRequest
 ) -> None:
     folder = Path(config.output_dir)
-    config = ranks.on_first(lambda: with_template_date(config))
+    config = ranks.on_first(lambda: with_selecting_metrics(with_template_date(config)))
     # Rank 0 finds the tokenized pairs, or makes them; all ranks map them into memory.
     is_local = settings.keeps_local_checkpoints
     tokenizer, train_pairs, eval_pairs = load_pairs(config, ranks, is_local=is_local)

@@ -30,6 +30,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "data.directions": ("[en-de, is-en]", ["en-de", "is-en"], []),
     "data.languages": ("{bn: Bengali}", {"bn": "Bengali"}, []),
     "data.scorer": ("xcomet", "xcomet", ["--data.format", "triplets", "--data.path", "p"]),
+    "data.selected_by": ("[kiwi, chrf]", ["kiwi", "chrf"], []),
     "data.prompt_style": ("chat", "chat", []),
     "data.add_bos": ("always", "always", []),
     "data.chat_template_kwargs": ("{a: 1}", {"a": 1}, ["--data.prompt_style", "chat"]),

@@ -27,6 +27,7 @@ def test_best_against_worst_by_the_mean(tmp_path: Path) -> None:
             "chosen_system": "a",
             "rejected_system": "b",
             "margin": pytest.approx(0.6),
+            "selected_by": ["kiwi", "xcomet"],
         }
     ]
     assert summary["metrics"] == ["kiwi", "xcomet"] and summary["scorer"] == "kiwi_xcomet"
