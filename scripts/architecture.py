@@ -35,7 +35,7 @@ FLOORS: list[dict[str, str]] = [
     {"export": "Hugging Face folders", "translate": "sources to translations"},
     {"run": "training"},
     {"doctor": "checks of hosts"},
-    {"evaluate": "what was gained", "prepare": "candidates to pairs"},
+    {"prepare": "candidates to pairs", "evaluate": "what was gained"},
     {"train": "the script", "cli": "cpo-ds"},
 ]
 ROOMS = [room for floor in FLOORS for room in floor]

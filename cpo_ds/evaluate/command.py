@@ -7,108 +7,63 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cpo_ds.errors import UserError
-from cpo_ds.evaluate.lexical import score_direction, tokenizer_of
+from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from cpo_ds.evaluate import options
+from cpo_ds.evaluate.differences import difference_tables
+from cpo_ds.evaluate.evaluation import Plan, evaluate, metrics_of
+from cpo_ds.evaluate.published import published_rows, published_tables
 from cpo_ds.evaluate.report import Report
-from cpo_ds.evaluate.results import Result, means
-from cpo_ds.evaluate.rows import Direction, read_directions
-from cpo_ds.evaluate.tables import as_latex, as_markdown, as_text, tables_of
-from cpo_ds.scoring.metrics import Metric, parse_metrics
+from cpo_ds.evaluate.rows import read_directions
+from cpo_ds.evaluate.tables import Table, as_latex, as_markdown, as_text, tables_of
+from cpo_ds.evaluate.trained_by import selected_metrics
+from cpo_ds.evaluate.verify import shown, verify
 from cpo_ds.storage.files import writing
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `cpo-ds evaluate`."""
-    # Rows, systems and metrics.
-    add = parser.add_argument
-    add("--input", required=True, type=Path, metavar="ROWS.jsonl", help="rows with candidates")
-    add(
-        "--system",
-        action="append",
-        dest="systems",
-        metavar="NAME",
-        help="a system to evaluate (all of them); repeat the option for more",
-    )
-    add(
-        "--metric",
-        required=True,
-        action="append",
-        dest="metrics",
-        metavar="NAME",
-        help="bleu or chrf; repeat the option for more",
-    )
-
-    # Files to write besides the table on the console.
-    add("--json", type=Path, metavar="FILE", help="every number with its signature")
-    add("--csv", type=Path, metavar="FILE", help="the same numbers, one a line")
-    add("--markdown", type=Path, metavar="FILE", help="the tables for Markdown")
-    add("--latex", type=Path, metavar="FILE", help="the tables for LaTeX (booktabs)")
-    add("--picture", type=Path, metavar="FILE.png", help="a picture of the scores")
+add_options = options.add_options
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates and writes the files; returns the exit code. Raises `UserError`."""
-    metrics = parse_metrics(arguments.metrics)
-    _check_outputs(arguments)
+    """Evaluates and writes the files, or verifies one; returns the exit code.
+
+    The code is 2 if a verified file differs. Raises `UserError`.
+    """
+    if arguments.verify is not None:
+        return _verify(arguments)
+    if arguments.input is None or not arguments.metrics:
+        raise UserError("give rows by --input and at least one --metric, like --metric chrf.")
+    options.check_outputs(arguments)
+    tests = options.tests_of(arguments)
+
+    # Score, compare, and see which metrics may be believed.
     directions = read_directions(str(arguments.input), arguments.systems)
-    report = evaluate(directions, metrics)
-    _write(arguments, report)
+    metrics = metrics_of(arguments.metrics, directions)
+    systems = list(dict.fromkeys(s for d in directions for s in d.systems))
+    selected, notes = selected_metrics(arguments.trained_by, arguments.selected_by, systems)
+    plan = Plan(metrics, selected, tests, arguments.baseline, options.computing(arguments))
+    report = evaluate(directions, plan)
+    published = published_rows(metrics) if arguments.published else []
+    more = {"input": str(arguments.input), **report.more}
+    if arguments.published:
+        more["published"] = published
+    report = Report(report.results, report.headline, [*notes, *report.notes], more)
+
+    differences = difference_tables(report.more["significance"])
+    _write(arguments, report, [*tables_of(report), *differences, *published_tables(published)])
     return 0
 
 
-def evaluate(directions: list[Direction], metrics: list[Metric]) -> Report:
-    """Scores every system in every direction by every metric. Raises `UserError`."""
-    results: list[Result] = []
-    notes: list[str] = []
-    for metric in metrics:
-        _check_references(metric, directions)
-        for direction in directions:
-            tokenizer = tokenizer_of(direction.target)
-            if tokenizer.note and metric.model == "bleu":
-                notes.append(tokenizer.note)
-            results += score_direction(metric.model, direction, tokenizer.name)
-    of_directions, mean_notes = means(results, [d.language_pair for d in directions])
-    headline = tuple(metric.name for metric in metrics)
-    return Report(results + of_directions, headline, list(dict.fromkeys(notes + mean_notes)))
+def _verify(arguments: argparse.Namespace) -> int:
+    number, lines = verify(arguments.verify, arguments.input, options.computing(arguments))
+    if not lines:
+        print(f"{arguments.verify}: all {number} numbers were computed again and are equal")
+        return 0
+    print(f"{arguments.verify} differs from what was computed again:", file=sys.stderr)
+    print("\n".join(f"  {line}" for line in shown(lines)), file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
-def _check_references(metric: Metric, directions: list[Direction]) -> None:
-    """Raises `UserError` if a metric that compares with references misses one."""
-    for direction in directions:
-        for row in direction.rows:
-            if row.reference is None:
-                raise UserError(
-                    f"--metric {metric.name} compares with references, and {row.where} has none; "
-                    'add "reference" to every row, or take a metric that needs none, like '
-                    "kiwi-22."
-                )
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Raises `UserError` for a file that cannot be written, before the work begins."""
-    given = [
-        ("--json", arguments.json),
-        ("--csv", arguments.csv),
-        ("--markdown", arguments.markdown),
-        ("--latex", arguments.latex),
-        ("--picture", arguments.picture),
-    ]
-    taken = {arguments.input.resolve(): "--input"}
-    for option, path in given:
-        if path is None:
-            continue
-        if path.is_dir():
-            raise UserError(f"{option} {path} is a folder; name a file to write.")
-        if path.resolve() in taken:
-            raise UserError(
-                f"{option} {path} is the file of {taken[path.resolve()]} too; name another."
-            )
-        taken[path.resolve()] = option
-
-
-def _write(arguments: argparse.Namespace, report: Report) -> None:
+def _write(arguments: argparse.Namespace, report: Report, tables: list[Table]) -> None:
     """Prints the tables and writes the files. Raises `UserError` if one cannot be written."""
-    tables = tables_of(report)
     print("\n\n".join(map(as_text, tables)))
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -52,13 +52,13 @@ def tokenizer_of(target: str) -> Tokenizer:
     return Tokenizer(usual or "13a")
 
 
-def make_metric(name: str, references: list[str] | None, tokenizer: str) -> Any:
+def make_metric(model: str, references: list[str] | None, tokenizer: str) -> Any:
     """sacreBLEU's metric, with counts of the references made once for all systems.
 
     Raises `UserError` if the tokenizer needs a package that is not installed.
     """
     kept = None if references is None else [references]
-    if name == "chrf":
+    if model == "chrf":
         return CHRF(references=kept)
     if tokenizer in _PACKAGES and not all(map(importlib.util.find_spec, _PACKAGES[tokenizer][:2])):
         raise UserError(
@@ -68,16 +68,16 @@ def make_metric(name: str, references: list[str] | None, tokenizer: str) -> Any:
     return BLEU(tokenize=tokenizer, references=kept)
 
 
-def score_direction(name: str, direction: Direction, tokenizer: str) -> list[Result]:
-    """The score of each system of a direction, by `bleu` or `chrf`."""
-    metric = make_metric(name, direction.references, tokenizer)
+def score_direction(name: str, model: str, direction: Direction, tokenizer: str) -> list[Result]:
+    """The score of each system of a direction; `model` is `bleu` or `chrf`."""
+    metric = make_metric(model, direction.references, tokenizer)
     results = []
     for system in direction.systems:
         translations = direction.translations(system)
         score = metric.corpus_score(translations, None).score
         settings = dict(part.split(":", 1) for part in str(metric.get_signature()).split("|"))
         texts = text_settings(translations, direction.sources, direction.references)
-        signature = make_signature(NAMES[name], settings | texts)
+        signature = make_signature(NAMES[model], settings | texts)
         results.append(
             Result(system, direction.language_pair, name, score, len(translations), signature)
         )

@@ -1,4 +1,4 @@
-"""Facts about metrics that a reader of scores needs: scales, relatives, and references."""
+"""Facts about metrics that a reader of scores needs: scales, and families of relatives."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from typing import NamedTuple
 
 from cpo_ds.scoring.metrics import model_name
 
+LEXICAL, COMET, METRICX, BLEURT = "lexical", "COMET", "MetricX", "BLEURT"
+
 
 class Facts(NamedTuple):
-    """What a metric's scores mean."""
+    """The meaning of a metric's scores.
 
-    family: str  # metrics of one family share training data, encoders or counts of letters
+    Metrics of one family share training data and encoders, or count the same strings. A model that
+    is not known is a family of its own, so nothing is said of its relatives.
+    """
+
+    family: str
     scale: float = 1  # a factor for tables
     lower_is_better: bool = False
-    needs_reference: bool = False
-
-
-_LEXICAL = Facts("lexical", needs_reference=True)
-_UNKNOWN = "unknown"
-LEXICAL_FAMILY, COMET_FAMILY, METRICX_FAMILY = "lexical", "comet", "metricx"
+    worst: float = 0  # the score of an empty translation
 
 
 def facts_of(metric: str, model: str | None = None) -> Facts:
-    """The facts of a metric, by its name in the results or by the model behind it.
-
-    A model that is not known makes a family of its own, so nothing is said of its relatives.
-    """
+    """The facts of a metric, by its name in the results or by the model behind it."""
     name = model_name(model or metric).lower()
-    if name in ("chrf", "bleu", "ter", "chrf++"):
-        return _LEXICAL
+    if name in ("bleu", "chrf"):
+        return Facts(LEXICAL)
     if "metricx" in name:
-        return Facts(METRICX_FAMILY, lower_is_better=True)
-    if "comet" in name or "kiwi" in name:
-        return Facts(COMET_FAMILY, 100, needs_reference=name.endswith("wmt22-comet-da"))
-    return Facts(f"{_UNKNOWN}:{name}")
+        return Facts(METRICX, lower_is_better=True, worst=25)
+    if "bleurt" in name:
+        return Facts(BLEURT, 100)
+    if any(part in name for part in ("comet", "kiwi", "unite")):
+        return Facts(COMET, 100)
+    return Facts(name)
