@@ -83,11 +83,13 @@ def run_all(arguments: argparse.Namespace, recipe: list[str], folder: Path) -> R
         "settings": recipe,
         "threads": arguments.threads,
     }
-    results = Results(arguments.out, shared)
+    kept = lines_to_keep(arguments.out, shared) if arguments.add else []
+    results = Results(arguments.out, shared, kept)
     ways = [Way(None, background=False, is_killed=False)]
     ways += [Way(seconds, background=False, is_killed=True) for seconds in arguments.intervals]
     ways += [Way(seconds, background=True, is_killed=True) for seconds in arguments.background]
-    for number, way in enumerate(ways):
+    made = [Way(line["interval"], line["background"], line["killed"]) for line in kept]
+    for number, way in enumerate(way for way in ways if way not in made):
         print(f"{way} ...", flush=True)
         output = folder / str(number)
         done = start(way, arguments, recipe, output)
@@ -96,6 +98,19 @@ def run_all(arguments: argparse.Namespace, recipe: list[str], folder: Path) -> R
         print(summary(line), flush=True)
         shutil.rmtree(output, ignore_errors=True)
     return results
+
+
+def lines_to_keep(file: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of an earlier call that ended well. Raises `UserError` if it had other settings."""
+    lines = read_lines(file) if file.exists() else []
+    for line in lines:
+        others = [name for name, value in shared.items() if line.get(name) != value]
+        if others:
+            raise UserError(
+                f"--add: the runs in {file} had another {others[0]}: {line.get(others[0])} and not "
+                f"{shared[others[0]]}; give another --out."
+            )
+    return [line for line in lines if "error" not in line]
 
 
 def start(way: Way, arguments: argparse.Namespace, recipe: list[str], output: Path) -> Supervised:
@@ -179,6 +194,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--name", help="the model's name on the page (its folder's)")
     add("--threads", type=int, default=1, help="CPU threads of each rank (1)")
     add("--timeout-minutes", type=float, default=60.0, help="longest time of a run (60)")
+    add("--add", action="store_true", help="keep the runs that OUT.jsonl has, and make the others")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/failures_MODEL_DEVICE.jsonl)")  # fmt: skip
     arguments, recipe = parser.parse_known_args(argv)

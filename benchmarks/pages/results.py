@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,17 @@ RENDERERS = {
 class Results:
     """A file of results, begun anew: a line per run, written as soon as there is one."""
 
-    def __init__(self, file: Path, shared: Line) -> None:
-        """`shared` holds the values that all lines share, `benchmark` first."""
+    def __init__(self, file: Path, shared: Line, kept: Sequence[Line] = ()) -> None:
+        """`shared` holds the values that all lines share, `benchmark` first.
+
+        Lines of earlier calls that are `kept` stand before the new ones, as they are.
+        """
         self.file = file
-        self.lines: list[Line] = []
+        self.lines: list[Line] = list(kept)
         self._shared, self._environment = shared, describe_environment()
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("", encoding="utf-8")
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        file.write_text(text, encoding="utf-8")
 
     def add(self, measured: Line) -> Line:
         """Writes a line and returns it."""

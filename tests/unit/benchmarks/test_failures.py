@@ -1,18 +1,18 @@
-"""benchmarks/failures.py: the schedule of kills, the parts of restarts, formulas and the page."""
+"""benchmarks/failures.py: the schedule of kills, the parts of restarts, and formulas."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 from jobs.kills import Kill, Process, kill_all, marked_processes, schedule, victims_of
+from jobs.supervised import Supervised, run_supervised
 from measures.interval import daly_interval, expected_factor, young_interval
 from measures.restarts import (
     KILL,
@@ -22,8 +22,6 @@ from measures.restarts import (
     step_gaps,
     unplanned_restarts,
 )
-from pages import failures as page
-from pages.results import render_file
 from repository import ROOT
 
 # A start, two steps and a checkpoint; rank 1 is killed in the third step; the next start goes on
@@ -91,6 +89,52 @@ def test_processes_of_a_run_are_found_by_its_mark_and_ended() -> None:
         assert process.wait() == -signal.SIGKILL
         assert marked_processes(mark) == []
         kill_all([process.pid])  # it is gone: no error
+
+
+def supervised(command: str, folder: Path, kills: list[Kill], timeout: float) -> Supervised:
+    return run_supervised(
+        ["bash", "-c", command], folder, iter(kills), script=ROOT / "scripts" / "supervise.sh",
+        pause=0, timeout=timeout, environment=dict(os.environ),
+    )  # fmt: skip
+
+
+def runs(file: Path) -> bool:
+    """Whether the process whose number is in a file runs; nobody may have waited for it yet."""
+    try:
+        return psutil.Process(int(file.read_text())).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_supervised_command_is_killed_started_again_and_its_lines_are_timed(
+    tmp_path: Path,
+) -> None:
+    """The second start finds a file of the first and goes on to its end."""
+    log = tmp_path / "logs" / "rank_0.txt"
+    command = f"""mkdir -p {log.parent}; echo '--- rank 0 on host' >> {log}
+        [ -e {tmp_path}/again ] && exit 0; touch {tmp_path}/again; sleep 100 & wait"""
+    done = supervised(command, tmp_path, [Kill(0.5, "host")], timeout=30)
+    assert (done.code, done.left) == (0, []), done.output
+    kinds = [event.text.partition(" ")[0] for event in done.events]
+    assert kinds == ["---", "failures.py:", "supervise.sh:", "---"]
+    (report,) = kill_report(done.events)
+    assert report["victim"] == "host" and report["at"] >= 0.5
+    assert report["parts"]["pause"] == 0 and report["parts"]["launch"] is not None
+    assert unplanned_restarts(done.events) == []
+
+
+def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(tmp_path: Path) -> None:
+    # A process that left the command's session is ended too, by its environment.
+    command = f"setsid sleep 100 & echo $! > {tmp_path}/pid; sleep 100"
+    done = supervised(command, tmp_path, [], timeout=1)
+    assert done.code is None and done.left == []
+    assert not runs(tmp_path / "pid")
+
+
+def test_a_process_that_stays_behind_is_reported_and_ended(tmp_path: Path) -> None:
+    done = supervised(f"setsid sleep 100 >&- 2>&- & echo $! > {tmp_path}/pid", tmp_path, [], 30)
+    assert (done.code, done.left) == (0, [int((tmp_path / "pid").read_text())])
+    assert not runs(tmp_path / "pid")
 
 
 def test_parts_of_restarts_and_lost_work_by_hand() -> None:
@@ -181,52 +225,3 @@ def test_the_documented_intervals_are_daly_s() -> None:
     for name, *minutes in rows:
         best = [daly_interval(save, 3600 * hours[name]) / 60 for save in saves]
         assert minutes == [f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in best]
-
-
-def line(**more: Any) -> dict[str, Any]:
-    return {
-        "benchmark": "failures", "model": "tiny", "ranks": 2, "steps": 9, "kill_seconds": 120.0,
-        "victims": ["rank", "launcher", "host"], "pause": None, "settings": [], "threads": 1,
-        "interval": 20.0, "background": False, "killed": True, "seconds": 130.0,
-        "step_seconds": 2.5, "saves": 4, "save_seconds": 0.5, "kills": kill_report(EVENTS),
-        "unplanned_restarts": [], "processes_left": 0, "device": "some CPU",
-    } | more  # fmt: skip
-
-
-UNDISTURBED = line(interval=None, killed=False, seconds=100.0, saves=1, save_seconds=0.4, kills=[])
-
-
-def test_the_page_shows_times_parts_and_faults(tmp_path: Path) -> None:
-    lines = [
-        UNDISTURBED,
-        line(),
-        line(background=True, error="it ended with exit code 1: no\nmore"),
-    ]
-    lines[2]["unplanned_restarts"] = [1, 247]
-    lines[2]["processes_left"] = 1
-    file = tmp_path / "failures_tiny_cpu.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    render_file(file)
-    text = file.with_suffix(".md").read_text()
-    assert "# Time to 9 steps under failures: tiny, 2 ranks, some CPU" in text
-    assert "| undisturbed | 0 | 1 | 0.40 | 2.50 | 100 | 1.00 |  |" in text
-    assert "| every 20 s, foreground | 2 | 4 | 0.50 | 2.50 | 130 | 1.30 |" in text
-    assert "| every 20 s, background | 2 | 4 | 0.50 | 2.50 | failed |  |  |" in text
-    assert "| host | 2 | 0.1 | 10.0 | 10.9 | 1.0 | 2.0 | 3.0 | 27.0 |" in text
-    assert "failed: it ended with exit code 1: no.**" in text
-    assert "2 starts failed without a kill (codes 1, 247)" in text
-    assert "1 processes were left at the end" in text
-    assert file.with_name("failures_tiny_cpu_time.png").exists()
-
-
-def test_the_parts_of_a_bar_add_up_to_the_run_s_time() -> None:
-    parts = page.time_parts(line())
-    assert sum(parts.values()) == pytest.approx(130.0)
-    assert parts["notice"] == pytest.approx(1.5 + 1 + 0.1 + 10)
-    assert (parts["lost work"], parts["saving"], parts["first step"]) == (4.5, 2.0, 3.0)
-    assert page.time_parts(line(background=True))["saving"] == 0
-
-
-def test_a_page_of_runs_without_kills(tmp_path: Path) -> None:
-    page.render([UNDISTURBED], tmp_path / "x")
-    assert "The parts of a restart" not in (tmp_path / "x.md").read_text()
