@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -96,7 +97,10 @@ def last_words(folder: Path, rank: int) -> str:
 
 
 class _Both:
-    """A console whose text also goes to a file, except progress bars."""
+    """A console whose text also goes to a file, except progress bars.
+
+    A console that is gone, such as a pipe to a program that has ended, does not end the run.
+    """
 
     def __init__(self, console: TextIO, file: TextIO) -> None:
         self._console, self._file = console, file
@@ -105,10 +109,23 @@ class _Both:
         if "\r" not in text:  # progress bars go back to the start of their line
             with contextlib.suppress(OSError):
                 self._file.write(escaped(text))
-        return self._console.write(text)
+        with self._maybe_gone():
+            self._console.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        self._console.flush()
+        with self._maybe_gone():
+            self._console.flush()
+
+    @contextlib.contextmanager
+    def _maybe_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # else Python would fail once more when it flushes it at the end
+            with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self._console.fileno())
+        except OSError:  # a full disk, perhaps
+            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._console, name)
