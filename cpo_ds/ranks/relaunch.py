@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,15 @@ from cpo_ds.ranks.quiet import silence_libraries
 
 if TYPE_CHECKING:
     from cpo_ds.ranks.ranks import Ranks
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a program that a rank starts and that is none itself."""
+    names = (
+        "RANK", "WORLD_SIZE", "LOCAL_", "CROSS_", "MASTER_", "TORCHELASTIC_",
+        "OMPI_COMM_WORLD_", "SLURM_STEP_NUM_TASKS",
+    )  # fmt: skip
+    return {key: value for key, value in environment.items() if not key.startswith(names)}
 
 
 def is_rank() -> bool:

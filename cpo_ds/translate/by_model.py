@@ -2,110 +2,102 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpo_ds.data.candidates import write_rows
-from cpo_ds.data.prompts import Languages
-from cpo_ds.storage.files import writing
-from cpo_ds.storage.results import content_key
+from cpo_ds.storage.results import cache_of, content_key
 from cpo_ds.translate.answers import Asked, Cleaning, translations, with_translations
-from cpo_ds.translate.decoding import Decoding, OwnSettings, own_settings
+from cpo_ds.translate.decoding import Decoding, own_settings
 from cpo_ds.translate.generate import Item, Work, check_complete, plan_batches
 from cpo_ds.translate.job import Translation, check_untranslated, count_lines, source_lines
-from cpo_ds.translate.lines import Sources
-from cpo_ds.translate.model_choice import ModelChoice
-from cpo_ds.translate.prompting import PromptOf
 from cpo_ds.translate.prompts_of_rows import SERVE, SPLIT, Limits, prompts_of_rows, room_for_prompts
-from cpo_ds.translate.protocol import Protocol, differences
-from cpo_ds.translate.rerank import choose_by_chrf
-from cpo_ds.translate.tokens import PromptSettings, template_date, tokenize_prompts
+from cpo_ds.translate.record import Planned, Request, write_settings
+from cpo_ds.translate.rerank import MBR, choose_by_chrf, choose_by_metric
+from cpo_ds.translate.tokens import template_date, tokenize_prompts
 
 if TYPE_CHECKING:
     from cpo_ds.translate.local_model import LocalModel
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "sacrebleu")
 
+class RowsByModel:
+    """Translates the rows of a request: `work` is for all ranks, `finish_scoring` for rank 0."""
 
-@dataclass(frozen=True)
-class Request:
-    """What to translate, by which model, how, and where to."""
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._planned: Planned | None = None  # on rank 0 alone
+        self._texts: list[list[str]] = []
+        self._counts: Counter[str] = Counter()
+        choice = request.choice
+        self.work = Work(
+            choice.model,
+            choice.adapter,
+            request.dtype,
+            request.output,
+            self._plan,
+            self._translate,
+            self._finish,
+            choice.quantization,
+        )
 
-    choice: ModelChoice
-    read: Callable[[], Sources]
-    origin: str  # the input's name in the settings that are written
-    output: Path
-    name: str
-    style: str
-    prompt_of: PromptOf
-    prompts: PromptSettings
-    languages: Languages
-    decoding: Decoding
-    dtype: str
-    max_prompt_tokens: int
-    long: str
-    cleaning: str
-    rerank: str | None
-    batch_tokens: int
+    def finish_scoring(self) -> list[str]:
+        """Lets a metric choose among the samples, and writes the rows; returns lines to print.
 
-    @property
-    def names(self) -> list[str]:
-        """The candidates' names: numbered ones if several samples of a source are kept."""
-        if self.decoding.samples < 2 or self.rerank:
-            return [self.name]
-        return [f"{self.name}-{number + 1}" for number in self.decoding.draws]
+        It starts programs of its own, so it is called after the ranks are done. Raises `UserError`
+        if the metric cannot score.
+        """
+        planned, metric = self._planned, self.request.rerank
+        assert planned is not None and metric is not None
+        folder = cache_of(self.request.output)
+        best = choose_by_metric(
+            planned.sources.rows, self._texts, metric, folder, self.request.scoring
+        )
+        return self._write(
+            planned, [[texts[i]] for texts, i in zip(self._texts, best, strict=True)]
+        )
 
+    def _translate(self, model: LocalModel, batch: list[Item]) -> list[Translation]:
+        name, decoding = self.request.choice.model, self.request.decoding
+        own = own_settings(model.generation_settings, name, samples=bool(decoding.samples))
+        arguments = _arguments(decoding.with_own(own.applied), batch)
+        return model.translate([item.tokens for item in batch], 0, **arguments)
 
-@dataclass
-class _Planned:
-    """The plan of rank 0: what is needed to use the translations."""
-
-    sources: Sources
-    asked: list[Asked]
-    own: OwnSettings
-    decoding: Decoding
-    identity: str
-    prompts: PromptSettings
-    num_long: int = 0
-    num_parts: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-
-
-def work_of(request: Request) -> Work:
-    """The request as work for ranks."""
-    planned: list[_Planned] = []  # on rank 0 alone
-
-    def plan(tokenizer: Any, config: Any, folder: Path) -> list[list[Item]]:
-        made, batches = _plan(request, tokenizer, config, folder)
-        planned.append(made)
+    def _plan(self, tokenizer: Any, config: Any, folder: Path) -> list[list[Item]]:
+        self._planned, batches = _plan(self.request, tokenizer, config, folder)
         return batches
 
-    def translate(model: LocalModel, batch: list[Item]) -> list[Translation]:
-        own = own_sampling(request.choice.model, model.generation_settings, request.decoding)
-        return model.translate([item.tokens for item in batch], 0, **_arguments(own, batch))
+    def _finish(self, known: Mapping[str, Translation]) -> list[str]:
+        """Writes the rows and the settings beside them, unless a metric has to choose first."""
+        planned, rerank = self._planned, self.request.rerank
+        assert planned is not None
+        keys = [key for asked in planned.asked for sample in asked.keys for key in sample]
+        check_complete(known, keys, self.request.output)
+        cleaning = Cleaning(self.request.cleaning)
+        texts = translations(planned.sources, planned.asked, known, cleaning)
+        self._texts, self._counts = texts, +cleaning.counts
+        if rerank == MBR:
+            texts = [[own[choose_by_chrf(own)]] for own in texts]
+        elif rerank:
+            return [f"{sum(map(len, texts))} samples, to be scored by {rerank}"]
+        return self._write(planned, texts)
 
-    return Work(
-        request.choice.model,
-        request.choice.adapter,
-        request.dtype,
-        request.output,
-        plan,
-        translate,
-        lambda known: _finish(request, planned[0], known),
-        request.choice.quantization,
-    )
-
-
-def own_sampling(name: str, settings: dict[str, Any], decoding: Decoding) -> Decoding:
-    """The decoding with the model's own settings of sampling where none is given."""
-    return decoding.with_own(own_settings(settings, name, samples=bool(decoding.samples)).applied)
+    def _write(self, planned: Planned, texts: list[list[str]]) -> list[str]:
+        request = self.request
+        write_rows(request.output, with_translations(planned.sources, texts, request.names))
+        differs = write_settings(request, planned, self._counts)
+        listed = " to ".join(dict.fromkeys((request.names[0], request.names[-1])))
+        made = len(texts) * len(request.names)
+        protocol = f"not the published protocol: {'; '.join(differs)}" if differs else "published"
+        return [
+            f"{request.output}: {len(texts)} rows, {made} translations by {listed}",
+            *count_lines(self._counts),
+            f"protocol: {protocol}",
+        ]
 
 
 def _arguments(decoding: Decoding, batch: list[Item]) -> dict[str, Any]:
@@ -125,7 +117,7 @@ def _arguments(decoding: Decoding, batch: list[Item]) -> dict[str, Any]:
 
 def _plan(
     request: Request, tokenizer: Any, config: Any, folder: Path
-) -> tuple[_Planned, list[list[Item]]]:
+) -> tuple[Planned, list[list[Item]]]:
     """Reads the sources, makes their prompts and plans the batches. Raises `UserError`."""
     # Imported late: they need torch.
     from cpo_ds.model.load import check_token_ids
@@ -167,90 +159,15 @@ def _plan(
     flat = [item for samples in items for sample in samples for item in sample]
     batches = plan_batches(flat, decoding, request.batch_tokens, longest=longest_unchanged(config))
     parts = sum(len(row.prompts) for row in rows if len(row.prompts) > 1)
-    made = _Planned(sources, asked, own, decoding, model, prompts, num_long, parts)
+    made = Planned(sources, asked, own, decoding, model, prompts, num_long, parts)
     for line in _long_lines(request, made):
         print(line, flush=True)
     return made, batches
 
 
-def _long_lines(request: Request, planned: _Planned) -> list[str]:
+def _long_lines(request: Request, planned: Planned) -> list[str]:
     """A line to print on sources that are longer than the limit, if there are any."""
     if not planned.num_long:
         return []
     done = {SERVE: "served whole", SPLIT: f"split into {planned.num_parts} parts"}[request.long]
     return [f"  prompt longer than {request.max_prompt_tokens} tokens, {done}: {planned.num_long}"]
-
-
-def _finish(request: Request, planned: _Planned, known: Mapping[str, Translation]) -> list[str]:
-    """Writes the rows and the settings beside them; returns lines to print."""
-    keys = [key for asked in planned.asked for sample in asked.keys for key in sample]
-    check_complete(known, keys, request.output)
-    cleaning = Cleaning(request.cleaning)
-    texts = translations(planned.sources, planned.asked, known, cleaning)
-    if request.rerank:
-        texts = [[own[choose_by_chrf(own)]] for own in texts]
-    write_rows(request.output, with_translations(planned.sources, texts, request.names))
-    counts = +cleaning.counts
-    settings = _settings(request, planned, counts)
-    with writing(settings_file(request.output)) as unfinished:
-        text = json.dumps(settings, ensure_ascii=False, indent=2, default=str)
-        unfinished.write_text(f"{text}\n", encoding="utf-8")
-    made = len(texts) * len(request.names)
-    listed = " to ".join(dict.fromkeys((request.names[0], request.names[-1])))
-    differs = settings["differs_from_published"]
-    protocol = f"not the published protocol: {'; '.join(differs)}" if differs else "published"
-    return [
-        f"{request.output}: {len(texts)} rows, {made} translations by {listed}",
-        *count_lines(counts),
-        f"protocol: {protocol}",
-    ]
-
-
-def settings_file(output: Path) -> Path:
-    """The file beside an output that holds the settings by which it was made."""
-    return output.with_name(f"{output.name}.settings.json")
-
-
-def _settings(request: Request, planned: _Planned, counts: Counter[str]) -> dict[str, Any]:
-    """All that decides the output, in plain values."""
-    decoding = planned.decoding
-    differs = differences(
-        Protocol(
-            decoding.num_beams,
-            decoding.max_new_tokens,
-            bool(decoding.samples),
-            request.style,
-            planned.prompts.add_bos,
-            request.cleaning,
-            request.max_prompt_tokens,
-            planned.num_long,
-            request.long,
-            bool(planned.own.without_effect.get("do_sample")),
-        )
-    )
-    return {
-        "system": request.name,
-        "protocol": "other" if differs else "published",
-        "differs_from_published": differs,
-        "input": request.origin,
-        "rows": len(planned.sources.rows),
-        "model": request.choice.model,
-        "adapter": request.choice.adapter,
-        "identity": planned.identity,
-        "dtype": request.dtype,
-        "quantization": request.choice.quantization,
-        "decoding": asdict(decoding),
-        "generation_config": planned.own.applied,
-        "rerank": request.rerank,
-        "prompt": request.style,
-        "tokens": asdict(planned.prompts),
-        "max_prompt_tokens": request.max_prompt_tokens,
-        "long": request.long,
-        "long_sources": planned.num_long,
-        "parts_of_split_sources": planned.num_parts,
-        "cleaning": request.cleaning,
-        "counts": dict(counts.most_common()),
-        "batch_tokens": request.batch_tokens,
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "sha256": hashlib.sha256(request.output.read_bytes()).hexdigest(),
-    }

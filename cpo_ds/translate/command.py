@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from cpo_ds.data.prompts import with_names
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
-from cpo_ds.translate.by_model import Request, work_of
+from cpo_ds.scoring.metrics import parse_metrics
+from cpo_ds.translate.by_model import RowsByModel
 from cpo_ds.translate.decoding import Decoding
 from cpo_ds.translate.generate import translate_on_ranks
 from cpo_ds.translate.inputs import PAIR, read_input
@@ -24,6 +25,8 @@ from cpo_ds.translate.lines import Sources
 from cpo_ds.translate.model_choice import ModelChoice, choose_model
 from cpo_ds.translate.prompting import prompt_maker
 from cpo_ds.translate.prompts_of_rows import REFUSE, SERVE, SPLIT
+from cpo_ds.translate.record import Request
+from cpo_ds.translate.rerank import MBR
 from cpo_ds.translate.systems import check_name
 from cpo_ds.translate.test_sets import FLORES_WARNING
 from cpo_ds.translate.tokens import PromptSettings, prompt_settings
@@ -79,7 +82,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--min-p", type=float, help="least probability relative to the likeliest (own, else 0)")
     add("--seed", type=int, help="of sampling (0)")
     add(
-        "--rerank", choices=("mbr",), help="keep the best sample: mbr, likest to the others by chrF"
+        "--rerank",
+        metavar="mbr|METRIC",
+        help="keep the best sample: likest to the others by chrF (mbr), or by a metric of `cpo-ds "
+        "prepare score` that needs no reference",
     )
 
 
@@ -97,17 +103,21 @@ def run(arguments: argparse.Namespace) -> int:
         _print_translation(request)
         return 0
     with as_one_of_ranks() as ranks:
-        _translate(request, ranks)
+        rows = _translate(request, ranks)
+    if request.rerank not in (None, MBR) and ranks.rank == 0:
+        print("\n".join(rows.finish_scoring()), flush=True)
     return 0
 
 
-def _translate(request: Request, ranks: Ranks) -> None:
+def _translate(request: Request, ranks: Ranks) -> RowsByModel:
     dtype = request.dtype or ("bfloat16" if ranks.device.type == "cuda" else "float32")
     if (file := request.choice.recipe_file) is not None:
         ranks.say(f"prompts and tokens as in {file}, unless options say otherwise")
     if request.origin.startswith("flores+:"):
         ranks.say(f"warning: {FLORES_WARNING}")
-    translate_on_ranks(work_of(replace(request, dtype=dtype)), ranks)
+    rows = RowsByModel(replace(request, dtype=dtype))
+    translate_on_ranks(rows.work, ranks)
+    return rows
 
 
 def _print_translation(request: Request) -> None:
@@ -169,12 +179,17 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
         for key in _SAMPLING:
             if getattr(arguments, key) is not None:
                 yield f"--{key.replace('_', '-')} has no effect without --samples; give that too."
-        if arguments.rerank:
+        if arguments.rerank is not None:
             yield "--rerank chooses among samples; give --samples, 16 for example."
     elif arguments.beam is not None:
         yield "--samples draws without a search; leave --beam out."
-    elif arguments.rerank and arguments.samples < 2:
-        yield "--rerank needs at least --samples 2."
+    elif arguments.rerank is not None:
+        if arguments.samples < 2:
+            yield "--rerank needs at least --samples 2."
+        if arguments.rerank != MBR and arguments.output is None:
+            yield f"--rerank {arguments.rerank} needs --output; {MBR} does not."
+        if arguments.rerank != MBR and parse_metrics([f"m={arguments.rerank}"])[0].is_lexical:
+            yield f"--rerank {arguments.rerank} would compare with the reference; give {MBR}."
 
 
 def _decoding(arguments: argparse.Namespace) -> Decoding:
@@ -238,4 +253,7 @@ def _request(arguments: argparse.Namespace, choice: ModelChoice, decoding: Decod
         cleaning=arguments.cleaning or ("full" if style in ("chat", "gpt4") else "alma"),
         rerank=arguments.rerank,
         batch_tokens=arguments.batch_tokens,
+        scoring=("--hostfile", arguments.hostfile)
+        if arguments.hostfile
+        else ("--ranks", str(arguments.ranks)),
     )

@@ -141,6 +141,11 @@ def test_what_a_folder_stands_for(tmp_path: Path) -> None:
         (["--text", "x", "--samples", "2", "--beam", "5"], "leave --beam out"),
         (["--text", "x", "--samples", "1", "--rerank", "mbr"], "at least --samples 2"),
         (["--text", "x", "--rerank", "mbr"], "--rerank chooses among samples"),
+        (["--text", "x", "--samples", "2", "--rerank", "kiwi"], "--rerank kiwi needs --output"),
+        (
+            ["--input", "{rows}", "--output", "o.jsonl", "--samples", "2", "--rerank", "chrf"],
+            "--rerank chrf would compare with the reference; give mbr",
+        ),
         (["--text", "x", "--beam", "0"], "--beam is 0; give a number of at least 1"),
         (["--text", "x", "--samples", "2", "--top-p", "1.5"], "--top-p is 1.5"),
         (["--text", "x", "--samples", "2", "--temperature", "0"], "--temperature must be above 0"),
