@@ -33,6 +33,8 @@ from cpo_ds.translate.tokens import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from cpo_ds.translate.local_model import LocalModel
 
 _TOO_LONG = "prompt longer than the model's context"
@@ -120,6 +122,11 @@ def _work(
         budget, longest = arguments.batch_tokens or 16384, longest_unchanged(config)
         return plan_batches(items, generation, budget, longest=longest)
 
+    def load(tokenizer: Any, device: torch.device) -> LocalModel:
+        from cpo_ds.translate.local_model import LocalModel
+
+        return LocalModel(arguments.model, arguments.adapter, generation.dtype, tokenizer, device)
+
     def translate(model: LocalModel, batch: list[Item]) -> list[Translation]:
         # The seed depends on the batch alone, so any rank samples the same translations for it.
         seed = int(content_key(*(item.key for item in batch))[:8], 16)
@@ -129,15 +136,7 @@ def _work(
         check_complete(known, [key for key in jobs[0].keys if key], arguments.output)
         return jobs[0].write(arguments.output, known)
 
-    return Work(
-        arguments.model,
-        arguments.adapter,
-        generation.dtype,
-        arguments.output,
-        plan,
-        translate,
-        finish,
-    )
+    return Work(arguments.model, generation.dtype, arguments.output, plan, load, translate, finish)
 
 
 def _job(

@@ -22,7 +22,10 @@ from cpo_ds.translate.rerank import MBR, choose_by_chrf, choose_by_metric
 from cpo_ds.translate.tokens import template_date, tokenize_prompts
 
 if TYPE_CHECKING:
+    import torch
+
     from cpo_ds.translate.local_model import LocalModel
+    from cpo_ds.translate.vllm_model import VllmModel
 
 
 class RowsByModel:
@@ -33,16 +36,14 @@ class RowsByModel:
         self._planned: Planned | None = None  # on rank 0 alone
         self._texts: list[list[str]] = []
         self._counts: Counter[str] = Counter()
-        choice = request.choice
         self.work = Work(
-            choice.model,
-            choice.adapter,
+            request.choice.model,
             request.dtype,
             request.output,
             self._plan,
+            self._load,
             self._translate,
             self._finish,
-            choice.quantization,
         )
 
     def finish_scoring(self) -> list[str]:
@@ -61,11 +62,31 @@ class RowsByModel:
             planned, [[texts[i]] for texts, i in zip(self._texts, best, strict=True)]
         )
 
-    def _translate(self, model: LocalModel, batch: list[Item]) -> list[Translation]:
+    def _load(self, tokenizer: Any, device: torch.device) -> LocalModel | VllmModel:
+        """The model, on one device. vLLM runs on rank 0 alone."""
+        from cpo_ds.translate.local_model import LocalModel
+        from cpo_ds.translate.vllm_model import VllmModel
+
+        choice, dtype = self.request.choice, self.request.dtype
+        if not self.request.is_vllm:
+            return LocalModel(
+                choice.model, choice.adapter, dtype, tokenizer, device, choice.quantization
+            )
+        planned = self._planned
+        assert planned is not None
+        longest = planned.longest_prompt + planned.decoding.max_new_tokens
+        return VllmModel(choice.model, choice.adapter, dtype, tokenizer, longest, planned.settings)
+
+    def _translate(self, model: Any, batch: list[Item]) -> list[Translation]:
         name, decoding = self.request.choice.model, self.request.decoding
+        prompts = [item.tokens for item in batch]
+        seeds = [decoding.seed_of(item.tokens, item.draw) for item in batch]
+        if self.request.is_vllm:
+            assert self._planned is not None
+            penalty = self._planned.own.applied.get("repetition_penalty", 1.0)
+            return model.translate(prompts, seeds, self._planned.decoding, penalty)
         own = own_settings(model.generation_settings, name, samples=bool(decoding.samples))
-        arguments = _arguments(decoding.with_own(own.applied), batch)
-        return model.translate([item.tokens for item in batch], 0, **arguments)
+        return model.translate(prompts, 0, **_arguments(decoding.with_own(own.applied), seeds))
 
     def _plan(self, tokenizer: Any, config: Any, folder: Path) -> list[list[Item]]:
         self._planned, batches = _plan(self.request, tokenizer, config, folder)
@@ -100,8 +121,8 @@ class RowsByModel:
         ]
 
 
-def _arguments(decoding: Decoding, batch: list[Item]) -> dict[str, Any]:
-    """The arguments for transformers' `generate`."""
+def _arguments(decoding: Decoding, seeds: list[int]) -> dict[str, Any]:
+    """The arguments for transformers' `generate`; the seeds are those of samples."""
     from cpo_ds.translate.sampling import sampling_arguments  # imported late: it needs torch
 
     fixed = {
@@ -109,10 +130,7 @@ def _arguments(decoding: Decoding, batch: list[Item]) -> dict[str, Any]:
         "do_sample": False,
         "max_new_tokens": decoding.max_new_tokens,
     }
-    if not decoding.samples:
-        return fixed
-    seeds = [decoding.seed_of(item.tokens, item.draw) for item in batch]
-    return fixed | sampling_arguments(decoding, seeds)
+    return fixed | (sampling_arguments(decoding, seeds) if decoding.samples else {})
 
 
 def _plan(
@@ -123,6 +141,7 @@ def _plan(
     from cpo_ds.model.load import check_token_ids
     from cpo_ds.model.positions import longest_unchanged
     from cpo_ds.translate.local_model import generation_settings, identity
+    from cpo_ds.translate.vllm_model import check_vllm
 
     # Read the sources, and the model's own settings.
     sources = replace(request.read(), languages=request.languages)
@@ -130,6 +149,8 @@ def _plan(
     settings = generation_settings(request.choice.model, config)
     own = own_settings(settings, request.choice.model, samples=bool(request.decoding.samples))
     decoding = request.decoding.with_own(own.applied)
+    if request.is_vllm:
+        check_vllm(request.choice.adapter, request.choice.quantization, own.applied)
     print("\n".join([*source_lines(sources), *own.lines]), flush=True)
 
     # Make the prompts, with the day that a chat template prints.
@@ -144,6 +165,7 @@ def _plan(
     # A key holds all that decides an answer: model, settings, tokens of the prompt and the sample.
     model = identity(request.choice.model, request.choice.adapter)
     decides = [model, request.dtype, request.choice.quantization, asdict(decoding), own.applied]
+    decides += ["vllm"] * request.is_vllm
     model_key = content_key(json.dumps(decides, default=str))
     items = [
         [
@@ -159,7 +181,10 @@ def _plan(
     flat = [item for samples in items for sample in samples for item in sample]
     batches = plan_batches(flat, decoding, request.batch_tokens, longest=longest_unchanged(config))
     parts = sum(len(row.prompts) for row in rows if len(row.prompts) > 1)
-    made = Planned(sources, asked, own, decoding, model, prompts, num_long, parts)
+    longest = max(len(item.tokens) for item in flat)
+    made = Planned(
+        sources, asked, own, settings, decoding, model, prompts, longest, num_long, parts
+    )
     for line in _long_lines(request, made):
         print(line, flush=True)
     return made, batches

@@ -49,7 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="(bfloat16; on a CPU, float32)")
     add("--ranks", type=int, default=1, help="processes on this host (1)")
     add("--hostfile", help="hosts and slots, as for training, in place of --ranks")
-    add("--batch-tokens", type=int, default=16384, help="most tokens of a batch (16384)")
+    add("--batch-tokens", type=int, help="most tokens of a batch (16384; with --vllm, 2**20)")
+    add("--vllm", action="store_true", help="by vLLM: greedy or samples, on one process")
 
     add = parser.add_argument_group("input and output").add_argument
     add("--input", type=Path, help="rows (jsonl), plain text, or a folder of ALMA's layout")
@@ -165,6 +166,10 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
         yield "--references belongs to --input with plain text; leave it out."
     if arguments.text is not None and arguments.output is None and arguments.ranks > 1:
         yield "--ranks has no effect with --text; leave it out."
+    if arguments.vllm and arguments.samples is None and arguments.beam != 1:
+        yield "--vllm has no beam search here; give --beam 1 or --samples, or leave --vllm out."
+    if arguments.vllm and (arguments.ranks > 1 or arguments.hostfile):
+        yield "--vllm runs on one process; leave --ranks and --hostfile out."
     if arguments.long == SPLIT and arguments.prompt == "few-shot":
         yield f"--long {SPLIT} cannot be combined with --prompt few-shot; take --long {SERVE}."
     for key, least in _LEAST.items():
@@ -252,7 +257,8 @@ def _request(arguments: argparse.Namespace, choice: ModelChoice, decoding: Decod
         long=arguments.long,
         cleaning=arguments.cleaning or ("full" if style in ("chat", "gpt4") else "alma"),
         rerank=arguments.rerank,
-        batch_tokens=arguments.batch_tokens,
+        batch_tokens=arguments.batch_tokens or (2**20 if arguments.vllm else 16384),
+        is_vllm=arguments.vllm,
         scoring=("--hostfile", arguments.hostfile)
         if arguments.hostfile
         else ("--ranks", str(arguments.ranks)),

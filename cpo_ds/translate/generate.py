@@ -19,8 +19,9 @@ from cpo_ds.storage.results import cache_of, hold_cache
 from cpo_ds.translate.job import KeptTranslations, Translation
 
 if TYPE_CHECKING:
+    import torch
+
     from cpo_ds.ranks.ranks import Ranks
-    from cpo_ds.translate.local_model import LocalModel
 
 
 class Sizes(Protocol):
@@ -49,18 +50,18 @@ class Work:
     """What to translate, by which model, and what to do with the translations.
 
     Rank 0 alone calls `plan`, with tokenizer, model configuration and the folder of kept
-    translations; it returns all batches. `translate` makes a batch's translations. Rank 0 alone
-    calls `finish` with all translations by key; it returns lines to print.
+    translations; it returns all batches. Each rank calls `load` with tokenizer and device, and
+    `translate` with what that returned and a batch. Rank 0 alone calls `finish` with all
+    translations by key; it returns lines to print.
     """
 
     model: str
-    adapter: str | None
     dtype: str
     output: Path
     plan: Callable[[Any, Any, Path], list[list[Item]]]
-    translate: Callable[[LocalModel, list[Item]], Sequence[Translation]]
+    load: Callable[[Any, torch.device], Any]
+    translate: Callable[[Any, list[Item]], Sequence[Translation]]
     finish: Callable[[Mapping[str, Translation]], list[str]]
-    quantization: str | None = None  # of the base of an adapter
 
 
 def plan_batches(
@@ -91,7 +92,6 @@ def translate_on_ranks(work: Work, ranks: Ranks) -> None:
     from cpo_ds.model.base_settings import own_code_line
     from cpo_ds.model.load import read_model_config
     from cpo_ds.model.tokenizer import load_tokenizer
-    from cpo_ds.translate.local_model import LocalModel
 
     kept = KeptTranslations(work.output, ranks.rank)
     locks: list[FolderLock] = []  # held as long as this function runs
@@ -116,11 +116,7 @@ def translate_on_ranks(work: Work, ranks: Ranks) -> None:
     if batches:
         if ranks.device.type == "cpu" and work.dtype != "float32":
             ranks.say("note: most CPUs are slow in 16 bits; --dtype float32 is faster")
-        model = ranks.everywhere(
-            lambda: LocalModel(
-                work.model, work.adapter, work.dtype, tokenizer, ranks.device, work.quantization
-            )
-        )
+        model = ranks.everywhere(lambda: work.load(tokenizer, ranks.device))
         ranks.everywhere(lambda: _translate_share(work, model, batches, kept, ranks))
 
     # Rank 0 uses the translations of all ranks.
@@ -146,7 +142,7 @@ def _print_plan(batches: list[list[Item]], missing: list[list[Item]]) -> None:
 
 def _translate_share(
     work: Work,
-    model: LocalModel,
+    model: Any,
     batches: list[list[Item]],
     kept: KeptTranslations,
     ranks: Ranks,

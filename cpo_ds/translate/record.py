@@ -44,6 +44,7 @@ class Request:
     cleaning: str
     rerank: str | None
     batch_tokens: int
+    is_vllm: bool = False
     scoring: tuple[str, ...] = ()  # options of the metric that re-ranks: its ranks
 
     @property
@@ -61,9 +62,11 @@ class Planned:
     sources: Sources
     asked: list[Asked]
     own: OwnSettings
+    settings: dict[str, Any]  # of the model's generation_config.json
     decoding: Decoding
     identity: str
     prompts: PromptSettings
+    longest_prompt: int  # in tokens
     num_long: int = 0
     num_parts: int = 0
 
@@ -85,6 +88,7 @@ def write_settings(request: Request, planned: Planned, counts: Counter[str]) -> 
 def _settings(request: Request, planned: Planned, counts: Counter[str]) -> dict[str, Any]:
     """All that decides the output, in plain values."""
     decoding = planned.decoding
+    libraries = (*_LIBRARIES, *(["vllm"] * request.is_vllm))
     differs = differences(
         Protocol(
             decoding.num_beams,
@@ -97,6 +101,7 @@ def _settings(request: Request, planned: Planned, counts: Counter[str]) -> dict[
             planned.num_long,
             request.long,
             bool(planned.own.without_effect.get("do_sample")),
+            request.is_vllm,
         )
     )
     return {
@@ -109,6 +114,7 @@ def _settings(request: Request, planned: Planned, counts: Counter[str]) -> dict[
         "adapter": request.choice.adapter,
         "identity": planned.identity,
         "dtype": request.dtype,
+        "engine": "vllm" if request.is_vllm else "transformers",
         "quantization": request.choice.quantization,
         "decoding": asdict(decoding),
         "generation_config": planned.own.applied,
@@ -122,6 +128,6 @@ def _settings(request: Request, planned: Planned, counts: Counter[str]) -> dict[
         "cleaning": request.cleaning,
         "counts": dict(counts.most_common()),
         "batch_tokens": request.batch_tokens,
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
         "sha256": hashlib.sha256(request.output.read_bytes()).hexdigest(),
     }
