@@ -19,6 +19,7 @@ from cpo_ds.data.prompts import (
     split_conversations,
 )
 from cpo_ds.data.sameness import best_and_worst, distinct, is_blank
+from cpo_ds.data.scorers import lower_is_better
 from cpo_ds.data.sources import RawRow
 from cpo_ds.errors import UserError, did_you_mean
 
@@ -200,8 +201,9 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
         )
     if len(candidates) < 2:
         return "fewer than two candidates"
+    signs = {m: -1 if lower_is_better(raw.values.get("scorers"), m) else 1 for m in metrics}
     means = {
-        name: sum(raw.number_at("scores", m, name) for m in metrics) / len(metrics)
+        name: sum(signs[m] * raw.number_at("scores", m, name) for m in metrics) / len(metrics)
         for name in candidates
     }
     names = distinct(candidates, candidates)

@@ -9,6 +9,7 @@ from typing import Any
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.data.formats import compares_with_reference
 from cpo_ds.data.sameness import best_and_worst, distinct, same_score
+from cpo_ds.data.scorers import lower_is_better
 from cpo_ds.data.sources import finite
 from cpo_ds.errors import UserError
 from cpo_ds.scoring.metrics import short_name
@@ -23,7 +24,8 @@ class RatedRow:
 
     `means` holds the mean score of each translation that every metric scores. Its order breaks
     ties: the reference first, then as in the row. `unscored` counts the other translations. If a
-    metric compares with the reference, the reference is left out of both.
+    metric compares with the reference, the reference is left out of both. In all of them higher is
+    better: scores of metrics that count errors are negated.
     """
 
     row: CandidateRow
@@ -104,7 +106,8 @@ def rate(row: CandidateRow, metrics: Sequence[str]) -> RatedRow:
     for metric in metrics:
         values = all_scores.get(metric, {})
         scored = [name for name in names if values.get(name) is not None]
-        scores[metric] = {name: _number(row, metric, name, values[name]) for name in scored}
+        sign = -1 if lower_is_better(scorers, metric) else 1
+        scores[metric] = {name: sign * _number(row, metric, name, values[name]) for name in scored}
     means = {
         name: sum(values[name] for values in scores.values()) / len(scores)
         for name in names

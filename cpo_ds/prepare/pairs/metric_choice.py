@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.formats import LEXICAL, MEAN_SPELLINGS
+from cpo_ds.data.scorers import lower_is_better
 from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.prepare.pairs.choose import human_preference, rate, scores_of
 from cpo_ds.scoring.metrics import short_name
 
 _ALMA_R = "kiwi+xcomet"  # the XXL models that chose the pairs of ALMA-R-Preference
-_OTHER_SCALE = "from 0 to 100, not to be averaged with scores from 0 to 1"
+# Scales that are not to be averaged with scores from 0 to 1.
+_LIKENESS = "from 0 to 100, not to be averaged with scores from 0 to 1"
+_ERRORS = "from 25 down to 0, not to be averaged with scores from 0 to 1"
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def choose_metrics(
     # Metrics that all rows have scores by, apart from rows that need no scores.
     counted = (row for row in rows if _needs_scores(row)) if mentions.needing else rows
     num_counted = mentions.needing or mentions.rows
-    counts, lexical = _count(known, counted)
+    counts, scales = _count(known, counted)
     left_out = {
         name: f"scores in {count} of {num_counted} rows"
         for name, count in counts.items()
@@ -97,22 +100,26 @@ def choose_metrics(
         )
 
     # A mean of all of these must make sense.
-    left_out |= _not_to_average(metrics, lexical)
+    left_out |= _not_to_average(metrics, scales)
     metrics = [name for name in metrics if name not in left_out]
     because = _because(len(metrics), num_counted, mentions.rows)
     return MetricChoice(tuple(metrics), because, left_out)
 
 
-def _count(metrics: Sequence[str], rows: Iterable[CandidateRow]) -> tuple[dict[str, int], set[str]]:
-    """The number of rows with scores by each metric, and the metrics that are chrF or BLEU."""
+def _count(
+    metrics: Sequence[str], rows: Iterable[CandidateRow]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """The number of rows with scores by each metric, and metrics with another scale than 0 to 1."""
     counts = dict.fromkeys(metrics, 0)
-    lexical: set[str] = set()
+    scales: dict[str, str] = {}
     for row in rows:
         for name in metrics:
             counts[name] += bool(rate(row, (name,)).means)
             if is_lexical(row.values.get("scorers"), name):
-                lexical.add(name)
-    return counts, lexical
+                scales[name] = _LIKENESS
+            elif lower_is_better(row.values.get("scorers"), name):
+                scales[name] = _ERRORS
+    return counts, scales
 
 
 def _alma_r_metrics(known: Sequence[str]) -> tuple[str, ...]:
@@ -127,10 +134,16 @@ def _needs_scores(row: CandidateRow) -> bool:
     return len(row.translations) > 1 and not human_preference(row)
 
 
-def _not_to_average(metrics: Sequence[str], lexical: Collection[str]) -> dict[str, str]:
-    """Metrics to leave out of a mean, with the reason: another scale, or the same metric again."""
-    other_scale = [name for name in metrics if name in lexical]
-    left_out = dict.fromkeys(other_scale, _OTHER_SCALE) if len(other_scale) < len(metrics) else {}
+def _not_to_average(metrics: Sequence[str], scales: Mapping[str, str]) -> dict[str, str]:
+    """Metrics to leave out of a mean, with the reason: another scale, or the same metric again.
+
+    `scales` are those of metrics with another scale than 0 to 1. If all have another one, errors
+    go before likeness to the reference.
+    """
+    left_out = {name: scales[name] for name in metrics if name in scales}
+    if len(left_out) == len(metrics):
+        has_errors = _ERRORS in left_out.values()
+        left_out = {n: s for n, s in left_out.items() if has_errors and s == _LIKENESS}
     first: dict[str, str] = {}
     for name in metrics:
         same = first.setdefault(short_name(name), name)
