@@ -39,8 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="metrics",
         metavar="NAME_OR_CHECKPOINT",
-        help="kiwi, xcomet, kiwi-22, comet-22, chrf, bleu, a Hugging Face name, or a checkpoint "
-        "file or folder; NAME=CHECKPOINT names it in the output. Repeat the option for more",
+        help="kiwi, xcomet, kiwi-22, comet-22, metricx-24, metricx-24-qe, chrf, bleu, a Hugging "
+        "Face name, or a checkpoint file or folder; NAME=CHECKPOINT names it in the output. Repeat "
+        "the option for more",
     )
 
     # How COMET computes, and on which ranks.
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--batch-tokens and --ranks take numbers above 0.")
 
     # Unless a launcher started this process as a rank, go on in another process if need be.
-    needs_comet = not all(metric.is_lexical for metric in metrics)
+    needs_comet = not all(metric.is_lexical or metric.is_metricx for metric in metrics)
     if not is_rank():
         if not arguments.input.is_file():
             raise UserError(f"--input {arguments.input} does not exist.")

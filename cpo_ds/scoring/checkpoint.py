@@ -53,7 +53,7 @@ def find_checkpoint(metric: Metric) -> Checkpoint:
                 f"--metric {metric.name}: there is no checkpoint {metric.model}; give a "
                 "checkpoints/model.ckpt, its folder, or a Hugging Face name like Unbabel/XCOMET-XL."
             )
-        path = _in_folder(_download(metric))
+        path = _in_folder(download(metric.name, metric.model))
 
     # Read the settings beside the checkpoint's folder.
     hparams = path.parent.parent / "hparams.yaml"
@@ -61,7 +61,7 @@ def find_checkpoint(metric: Metric) -> Checkpoint:
         raise UserError(f"{path} is no COMET checkpoint: there is no {hparams} beside it.")
     try:
         settings = yaml.safe_load(hparams.read_text(encoding="utf-8"))
-        return Checkpoint(path, settings | {}, _fingerprint(path, settings["class_identifier"]))
+        return Checkpoint(path, settings | {}, fingerprint_of(path, settings["class_identifier"]))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{hparams} cannot be read: {one_line(error)}; get it again.") from None
 
@@ -72,27 +72,31 @@ def _in_folder(folder: Path) -> Path:
     return paths[-1] if paths else folder / "checkpoints" / "model.ckpt"
 
 
-def _download(metric: Metric) -> Path:
-    """Downloads a metric's folder from the hub, unless it is in the cache. Raises `UserError`."""
+def download(metric: str, repository: str, *patterns: str) -> Path:
+    """Downloads a repository of the hub, unless it is in the cache; returns its folder.
+
+    `metric` is the name for messages; `patterns` are the files to get, if not all. Raises
+    `UserError`.
+    """
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(metric.model))
+        return Path(snapshot_download(repository, allow_patterns=list(patterns) or None))
     except errors.GatedRepoError:
         problem = (
-            f"{metric.model} is gated: accept its licence on its Hugging Face page, then log in "
+            f"{repository} is gated: accept its licence on its Hugging Face page, then log in "
             "with `hf auth login` or set HF_TOKEN"
         )
     except errors.RepositoryNotFoundError:
-        problem = f"there is no model {metric.model} on the Hugging Face hub; check the name"
+        problem = f"there is no model {repository} on the Hugging Face hub; check the name"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        problem = f"{metric.model} is not on this machine, and {why_not_provided(error)}"
+        problem = f"{repository} is not on this machine, and {why_not_provided(error)}"
     except (errors.HfHubHTTPError, OSError) as error:
-        problem = f"{metric.model} cannot be downloaded: {one_line(error)}"
-    raise UserError(f"--metric {metric.name}: {problem}.")
+        problem = f"{repository} cannot be downloaded: {one_line(error)}"
+    raise UserError(f"--metric {metric}: {problem}.")
 
 
-def _fingerprint(path: Path, kind: str) -> str:
+def fingerprint_of(path: Path, kind: str) -> str:
     """A hash of the size and of blocks all over the file.
 
     Reading all of a checkpoint of 43 GB would take minutes.

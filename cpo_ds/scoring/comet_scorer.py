@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -27,8 +28,11 @@ class CometScorer:
     With `shard`, the model is split over the ranks, which then must score in step.
     """
 
+    program = "COMET"
+
     def __init__(self, checkpoint: Checkpoint, ranks: Ranks, dtype: str, *, shard: bool) -> None:
         self._model = make_model(checkpoint)
+        self.version = f"unbabel-comet {version('unbabel-comet')}"
         self._device = ranks.device
         self._engine = None
         if shard:

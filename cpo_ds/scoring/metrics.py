@@ -1,7 +1,8 @@
-"""Metrics by name: COMET models, chrF and BLEU."""
+"""Metrics by name: COMET and MetricX models, chrF and BLEU."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,13 @@ _HUB = {  # lower case, without the owner Unbabel
     "xcomet-xl": "XCOMET-XL",
     "comet-22": "wmt22-comet-da",
 }
-KNOWN = (*LEXICAL, *_HUB)  # short names
+_QE = ":qe"  # ends the model of a MetricX metric that must not see the reference
+_METRICX = {
+    f"metricx-24{size}{estimate}": f"google/metricx-24-hybrid{size or '-xxl'}-v2p6{qe}"
+    for size in ("", "-xxl", "-xl", "-large")
+    for estimate, qe in (("", ""), ("-qe", _QE))
+}
+KNOWN = (*LEXICAL, *_HUB, *_METRICX)  # short names
 _BY_ANY_NAME = _HUB | {name.lower(): name for name in _HUB.values()}
 # The two metrics that chose the pairs of ALMA-R-Preference, by their names in that data set.
 _SHORT = {"Unbabel/wmt23-cometkiwi-da-xxl": "kiwi", "Unbabel/XCOMET-XXL": "xcomet"}
@@ -26,6 +33,8 @@ _SHORT = {"Unbabel/wmt23-cometkiwi-da-xxl": "kiwi", "Unbabel/XCOMET-XXL": "xcome
 
 def model_name(metric: str) -> str:
     """The hub's name of a metric with a short name; any other name unchanged."""
+    if metric.lower() in _METRICX:
+        return _METRICX[metric.lower()]
     known = _BY_ANY_NAME.get(metric.lower().removeprefix("unbabel/"))
     return f"Unbabel/{known}" if known else metric
 
@@ -39,7 +48,8 @@ def short_name(metric: str) -> str:
 class Metric:
     """A metric: the name of its scores in the rows, and the model that makes them.
 
-    `model` is a name on the Hugging Face hub, a path, or `chrf` or `bleu`.
+    `model` is a name on the Hugging Face hub, a path, or `chrf` or `bleu`. That of a MetricX metric
+    ends in `:qe` if it must not see the reference.
     """
 
     name: str
@@ -49,6 +59,28 @@ class Metric:
     def is_lexical(self) -> bool:
         """Whether the metric is chrF or BLEU, which compare strings and need no model."""
         return self.model in LEXICAL
+
+    @property
+    def location(self) -> str:
+        """The name on the hub or the path of the model."""
+        return self.model.removesuffix(_QE)
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether a MetricX metric estimates quality without the reference."""
+        return self.model.endswith(_QE)
+
+    @property
+    def is_metricx(self) -> bool:
+        """Whether the model is a MetricX one: a folder of an mT5 model, or so named on the hub."""
+        path = Path(self.location).expanduser()
+        if not path.exists():
+            return "metricx" in self.location.lower()
+        try:
+            settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            return settings["model_type"] == "mt5"
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
 def parse_metrics(texts: list[str]) -> list[Metric]:
@@ -62,7 +94,8 @@ def parse_metrics(texts: list[str]) -> list[Metric]:
         if not name or (equals and not model):
             raise UserError(f"--metric {text!r}: write a name, a checkpoint, or NAME=CHECKPOINT.")
         model = model_name(model or name)
-        if not ("/" in model or model.lower() in LEXICAL or Path(model).exists()):
+        _check_served(text, model)
+        if not ("/" in model or model.lower() in LEXICAL or Path(model.removesuffix(_QE)).exists()):
             raise UserError(
                 f"--metric {text}: there is no metric {model!r}"
                 f"{did_you_mean(model, KNOWN)}; known are {', '.join(KNOWN)}. Any "
@@ -74,3 +107,16 @@ def parse_metrics(texts: list[str]) -> list[Metric]:
         if names.count(name) > 1:
             raise UserError(f"--metric {name} is given twice; name one of them NAME=CHECKPOINT.")
     return metrics
+
+
+def _check_served(given: str, model: str) -> None:
+    """Raises `UserError` for a metric that is known and not served."""
+    if "metricx-23" in model.lower():
+        raise UserError(
+            f"--metric {given}: MetricX-23 reads other inputs than MetricX-24; take metricx-24."
+        )
+    if "bleurt" in model.lower():
+        raise UserError(
+            f"--metric {given}: BLEURT is not served, since its packages are no longer maintained "
+            "or need TensorFlow; take metricx-24 or comet-22."
+        )

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.errors import UserError
@@ -20,6 +19,10 @@ from cpo_ds.scoring import lexical
 from cpo_ds.scoring.metrics import Metric
 from cpo_ds.scoring.plan import Item, Score, joint_batches, share
 from cpo_ds.storage.results import ResultFiles
+
+if TYPE_CHECKING:
+    from cpo_ds.scoring.comet_scorer import CometScorer
+    from cpo_ds.scoring.metricx import MetricXScorer
 
 _LEXICAL_BATCH = 2**15  # characters
 
@@ -42,6 +45,7 @@ class ScorerRecord(TypedDict, total=False):
     dtype: str
     uses_reference: bool
     version: str
+    lower_is_better: bool  # True, or left out
     note: str
 
 
@@ -64,7 +68,7 @@ def score_metric(
     """
     if metric.is_lexical:
         return _score_lexical(metric, rows, cache, ranks)
-    return _score_comet(metric, rows, cache, scoring, ranks)
+    return _score_by_model(metric, rows, cache, scoring, ranks)
 
 
 def _score_lexical(
@@ -89,22 +93,40 @@ def _score_lexical(
     return MetricScores(record, results, items, left_out)
 
 
-def _score_comet(
-    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks
-) -> MetricScores:
-    """Scores by a COMET model."""
-    # Imported late: chrF and BLEU run without COMET's environment.
+def _load(
+    metric: Metric, scoring: Scoring, ranks: Ranks
+) -> tuple[str, CometScorer | MetricXScorer]:
+    """The fingerprint of a metric's model, and the scorer that computes by it."""
+    # Imported late: chrF and BLEU run without COMET's environment, and MetricX without COMET. The
+    # first rank of each host finds the files, or downloads them for all.
+    if metric.is_metricx:
+        from cpo_ds.scoring.metricx import MetricXScorer
+        from cpo_ds.scoring.metricx_files import find_metricx
+
+        files = ranks.on_each_host(lambda: find_metricx(metric))
+        ranks.say(f"{metric.name}: loading {files.folder}")
+        return files.fingerprint, ranks.everywhere(
+            lambda: MetricXScorer(
+                files, ranks, scoring.dtype, shard=scoring.shard, is_estimate=metric.is_estimate
+            )
+        )
     from cpo_ds.scoring.checkpoint import find_checkpoint
     from cpo_ds.scoring.comet_scorer import CometScorer
 
-    # Load the model. The first rank of each host finds the checkpoint, or downloads it for all.
     checkpoint = ranks.on_each_host(lambda: find_checkpoint(metric))
     ranks.say(f"{metric.name}: loading {checkpoint.path}")
-    scorer = ranks.everywhere(
+    return checkpoint.fingerprint, ranks.everywhere(
         lambda: CometScorer(checkpoint, ranks, scoring.dtype, shard=scoring.shard)
     )
 
-    # Collect the translations to score, and warn about those that COMET cuts off.
+
+def _score_by_model(
+    metric: Metric, rows: list[CandidateRow], cache: Path, scoring: Scoring, ranks: Ranks
+) -> MetricScores:
+    """Scores by a COMET or MetricX model."""
+    fingerprint, scorer = _load(metric, scoring, ranks)
+
+    # Collect the translations to score, and warn about those that are cut off.
     uses_reference = scorer.needs_reference or (scoring.use_reference and scorer.can_use_reference)
     items, left_out = _items(
         metric, rows, needs_reference=scorer.needs_reference, use_reference=uses_reference
@@ -116,7 +138,7 @@ def _score_comet(
     if longer:
         ranks.say(
             f"{metric.name}: {longer} translations are too long together with the texts that they "
-            f"are compared with: COMET cuts them off at {scorer.longest} tokens"
+            f"are compared with: {scorer.program} cuts them off at {scorer.longest} tokens"
         )
 
     # Ranks of a split model compute in step. An item with a reference takes more passes through
@@ -127,15 +149,17 @@ def _score_comet(
         groups.append(scorer.batches(alike, count, scoring.batch_tokens))
 
     # Score. The name of the kept results holds all that decides a score besides the texts.
-    kept = ResultFiles(cache, f"{checkpoint.fingerprint}-{scoring.dtype}", ranks.rank)
+    kept = ResultFiles(cache, f"{fingerprint}-{scoring.dtype}", ranks.rank)
     results = _score_all(groups, scorer.score, kept, ranks, metric.name, in_step=scoring.shard)
     record: ScorerRecord = {
         "model": metric.model,
-        "fingerprint": checkpoint.fingerprint,
+        "fingerprint": fingerprint,
         "dtype": scoring.dtype,
         "uses_reference": uses_reference,
-        "version": f"unbabel-comet {version('unbabel-comet')}",
+        "version": scorer.version,
     }
+    if metric.is_metricx:
+        record["lower_is_better"] = True
     return MetricScores(record, results, items, left_out)
 
 
