@@ -14,6 +14,7 @@ import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow, CandidateRows
 from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.data.scorers import lower_is_better
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.choose import rate, scores_of
 from cpo_ds.prepare.pairs.metric_choice import Mentions, is_lexical
@@ -30,6 +31,7 @@ class Metric:
     name: str
     uses_reference: bool
     is_lexical: bool  # chrF or BLEU
+    is_negated: bool  # its scores have a minus sign here, since lower ones are better
     scorers: tuple[tuple[str, int], ...]
     num_scores: int
     num_missing: int  # translations without a score that could have one
@@ -155,6 +157,7 @@ class _Numbers:
     records: dict[str, Counter[str]] = field(default_factory=dict)
     num_scores: Counter[str] = field(default_factory=Counter)
     lexical: set[str] = field(default_factory=set)
+    negated: set[str] = field(default_factory=set)
     comparing: set[str] = field(default_factory=set)
 
     # References, and by metric how many more a row's record leaves out than the metric's name does.
@@ -202,6 +205,8 @@ class _Numbers:
         self.num_scores[metric] += num_scores
         if is_lexical(scorers, metric):
             self.lexical.add(metric)
+        if lower_is_better(scorers, metric):
+            self.negated.add(metric)
         if compares_with_reference(scorers, metric):
             self.comparing.add(metric)
 
@@ -214,6 +219,7 @@ class _Numbers:
             name=name,
             uses_reference=name in self.comparing,
             is_lexical=name in self.lexical,
+            is_negated=name in self.negated,
             scorers=tuple(sorted(self.records.get(name, {}).items())),
             num_scores=self.num_scores[name],
             num_missing=could - self.num_scores[name],

@@ -45,7 +45,8 @@ def _scorer_lines(metric: Metric) -> tuple[tuple[str, ...], ...]:
         record: dict[str, Any] = json.loads(text) if text else {}
         model = _plain(record.pop("model", None)) or "not recorded"
         dtype = _plain(record.pop("dtype", None)) or "–"
-        record.pop("uses_reference", None)
+        for told in ("uses_reference", "lower_is_better"):
+            record.pop(told, None)
         further = "; ".join(f"{key} {_plain(value)}" for key, value in record.items()) or "–"
         compares = "yes" if metric.uses_reference else "no"
         lines.append((model, dtype, compares, count(rows), *counts, further))
@@ -76,6 +77,13 @@ def _cautions(metrics: tuple[Metric, ...]) -> list[str]:
         cautions.append(
             f"{join_names(lexical)} {verb} likeness to one reference, which is not a quality "
             "estimate: a good translation in other words scores low."
+        )
+    negated = [metric.name for metric in metrics if metric.is_negated]
+    if negated:
+        verb = "counts" if len(negated) == 1 else "count"
+        cautions.append(
+            f"{join_names(negated)} {verb} errors, so lower is better. Such scores have a minus "
+            "sign on this page, and higher is better everywhere."
         )
     mixed = [metric.name for metric in metrics if len(metric.scorers) > 1]
     if mixed:

@@ -117,11 +117,14 @@ def _largest(names: Iterable[str], sizes: Counter[str], limit: int) -> tuple[str
 def selecting_metrics(scored: ScoredRows, given: str | None) -> tuple[str, ...]:
     """The metrics to choose by: those of `given`, like `kiwi+xcomet`, or all quality estimates.
 
+    Estimates that count errors have another scale, so they choose only if there are no others.
     Without estimates, all metrics choose. Raises `UserError` for a metric that scores no row.
     """
     known = tuple(metric.name for metric in scored.metrics)
     if given is None:
-        return scored.estimates or known
+        negated = {metric.name for metric in scored.metrics if metric.is_negated}
+        alike = tuple(name for name in scored.estimates if name not in negated)
+        return alike or scored.estimates or known
     selecting = find_metrics(given, scored.mentions)
     for name in selecting:
         if name not in known:

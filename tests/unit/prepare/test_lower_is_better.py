@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from preference_data import read, write
+from report_page import report
 from scored_rows import TEXTS, names, run, scored
 
 from cpo_ds.data.scorers import lower_is_better
+from cpo_ds.prepare.analyses.scored import read_scored
+from cpo_ds.prepare.analyses.view import selecting_metrics
 
 ERRORS = {"a": 0.5, "b": 3.0, "c": 12.0}  # "a" is the best
 SCORER = {"mine": {"model": "/models/x", "uses_reference": False, "lower_is_better": True}}
@@ -58,6 +61,20 @@ def test_errors_are_averaged_only_with_errors(tmp_path: Path) -> None:
         "a",
         pytest.approx((12 - 0.5 + 0.2 - 0.5) / 2),
     )
+
+
+def test_the_report_turns_such_scores_around_and_says_so(tmp_path: Path) -> None:
+    kiwi = {"a": 0.9, "b": 0.5, "c": 0.1}  # the same order as the errors
+    lines = [row("mine", SCORER, kiwi=kiwi) | {"source": f"source {n}"} for n in range(40)]
+    scored_rows = read_scored(str(write(tmp_path / "scored.jsonl", lines)))
+    assert selecting_metrics(scored_rows, None) == ("kiwi",)
+    assert selecting_metrics(scored_rows, "mine") == ("mine",)
+    by_errors, by_kiwi = scored_rows.table("mine"), scored_rows.table("kiwi")
+    assert (by_errors.argsort(axis=1) == by_kiwi.argsort(axis=1)).all()
+    said = report(tmp_path, lines).text
+    assert "mine counts errors, so lower is better. Such scores have a minus sign" in said
+    only = [row("mine", SCORER)]
+    assert selecting_metrics(read_scored(str(write(tmp_path / "o.jsonl", only))), None) == ("mine",)
 
 
 def test_records_and_names_tell_the_direction() -> None:
