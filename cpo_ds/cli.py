@@ -40,6 +40,13 @@ COMMANDS = {
     "evaluate": Command(
         "cpo_ds.evaluate.command", "score translations of systems by BLEU, chrF and neural metrics"
     ),
+    "evaluate audit": Command(
+        "cpo_ds.evaluate.audit_command",
+        "count empty, copied, repeated and wrong-language texts of systems or of pairs",
+    ),
+    "evaluate human": Command(
+        "cpo_ds.evaluate.human.command", "draw translations for people to judge, and tally scores"
+    ),
     "plan": Command(
         "cpo_ds.planner.command",
         "estimate the memory and time of a recipe on given GPUs, before anything is downloaded",
@@ -49,9 +56,6 @@ COMMANDS = {
         "cpo_ds.doctor.command",
         "check the hosts of a hostfile before a run, and say how to fix what is wrong",
         takes_recipe=True,
-    ),
-    "evaluate human": Command(
-        "cpo_ds.evaluate.human.command", "draw translations for people to judge, and tally scores"
     ),
 }
 PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
@@ -74,14 +78,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    argv = ["evaluate human", *argv[2:]] if argv[:2] == ["evaluate", "human"] else argv
+    original, argv = argv, _joined(argv)
     # Arguments that the parser does not know are a recipe's options, for commands that take them.
     parser = _parser(argv)
     arguments, recipe = parser.parse_known_args(argv)
     if recipe and not arguments.takes_recipe:
         parser.error(f"unrecognized arguments: {' '.join(recipe)}")
     arguments.recipe = recipe
-    arguments.argv = argv  # for commands that start themselves again on several ranks
+    arguments.argv = original  # for commands that start themselves again on several ranks
 
     # Problems that the user can solve are one line, without a stack trace.
     try:
@@ -92,6 +96,12 @@ def _main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("cpo_ds: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """The arguments with a command of two words as one."""
+    both = " ".join(argv[:2])
+    return [both, *argv[2:]] if both in COMMANDS else argv
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -7,10 +7,7 @@ the same way: the same random draws, the same statistics and the same p-value.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-from sacrebleu.significance import PairedTest, estimate_ci
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cpo_ds.evaluate.delta_accuracy import agreement
 from cpo_ds.evaluate.lexical import make_metric
@@ -18,6 +15,9 @@ from cpo_ds.evaluate.metric_facts import facts_of
 from cpo_ds.evaluate.neural import SegmentScores
 from cpo_ds.evaluate.rows import Direction
 from cpo_ds.scoring.metrics import Metric
+
+if TYPE_CHECKING:  # numpy and sacreBLEU's tests are imported late, so that `--help` is quick
+    import numpy as np
 
 SEED = 12345  # sacreBLEU's
 SAMPLES = {"bs": 1000, "ar": 10000}
@@ -66,6 +66,8 @@ def compare_lexical(
     metric: Metric, direction: Direction, tokenizer: str, baseline: str, kind: Kind
 ) -> list[Comparison]:
     """Tests of BLEU or chrF by sacreBLEU, of each other system against the baseline."""
+    from sacrebleu.significance import PairedTest
+
     counts = make_metric(metric.model, direction.references, tokenizer)
     systems = [baseline, *(name for name in direction.systems if name != baseline)]
     texts = [(system, direction.translations(system)) for system in systems]
@@ -83,6 +85,8 @@ def compare_segments(
     scores: SegmentScores, direction: Direction, baseline: str, kind: Kind
 ) -> list[Comparison]:
     """Tests of the mean score of segments, of each other system against the baseline."""
+    import numpy as np
+
     pair = direction.language_pair
     first = np.array(scores.values[pair, baseline])
     run = _bootstrap if kind.test == "bs" else _randomization
@@ -99,6 +103,9 @@ def compare_segments(
 
 def _bootstrap(baseline: np.ndarray, system: np.ndarray, samples: int) -> _Outcome:
     """Koehn's paired bootstrap, with the statistics of Riezler and Maxwell, as in sacreBLEU."""
+    import numpy as np
+    from sacrebleu.significance import estimate_ci
+
     drawn = np.random.default_rng(SEED).choice(len(system), (samples, len(system)), replace=True)
     of_system, of_baseline = system[drawn].mean(1), baseline[drawn].mean(1)
     differences = np.abs(of_system - of_baseline)
@@ -109,6 +116,8 @@ def _bootstrap(baseline: np.ndarray, system: np.ndarray, samples: int) -> _Outco
 
 def _randomization(baseline: np.ndarray, system: np.ndarray, samples: int) -> _Outcome:
     """Approximate randomization: segments change sides at random, as in sacreBLEU."""
+    import numpy as np
+
     draws = np.random.default_rng(SEED).integers(2, size=(samples, len(system)), dtype=bool)
     # Two shuffled systems: where one has the baseline's segment, the other has the system's.
     both = np.stack([baseline, system], axis=1)
@@ -121,7 +130,7 @@ def _randomization(baseline: np.ndarray, system: np.ndarray, samples: int) -> _O
 
 
 def _p_value(statistics: np.ndarray, difference: float) -> float:
-    return float((np.sum(statistics > difference) + 1) / (len(statistics) + 1))
+    return float(((statistics > difference).sum() + 1) / (len(statistics) + 1))
 
 
 def _comparison(
