@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     directions = read_directions(str(arguments.input), arguments.systems)
     metrics = metrics_of(arguments.metrics, directions)
     systems = list(dict.fromkeys(s for d in directions for s in d.systems))
-    selected, notes = selected_metrics(arguments.trained_by, arguments.selected_by, systems)
+    selected, notes = selected_metrics(
+        arguments.input, arguments.trained_by, arguments.selected_by, systems
+    )
     plan = Plan(metrics, selected, tests, arguments.baseline, options.computing(arguments))
     report = evaluate(directions, plan)
     published = published_rows(metrics) if arguments.published else []

@@ -1,8 +1,9 @@
 """The guard against interference: a metric that chose training pairs does not judge the training.
 
 A model that learned from pairs which a metric selected scores better by that metric, and by its
-relatives, than people would say (Pombal et al., arXiv 2503.08327). So such a metric is marked and
-kept out of the headline, and unrelated ones are asked for.
+relatives, than people would say; so do translations that it chose among samples (Pombal et al.,
+arXiv 2503.08327). Such a metric is marked and kept out of the headline, and unrelated ones are
+asked for.
 """
 
 from __future__ import annotations
@@ -53,15 +54,15 @@ def advice(metrics: Sequence[Metric], selected: Selected) -> list[str]:
     shown = {facts_of(m.name, m.model).family for m in metrics}
     unrelated = shown - families
     said = [
-        f"{system}: its training pairs were selected by {', '.join(names)}"
+        f"{system}: {', '.join(names)} selected its training pairs or its translations"
         for system, names in selected.items()
         if names
     ]
     marked = [metric.name for metric in metrics if interferes(metric, everything)]
     if marked:
         said.append(
-            f"not in the headline: {', '.join(marked)}, as they selected these pairs or are "
-            "relatives of metrics that did"
+            f"not in the headline: {', '.join(marked)}, as they selected pairs or translations, "
+            "or are relatives of metrics that did"
         )
     if len(marked) == len(metrics):
         said.append("there is no headline: every metric is marked")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,19 @@ from cpo_ds.errors import UserError, did_you_mean, one_line
 
 Selected = dict[str, list[str]]
 
+_SETTINGS = ".settings.json"  # ends the name of the file that cpo-ds translate writes beside rows
+_MBR = {"mbr": "chrf"}  # the metric by which samples are compared with each other
+
 
 def selected_metrics(
-    trained_by: Sequence[str], selected_by: Sequence[str], systems: Sequence[str]
+    rows: Path, trained_by: Sequence[str], selected_by: Sequence[str], systems: Sequence[str]
 ) -> tuple[Selected, list[str]]:
     """The metrics of each system by the options, and notes on folders that do not tell.
 
-    Raises `UserError` for a folder that does not exist or is neither run, export nor pairs.
+    The settings that cpo-ds translate leaves beside `rows` count too. Raises `UserError` for a
+    folder that does not exist or is neither run, export nor pairs.
     """
-    selected: Selected = {}
+    selected = {name: named for name, named in _beside(rows).items() if name in systems}
     notes: list[str] = []
     for given in trained_by:
         names, folder = _split(given, systems, "--trained-by", is_path=True)
@@ -41,6 +47,28 @@ def selected_metrics(
             parts = [part.strip() for part in metrics_text.split("+") if part.strip()]
             selected.setdefault(name, []).extend(parts)
     return {name: list(dict.fromkeys(metrics)) for name, metrics in selected.items()}, notes
+
+
+def _beside(rows: Path) -> Selected:
+    """The metrics of the system whose settings of translating stand beside the rows, if any.
+
+    They selected the pairs of its adapter or model, if that is a run's or an export's folder, or
+    chose among its samples.
+    """
+    try:
+        text = rows.with_name(f"{rows.name}{_SETTINGS}").read_text(encoding="utf-8")
+        settings = json.loads(text)
+        system = str(settings["system"])
+        folders = [Path(str(settings.get(key) or "")) for key in ("adapter", "model")]
+        rerank = settings.get("rerank")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    metrics = [_MBR.get(str(rerank), str(rerank))] if rerank else []
+    for folder in folders:
+        if any((folder / name).is_file() for name in (MANIFEST, "config.yaml", "README.md")):
+            with contextlib.suppress(UserError):  # a folder of others, which tells nothing
+                metrics += _read(folder) or []
+    return {system: list(dict.fromkeys(metrics))} if metrics else {}
 
 
 def _split(

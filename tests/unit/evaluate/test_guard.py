@@ -56,7 +56,7 @@ def test_chrf_does_not_judge_pairs_that_chrf_selected(
     headline = printed.out.split("\n\n")[0]
     assert "kiwi-22" in headline and "chrf" not in headline and "bleu" not in headline
     assert "chrf (!)" in printed.out and "kiwi-22 x 100 (!)" not in printed.out
-    assert "one: its training pairs were selected by chrf" in printed.err
+    assert "one: chrf selected its training pairs or its translations" in printed.err
     assert "not in the headline: chrf, bleu" in printed.err
     assert "no lexical metric is unrelated to the pairs" in printed.err
 
@@ -128,6 +128,23 @@ def test_runs_and_exports_tell_too(tmp_path: Path, capsys: pytest.CaptureFixture
         report = evaluate(tmp_path, [row()], "--metric", "chrf", "--trained-by", f"two={folder}")
         assert report["headline"] == ["chrf"]
         assert f"{folder} does not say which metrics selected its pairs" in report["notes"][0]
+
+
+def test_settings_beside_the_rows_tell_too(tmp_path: Path) -> None:
+    beside = tmp_path / "rows.jsonl.settings.json"
+    adapter = export(tmp_path / "export", selected_by=["kiwi"])
+    settings = {"system": "one", "model": "OWNER/NAME", "adapter": str(adapter), "rerank": None}
+    for values, expected in (
+        (settings, {"one": ["kiwi"]}),
+        (settings | {"rerank": "mbr"}, {"one": ["chrf", "kiwi"]}),
+        (settings | {"adapter": None, "rerank": "comet-22"}, {"one": ["comet-22"]}),
+        (settings | {"adapter": None}, {}),
+        (settings | {"system": "another"}, {}),
+        ({"system": "one", "model": str(tmp_path)}, {}),
+        ([], {}),
+    ):
+        beside.write_text(json.dumps(values), encoding="utf-8")
+        assert evaluate(tmp_path, [row()], "--metric", "chrf")["selected_by"] == expected
 
 
 def test_pairs_that_a_person_chose_mark_nothing(tmp_path: Path) -> None:
