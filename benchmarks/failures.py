@@ -145,7 +145,7 @@ def start(way: Way, arguments: argparse.Namespace, recipe: list[str], output: Pa
 
 
 def measured(done: Supervised, steps: int) -> dict[str, Any]:
-    """What a run's line says of it; `error` if it did not come to its last step."""
+    """A run's figures, with `error` if it did not come to its last step."""
     shown = {event.text.split()[1] for event in done.events if event.text.startswith("step ")}
     gaps, saves = step_gaps(done.events), save_seconds(done.events)
     line: dict[str, Any] = {
@@ -160,7 +160,8 @@ def measured(done: Supervised, steps: int) -> dict[str, Any]:
     if done.code != 0 or f"{steps}/{steps}" not in shown:
         reason = "not done in time (--timeout-minutes)" if done.code is None else (
             f"it ended with exit code {done.code}")  # fmt: skip
-        line["error"] = f"{reason}: {done.output.strip()[-1500:]}"
+        last = "\n".join(done.output.strip().splitlines()[-15:])
+        line["error"] = f"{reason}; it printed last:\n{last}"
     return line
 
 

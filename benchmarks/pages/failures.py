@@ -67,7 +67,7 @@ def problems(lines: Sequence[Line]) -> list[str]:
     texts = []
     for line in lines:
         if "error" in line:
-            texts.append(f"{name_of(line)}: failed: {line['error'].splitlines()[0]}")
+            texts.append(f"{name_of(line)}: failed: {line['error'].partition(';')[0]}")
         if codes := line["unplanned_restarts"]:
             ends = ", ".join(map(str, codes))
             texts.append(

@@ -43,7 +43,7 @@ def test_the_page_shows_times_parts_and_faults(tmp_path: Path) -> None:
     lines = [
         UNDISTURBED,
         line(),
-        line(background=True, error="it ended with exit code 1: no\nmore"),
+        line(background=True, error="it ended with exit code 1; it printed\nmore"),
     ]
     lines[2]["unplanned_restarts"] = [1, 247]
     lines[2]["processes_left"] = 1
@@ -56,7 +56,7 @@ def test_the_page_shows_times_parts_and_faults(tmp_path: Path) -> None:
     assert "| every 20 s, foreground | 2 | 4 | 0.50 | 2.50 | 130 | 1.30 |" in text
     assert "| every 20 s, background | 2 | 4 | 0.50 | 2.50 | failed |  |  |" in text
     assert "| host | 2 | 0.1 | 10.0 | 10.9 | 1.0 | 2.0 | 3.0 | 27.0 |" in text
-    assert "failed: it ended with exit code 1: no.**" in text
+    assert "failed: it ended with exit code 1.**" in text
     assert "2 starts failed without a kill (codes 1, 247)" in text
     assert "1 processes were left at the end" in text
     assert file.with_name("failures_tiny_cpu_time.png").exists()
@@ -88,7 +88,10 @@ def test_runs_are_added_to_those_of_an_earlier_call(
     lines = read_lines(out)
     assert lines[0] == UNDISTURBED  # as it was
     assert [(one["interval"], one["background"]) for one in lines[1:]] == [(20, False), (20, True)]
-    assert all(one["error"] == "it ended with exit code 1: of the test" for one in lines[1:])
+    assert all(
+        one["error"] == "it ended with exit code 1; it printed last:\nof the test"
+        for one in lines[1:]
+    )
     arguments, recipe = failures.parse([*command, "--kill-minutes", "1"])
     with pytest.raises(UserError, match=r"another kill_seconds: 120\.0 and not 60\.0"):
         failures.run_all(arguments, recipe, tmp_path)
