@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import disk_faults
 import pytest
+from disk_faults import FaultyRuns
 from hosts.simulated import SimulatedHosts, reason_against, simulated_hosts
 from hypothesis import HealthCheck, settings
 from small_disk import Disk, small_disk
@@ -68,6 +70,15 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     """A disk of a few MiB that a test may fill."""
     with small_disk(tmp_path / "disk") as mounted:
         yield mounted
+
+
+@pytest.fixture(scope="session")
+def faulty_runs() -> Iterator[FaultyRuns]:
+    """Runs commands whose calls on files may be made to fail."""
+    if (reason := disk_faults.reason_against()) is not None:
+        pytest.skip(reason)
+    with disk_faults.faulty_runs() as runs:
+        yield runs
 
 
 @pytest.fixture(scope="module")

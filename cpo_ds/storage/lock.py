@@ -20,7 +20,7 @@ _LOCK_SECONDS = 10.0
 class FolderLock:
     """A held lock. It ends with `close`, or with this process, even by a kill."""
 
-    def __init__(self, file: IO[str], folder: int) -> None:
+    def __init__(self, file: IO[bytes], folder: int) -> None:
         self._file, self._folder = file, folder  # an open file, and the descriptor of a folder
 
     def close(self) -> None:
@@ -41,7 +41,8 @@ def hold_folder(folder: Path) -> FolderLock:
     `UserError` if another run holds either. On a file system without locks it locks nothing.
     """
     try:
-        file = (folder / "lock").open("a+", encoding="utf-8")
+        # Without a buffer, nothing is left to write when the lock is closed.
+        file = (folder / "lock").open("ab", buffering=0)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(
@@ -64,8 +65,7 @@ def hold_folder(folder: Path) -> FolderLock:
     # Leave this process's name for the message above.
     with contextlib.suppress(OSError):  # the disk is full; the lock holds nevertheless
         file.truncate(0)
-        file.write(f"process {os.getpid()} on host {socket.gethostname()}")
-        file.flush()
+        file.write(f"process {os.getpid()} on host {socket.gethostname()}".encode())
     return lock
 
 
