@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     The code is 2 if a verified file differs. Raises `UserError`.
     """
     if arguments.verify is not None:
+        if arguments.metrics or arguments.systems:
+            raise UserError("--verify takes metrics and systems from its file; leave them out.")
         return _verify(arguments)
     if arguments.input is None or not arguments.metrics:
         raise UserError("give rows by --input and at least one --metric, like --metric chrf.")

@@ -27,6 +27,9 @@ _PACKAGES = {
 }
 
 
+TOKENIZERS = ("13a", "zh", "char", *_PACKAGES)
+
+
 class Tokenizer(NamedTuple):
     """BLEU's tokenizer of a language, and a sentence on it if it is not the usual one."""
 
@@ -77,7 +80,8 @@ def score_direction(name: str, model: str, direction: Direction, tokenizer: str)
         score = metric.corpus_score(translations, None).score
         settings = dict(part.split(":", 1) for part in str(metric.get_signature()).split("|"))
         texts = text_settings(translations, direction.sources, direction.references)
-        signature = make_signature(NAMES[model], settings | texts)
+        named = {"test": direction.test_set}
+        signature = make_signature(NAMES[model], settings | named | texts)
         results.append(
             Result(system, direction.language_pair, name, score, len(translations), signature)
         )

@@ -71,6 +71,7 @@ class SegmentScores:
             "model": self.record.get("model", self.metric.model),
             **{key: self.record.get(key) for key in ("fingerprint", "version", "dtype")},
             "nrefs": int(sees_reference),
+            "test": direction.test_set,
             "empty": sum(not text for text in translations),
         }
         references = direction.references if sees_reference else None

@@ -128,6 +128,8 @@ def tests_of(arguments: argparse.Namespace) -> tuple[Kind, ...]:
 
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for a file that cannot be written, before the work begins."""
+    if arguments.picture is not None and arguments.picture.suffix.lower() != ".png":
+        raise UserError(f"--picture {arguments.picture} does not end in .png; name it so.")
     taken = {arguments.input.resolve(): "--input"}
     for name in OUTPUTS:
         path = getattr(arguments, name)

@@ -48,14 +48,15 @@ class Direction:
         return [row.source for row in self.rows]
 
     @property
-    def has_references(self) -> bool:
-        """Whether every row has a reference."""
-        return all(row.reference is not None for row in self.rows)
-
-    @property
     def references(self) -> list[str]:
         """The references, of a direction that has them."""
         return [row.reference or "" for row in self.rows]
+
+    @property
+    def test_set(self) -> str | None:
+        """The name in the field `test_set` of all rows; None if they have none, or several."""
+        names = {str(row.values.get("test_set") or "") for row in self.rows}
+        return (names.pop() or None) if len(names) == 1 else None
 
     def translations(self, system: str) -> list[str]:
         """A system's translations, in the order of the rows."""
@@ -87,7 +88,7 @@ def read_directions(path: str, systems: Sequence[str] | None = None) -> list[Dir
     for row in rows:
         groups.setdefault(row.language_pair, []).append(row)
     directions = [_direction(pair, group, kept) for pair, group in groups.items()]
-    return sorted(directions, key=_order)
+    return sorted((direction for direction in directions if direction.systems), key=_order)
 
 
 def _order(direction: Direction) -> int:

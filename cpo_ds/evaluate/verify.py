@@ -10,7 +10,7 @@ from typing import Any
 
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.evaluate.evaluation import Plan, evaluate
-from cpo_ds.evaluate.lexical import NAMES
+from cpo_ds.evaluate.lexical import NAMES, TOKENIZERS
 from cpo_ds.evaluate.neural import Computing
 from cpo_ds.evaluate.report import Report
 from cpo_ds.evaluate.results import MEANS, Result
@@ -21,7 +21,6 @@ from cpo_ds.scoring.metrics import Metric
 
 # Sums of the same numbers differ by rounding, scores of a model by the device that computes it.
 _TOLERANCE, _OF_MODELS = 1e-9, 1e-5
-_TOKENIZERS = ("ja-mecab", "ko-mecab")
 _NAMES = {name: model for model, name in NAMES.items()}
 _SHOWN = 20  # differences
 
@@ -65,6 +64,9 @@ def _result(file: Path, number: int, values: Any) -> Result:
     """A result of the file. Raises `UserError` if it is malformed."""
     try:
         result = Result(**values)
+        for text in (result.system, result.language_pair, result.metric, result.signature):
+            if not isinstance(text, str):
+                raise ValueError(f"{text!r} is not a string")
         parse_signature(result.signature)
         if not math.isfinite(float(result.score)):
             raise ValueError(f"the score is {result.score}")
@@ -90,8 +92,10 @@ def _plan(
         metrics.setdefault(result.metric, Metric(result.metric, model))
         tokenizer = settings.get("tok")
         if tokenizer and result.language_pair not in MEANS:
-            known = next((name for name in _TOKENIZERS if tokenizer.startswith(name)), tokenizer)
-            tokenizers[result.language_pair] = known
+            known = [name for name in TOKENIZERS if tokenizer.startswith(name)]
+            if not known:
+                raise UserError(f"--verify {file}: there is no tokenizer {tokenizer} for BLEU.")
+            tokenizers[result.language_pair] = known[0]
         precisions |= {settings["dtype"]} if "dtype" in settings else set()
     tested = content.get("significance") or []
     try:

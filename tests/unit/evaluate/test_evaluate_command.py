@@ -58,12 +58,16 @@ def test_outputs_are_checked_before_the_work(
     twice = ["--json", str(tmp_path / "x"), "--csv", str(tmp_path / "x")]
     assert "is the file of --json too" in refused(capsys, *start, *twice)
     assert "does not exist" in refused(capsys, "--input", str(tmp_path / "no.jsonl"), *CHRF)
+    assert "does not end in .png" in refused(capsys, *start, "--picture", str(tmp_path / "x.pdf"))
+    assert "at least one --metric" in refused(capsys, "--input", path)
+    assert "leave them out" in refused(capsys, "--verify", path, *CHRF)
 
 
 def test_all_files_hold_the_same_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = {name: tmp_path / f"out.{name}" for name in ("csv", "markdown", "latex", "picture")}
+    files = {name: tmp_path / f"out.{name}" for name in ("csv", "markdown", "latex")}
+    files["picture"] = tmp_path / "out.png"
     options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
     rows = [row(pair, number) for pair in ("en-de", "de-en") for number in range(3)]
     for values in rows:
@@ -83,6 +87,21 @@ def test_all_files_hold_the_same_numbers(
     assert "\x1b" not in printed and r"a|b_\x1b[31m$" in printed
     assert r"a\|b\_" in texts[1] and r"a|b\_" in texts[2] and r"\$" in texts[2]
     assert Image.open(files["picture"]).size[0] > 500
+
+
+def test_systems_that_are_not_chosen_leave_no_trace(tmp_path: Path) -> None:
+    rows = [row("en-de"), row("en-cs", candidates={"two": "x"}), row("de-en")]
+    report = evaluate(tmp_path, rows, *CHRF, "--system", "one")
+    pairs = {r["language_pair"] for r in report["results"]}
+    assert pairs == {"en-de", "de-en", "en-xx", "xx-en", "all"} and report["systems"] == ["one"]
+
+
+def test_the_test_set_is_a_part_of_the_signature(tmp_path: Path) -> None:
+    rows = [row("en-de", number, test_set="wmt22") for number in range(2)] + [row("de-en")]
+    signatures = {
+        r["language_pair"]: r["signature"] for r in evaluate(tmp_path, rows, *CHRF)["results"]
+    }
+    assert "|test:wmt22|" in signatures["en-de"] and "|test:" not in signatures["de-en"]
 
 
 def test_a_full_disk_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,14 @@ def test_other_rows_are_found_out(
     assert "zh-en: the" not in said
 
 
+def result_text(more: Any = None, **changes: Any) -> str:
+    result = {
+        "system": "one", "language_pair": "en-de", "metric": "chrf", "score": 1.0, "segments": 1,
+        "signature": "chrF2|n:1", "interferes": False,
+    }  # fmt: skip
+    return json.dumps({"results": [result | changes], **(more or {})})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -120,6 +128,13 @@ def test_other_rows_are_found_out(
         ("[]", "there are no results"),
         ('{"results": []}', "its results are empty"),
         ('{"results": [{"system": "one"}]}', "result 1 is malformed"),
+        (result_text(system=["one"]), "result 1 is malformed: ['one'] is not a string"),
+        (result_text(score="x"), "result 1 is malformed"),
+        (result_text(score=float("nan")), "result 1 is malformed: the score is nan"),
+        (result_text(signature="x|y"), "result 1 is malformed: 'y' is no key:value"),
+        (result_text(signature="x|n:1"), "the signature of x names no model"),
+        (result_text(signature="BLEU|tok:none"), "there is no tokenizer none"),
+        (result_text(signature="chrF2|n:1", more={"selected_by": 5}), "selected_by or"),
     ],
 )
 def test_files_of_another_kind_are_refused(
@@ -127,7 +142,8 @@ def test_files_of_another_kind_are_refused(
 ) -> None:
     file = tmp_path / "file.json"
     file.write_text(content, encoding="utf-8")
-    assert message in refused(capsys, "--verify", str(file))
+    rows = rows_file(tmp_path, row())
+    assert message in refused(capsys, "--verify", str(file), "--input", str(rows))
 
 
 def test_missing_rows_and_files_are_said(
