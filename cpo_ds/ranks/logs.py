@@ -37,7 +37,7 @@ class RankLog:
     def __init__(self, rank: int, folder: Path) -> None:
         self._rank, self._path = rank, log_file(folder, rank)
         self._file: TextIO | None = None
-        self._console_streams: tuple[TextIO, TextIO] | None = None  # of rank 0
+        self._console_streams: tuple[TextIO, TextIO] | None = None
         self._console_descriptors: tuple[int, int] | None = None  # of the other ranks
         self.console: TextIO = sys.stderr
 
@@ -57,11 +57,12 @@ class RankLog:
         sys.stderr.flush()
         # Rank 0 writes to both. The others write to the file alone; replacing their descriptors
         # redirects libraries in other languages as well.
+        self._console_streams = sys.stdout, sys.stderr
         if self._rank == 0:
-            self._console_streams = sys.stdout, sys.stderr
             sys.stdout = _Both(sys.stdout, self._file)
             sys.stderr = _Both(sys.stderr, self._file)
         else:
+            sys.stdout = sys.stderr = _FileAlone(self._file)
             self._console_descriptors = os.dup(1), os.dup(2)
             self.console = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
             os.dup2(self._file.fileno(), 1)
@@ -77,12 +78,11 @@ class RankLog:
         if self._console_streams:
             sys.stdout, sys.stderr = self._console_streams
         if self._console_descriptors:
-            sys.stdout.flush()
-            sys.stderr.flush()
             for descriptor, console in zip((1, 2), self._console_descriptors, strict=True):
                 os.dup2(console, descriptor)
                 os.close(console)
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk: what is left of the text is lost
+            self._file.close()
         self._file = None
 
 
@@ -96,19 +96,38 @@ def last_words(folder: Path, rank: int) -> str:
     return "\n".join(since_start[-_TAIL_LINES:]).strip()
 
 
-class _Both:
+class _FileAlone:
+    """A stream of text that goes to a file. A full disk loses text, but raises no error."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        if "\r" not in text:  # progress bars go back to the start of their line
+            with contextlib.suppress(OSError):
+                self._file.write(escaped(text))
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class _Both(_FileAlone):
     """A console whose text also goes to a file, except progress bars.
 
     A console that is gone, such as a pipe to a program that has ended, does not end the run.
     """
 
     def __init__(self, console: TextIO, file: TextIO) -> None:
-        self._console, self._file = console, file
+        super().__init__(file)
+        self._console = console
 
     def write(self, text: str) -> int:
-        if "\r" not in text:  # progress bars go back to the start of their line
-            with contextlib.suppress(OSError):
-                self._file.write(escaped(text))
+        super().write(text)
         with self._maybe_gone():
             self._console.write(text)
         return len(text)
