@@ -88,11 +88,14 @@ def _other_base(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         yield from _difference(name, before.get(key), now.get(key))
 
 
+_NOT_OF_PAIRS = ("data.eval_path", "data.cache")  # settings that do not make the training pairs
+
+
 def _other_pairs(manifest: Manifest, config: Config, tokenizer: Mapping[str, str]) -> str:
     """The reason why the training pairs are others, as far as the checkpoint tells it."""
     # Settings that decide the pairs. One that the checkpoint does not know was added since.
     before, now = flat(manifest.configuration), flat(config.model_dump(mode="json"))
-    names = [name for name in now if name.startswith("data.") and name != "data.eval_path"]
+    names = [name for name in now if name.startswith("data.") and name not in _NOT_OF_PAIRS]
     names += ["batch.share_prefix"] + ["train.seed"] * bool(config.data.eval_fraction)
     reasons = [
         reason
@@ -132,7 +135,7 @@ def changed_settings(manifest: Manifest, config: Config, settings: DeepSpeedSett
     saved.pop("deepspeed", None)
     current.pop("deepspeed", None)
     # These may differ without a change to the training.
-    skipped = ("checkpoint.", "logging.", "output_dir", "model.name_or_path")
+    skipped = ("checkpoint.", "logging.", "output_dir", "model.name_or_path", "data.cache")
     return [
         f"{key}: {saved.get(key)} -> {current.get(key)}"
         for key in current | saved

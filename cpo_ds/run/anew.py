@@ -22,8 +22,8 @@ from cpo_ds.storage.files import replacing, sync
 
 _BEGUN = "begun.json"
 _MOVING = "earlier-unfinished"  # where a move collects what it has moved so far
-# The files and folders that a run writes. The log-probs of a reference stay: they are kept under
-# a fingerprint, so that a new run reads them if they are still right.
+# The files and folders that a run writes. Tokenized pairs and the log-probs of a reference stay:
+# they are kept under fingerprints, so that a new run reads them if they are still right.
 _OF_A_RUN = (
     *("config.yaml", "metrics.jsonl", "curves.png", "report.html", "samples.jsonl"),
     *("checkpoints", "export", "finished.json", "logs", "non_finite.json", "stacks"),

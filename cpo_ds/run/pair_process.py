@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from cpo_ds.config import Config
 from cpo_ds.data.assemble import Say
 from cpo_ds.data.pieces import Piece
-from cpo_ds.errors import EndedBySignal, UserError
+from cpo_ds.errors import EXIT_RANK_LOST, EXIT_USER_ERROR, EndedBySignal, UserError
 from cpo_ds.ranks.liveness import ByteWatch, count_work
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.pairs import Inputs, open_inputs
@@ -38,6 +39,7 @@ _LOOK_SECONDS = 1.0  # between looks at whether the processes make progress
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _PIECES = pa.schema([("piece", pa.large_binary())])
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+_KILLED = (os.CLD_KILLED, os.CLD_DUMPED)
 
 
 def make_in_processes(config: Config, work: Path, say: Say) -> bytes:
@@ -67,11 +69,11 @@ def make_in_processes(config: Config, work: Path, say: Say) -> bytes:
         raise UserError(outcome["error"])
     if "errno" in outcome:
         raise OSError(*outcome["errno"])
-    if code < 0 or outcome.get("died"):
-        name = f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else "a signal"
+    if number := outcome.get("died", max(0, -code)):
         raise EndedBySignal(
-            f"the pairs were not made, because a process that tokenizes was ended by {name} (often "
-            "because the host ran out of memory). Start the run again."
+            "the pairs were not made, because a process that tokenizes was ended by signal "
+            f"{number}, {signal.strsignal(number)} (9 often means that the host ran out of "
+            "memory). Start the run again."
         )
     if "checksum" not in outcome:
         raise UserError(
@@ -117,6 +119,8 @@ def _follow(
             before, size = size, _size(work)
             if size != before or progress.has_moved(_LOOK_SECONDS):
                 count_work()
+            if not ready and process.poll() is not None:
+                return process.returncode
             if not ready:
                 continue
             data = os.read(receive, 2**16)
@@ -147,12 +151,16 @@ def _size(folder: Path) -> int:
 
 def main(work: Path, parent: int, descriptor: int) -> int:
     """Makes the pairs; returns the exit code. Writes what happens, a JSON object a line."""
-    _end_with(parent)
+    _end_with_parent()
+    if os.getppid() != parent:  # it has ended already
+        return 1
+    os.register_at_fork(after_in_child=_begin_helper)
     told = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
 
     def tell(values: dict[str, Any]) -> None:
         told.write(json.dumps(values) + "\n")
 
+    signal.signal(signal.SIGCHLD, lambda *_: _end_if_helper_died(tell))
     try:
         inputs = _inputs((work / "config.json").read_text(encoding="utf-8"))
         sources = [_source(inputs, path, work, n) for n, path in enumerate(inputs.paths())]
@@ -161,15 +169,10 @@ def main(work: Path, parent: int, descriptor: int) -> int:
         tell({"checksum": checksum.hex()})
     except UserError as error:
         tell({"error": str(error)})
-        return 2
+        return EXIT_USER_ERROR
     except OSError as error:
         tell({"errno": [error.errno, error.strerror or str(error), error.filename]})
-        return 2
-    except RuntimeError as error:
-        if "abruptly died" not in str(error):
-            raise
-        tell({"died": True})
-        return 5
+        return EXIT_USER_ERROR
     return 0
 
 
@@ -197,7 +200,7 @@ def _source(
         batched=True,
         batch_size=1,
         num_proc=min(len(read), len(os.sched_getaffinity(0))),
-        fn_kwargs={"config": config, "parent": os.getpid()},
+        fn_kwargs={"config": config},
         features=datasets.Features({"piece": datasets.Value("large_binary")}),
         cache_file_name=str(work / f"made-{number}.arrow"),
         writer_batch_size=1,
@@ -212,20 +215,33 @@ def _source(
     return pieces
 
 
-def _make(batch: dict[str, list[bytes]], config: str, parent: int) -> dict[str, list[bytes]]:
+def _make(batch: dict[str, list[bytes]], config: str) -> dict[str, list[bytes]]:
     """Makes a piece, in one of several processes."""
-    if os.getpid() != parent:
-        _end_with(parent)
     maker = _inputs(config).maker
     return {"piece": [pickle.dumps(maker.make(pickle.loads(raw))) for raw in batch["piece"]]}
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """Lets this process be killed when its parent ends, so that none is left of a killed run."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
-        os._exit(1)
+
+
+def _begin_helper() -> None:
+    """Prepares a process that the datasets library has forked."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _end_with_parent()
+
+
+def _end_if_helper_died(tell: Callable[[dict[str, Any]], None]) -> None:
+    """Ends this process if one that it forked was killed; the library might wait for ever."""
+    for helper in psutil.Process().children():
+        with contextlib.suppress(OSError):
+            end = os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            # The library itself ends its processes by SIGTERM.
+            if end and end.si_code in _KILLED and end.si_status != signal.SIGTERM:
+                tell({"died": end.si_status})
+                os._exit(EXIT_RANK_LOST)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from preference_data import alma, write
 
 from cpo_ds.config import Config
 from cpo_ds.recipe import parse_config
+from cpo_ds.run.pair_cache import Kept, keep_pairs
+from cpo_ds.run.pairs import open_inputs
 
+OLD = time.time_ns() - 3600 * 10**9
 WORDS = ["the", "old", "house", "by", "sea", "das", "alte", "Haus", "</s>", "stará", "voda", "日本"]
 DIRECTIONS = ("en-de", "de-en", "cs-en", "en-zh")
 
@@ -67,3 +72,37 @@ def make(folder: Path, path: Path | None, **sections: Any) -> Config:
     for name, settings in sections.items():
         values[name] = values.get(name, {}) | settings
     return parse_config(values, "test")
+
+
+class Starts:
+    """Starts of a recipe, one after the other, and what they print."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __call__(self, config: Config) -> Kept:
+        self.said = []
+        return keep_pairs(open_inputs(config, self.said.append), self.said.append)
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    part = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update={section: part})
+
+
+def settle(path: Path) -> None:
+    """Lets a file look as if it had been written an hour ago; its inode's time stays."""
+    os.utime(path, ns=(OLD, OLD))
+
+
+def edit(path: Path, old: bytes, new: bytes, config: Config) -> Config:
+    text = path.read_bytes()
+    path.write_bytes(text.replace(old, new, 1))
+    os.utime(path, ns=(OLD, OLD))  # same size, same time of the last change
+    return config
+
+
+def append(path: Path, config: Config) -> Config:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, lines[0]]))
+    return config

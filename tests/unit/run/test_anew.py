@@ -20,7 +20,7 @@ from cpo_ds.run.anew import (
 )
 
 OF_A_RUN = ("checkpoints/step-00000001/a.pt", "config.yaml", "export/README.md", "metrics.jsonl")
-OF_THE_USER = ("notes.txt", "data/pairs.jsonl", "lock", "reference/1234.npz")
+OF_THE_USER = ("notes.txt", "data/pairs.jsonl", "lock", "reference/1234.npz", "pairs/1.arrow")
 
 
 def make_run(folder: Path, content: str) -> dict[str, str]:
