@@ -93,6 +93,17 @@ def _main(argv: list[str]) -> int:
     except UserError as error:
         print(f"cpo_ds: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except OSError as error:
+        # A path that a command was given and could not even look at: too long, or behind a folder
+        # without permission. Other errors of the system are no fault of the user.
+        if error.filename is None:
+            raise
+        print(
+            f"cpo_ds: error: {error.filename}: {error.strerror}; correct the path or its "
+            "permissions.",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("cpo_ds: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.data.json_text import UNPAIRED, is_unicode
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.data.sources import RawRow, read_raw
@@ -54,6 +55,11 @@ class CandidateRows:
     def __iter__(self) -> Iterator[CandidateRow]:
         if self._state is None:
             self._state = _state(self.path)
+            if _is_pipe(self.path):
+                raise UserError(
+                    f"{self.path} is neither a file nor a folder; write the rows to a file first, "
+                    "since they are read several times."
+                )
         skipped: Counter[str] = Counter()
         is_empty = True
         for raw in read_raw(self.path, "train"):
@@ -87,6 +93,12 @@ def _state(path: str) -> list[tuple[Any, ...]]:
     return states
 
 
+def _is_pipe(path: str) -> bool:
+    """Whether a path is that of a pipe or a device."""
+    local = Path(os.path.expanduser(path))
+    return local.exists() and not local.is_file() and not local.is_dir()
+
+
 def read_candidates(path: str) -> tuple[list[CandidateRow], Counter[str]]:
     """Reads all rows of a file, as `CandidateRows` does; returns them and the skipped values."""
     rows = CandidateRows(path)
@@ -110,6 +122,10 @@ def _candidate_row(raw: RawRow, skipped: Counter[str]) -> CandidateRow:
     candidates = {}
     named = raw.mapping("candidates") if raw.values.get("candidates") is not None else {}
     for name, text in named.items():
+        if not is_unicode(name):
+            raise raw.error(
+                "candidates", f"names {name!r} with half of a surrogate pair; rename it"
+            )
         if name == REFERENCE and reference:
             raise raw.error(
                 f"candidates.{REFERENCE}",
@@ -135,10 +151,13 @@ def left_out(skipped: Counter[str]) -> list[str]:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a jsonl file row by row, whole or not at all. Raises `UserError` if it cannot."""
-    with writing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+    with (
+        writing(path) as unfinished,
+        unfinished.open("w", encoding="utf-8", errors=UNPAIRED) as file,
+    ):
         file.writelines(map(row_line, rows))
 
 
 def row_line(row: dict[str, Any]) -> str:
-    """A row as a line of a jsonl file."""
+    """A row as a line of a jsonl file, to be written with `UNPAIRED`."""
     return json.dumps(row, ensure_ascii=False, default=str) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import os.path
 import re
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.data.json_text import parse_json
 from cpo_ds.data.parquet import DamagedParquet, parquet_rows
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError, one_line
@@ -208,7 +208,7 @@ def _parse_line(line: bytes, number: int, label: str) -> RawRow | None:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         if not text:
             return None
-        values = json.loads(text)
+        values = parse_json(text)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: not valid UTF-8 at byte {error.start + 1}; save the file as UTF-8."

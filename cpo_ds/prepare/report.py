@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cpo_ds.data.json_text import UNPAIRED
 from cpo_ds.errors import UserError
 from cpo_ds.storage.files import writing
 
@@ -29,12 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Refuse an output that would replace the input, before the work begins.
     path, output = arguments.input, arguments.output
-    if output.is_dir() or output.resolve() == path.resolve():
+    is_input = output.exists() and path.exists() and output.samefile(path)
+    if output.is_dir() or is_input:
         raise UserError(f"--output {output} is not free; name a file to write the page to.")
 
     # The page is written whole or not at all.
     sections = analyse(path, arguments.metrics)
-    page = render(f"Scores and choices in {path.name}", sections).encode()
+    page = render(f"Scores and choices in {path.name}", sections).encode(errors=UNPAIRED)
     with writing(output) as unfinished:
         unfinished.write_bytes(page)
 

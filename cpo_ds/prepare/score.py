@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpo_ds.data.candidates import left_out, read_candidates, write_rows
+from cpo_ds.data.candidates import CandidateRow, left_out, read_candidates, write_rows
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
 from cpo_ds.scoring.metrics import Metric, parse_metrics
@@ -108,7 +108,7 @@ def _score(arguments: argparse.Namespace, metrics: list[Metric], ranks: Ranks) -
 
     # Every rank reads the rows. Rank 0 locks the cache until the process ends.
     cache = arguments.cache or cache_of(arguments.output)
-    rows, skipped = ranks.everywhere(lambda: read_candidates(str(arguments.input)))
+    rows, skipped = ranks.everywhere(lambda: _read(str(arguments.input)))
     locks: list[Any] = []  # keeps the locked file open
     ranks.on_first(lambda: locks.append(hold_cache(cache)))
     ranks.say(f"read {len(rows)} rows, {sum(len(row.translations) for row in rows)} translations")
@@ -130,10 +130,26 @@ def _score(arguments: argparse.Namespace, metrics: list[Metric], ranks: Ranks) -
     ranks.on_first(
         lambda: write_rows(
             arguments.output,
-            [_merge(row.values, new) for row, new in zip(rows, added, strict=True)],
+            (_merge(row.values, new) for row, new in zip(rows, added, strict=True)),
         )
     )
     ranks.say(f"written to {arguments.output}")
+
+
+def _read(path: str) -> tuple[list[CandidateRow], Counter[str]]:
+    """The rows, and counts of skipped values.
+
+    Raises `UserError` for a bad row, also for one whose scores cannot be added to.
+    """
+    rows, skipped = read_candidates(path)
+    for row in rows:
+        for field in ("scores", "scorers", "error_spans"):
+            if not isinstance(row.values.get(field) or {}, dict):
+                raise UserError(
+                    f"{row.where}: field {field} is not an object, so no metric can be added to "
+                    "it; correct or remove it."
+                )
+    return rows, skipped
 
 
 def _add(added: list[dict[str, Any]], name: str, scores: MetricScores, *, with_spans: bool) -> None:

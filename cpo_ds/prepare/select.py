@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import CandidateRows, left_out, row_line
+from cpo_ds.data.json_text import UNPAIRED
 from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
 from cpo_ds.data.selected import SELECTED_BY, metric_names
 from cpo_ds.errors import UserError
@@ -116,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         with replacing(folder / SUMMARY) as unfinished:
             text = json.dumps(record, ensure_ascii=False, indent=2)
-            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.write_text(text + "\n", encoding="utf-8", errors=UNPAIRED)
 
     # Print the counts.
     print("\n".join([*_lines(num_rows, summary), *left_out(rows.skipped)]))
@@ -139,7 +140,10 @@ def _write_pairs(
     """
     without_prompt: Counter[str] = Counter()
     alma = AlmaFolder(folder / ALMA_ROWS)
-    with replacing(folder / PAIRS) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+    with (
+        replacing(folder / PAIRS) as unfinished,
+        unfinished.open("w", encoding="utf-8", errors=UNPAIRED) as file,
+    ):
         for pair in selection.pairs:
             alma.add(pair)
             if unnamed(pair.direction, names):

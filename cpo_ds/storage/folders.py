@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os.path
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
     Leaves nothing behind if the block raises. Raises `UserError` if a folder cannot be written.
     """
-    final = folder.resolve()
+    final = Path(os.path.realpath(folder))
     new_parents = [parent for parent in final.parents if not parent.exists()]
     unfinished = final.with_name(f".{final.name}.unfinished")
     old = final.with_name(f".{final.name}.old")

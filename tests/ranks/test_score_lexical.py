@@ -57,6 +57,8 @@ def test_chrf_and_bleu_are_those_of_sacrebleu(tmp_path: Path, ranks: int) -> Non
     [
         ([ROW | {"reference": ""}], ["--metric", "chrf"], "compares with a reference, and no row"),
         ([ROW], ["--metric", "chrf", "--metric", "chrf"], "--metric chrf is given twice"),
+        ([ROW | {"scores": [1]}], ["--metric", "chrf"], "line 1: field scores is not an object"),
+        ([ROW | {"scorers": "x"}], ["--metric", "bleu"], "line 1: field scorers is not an object"),
         ([ROW], ["--metric", "x=/no/model.ckpt"], "there is no checkpoint /no/model.ckpt"),
         ([ROW], ["--metric", "chrf", "--batch-tokens", 0], "numbers above 0"),
     ],

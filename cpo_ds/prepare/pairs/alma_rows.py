@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from cpo_ds.data.candidates import REFERENCE, row_line
+from cpo_ds.data.json_text import UNPAIRED
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.data.sameness import best_and_worst
 from cpo_ds.prepare.pairs.choose import Pair, scorer_name
@@ -141,7 +142,9 @@ class AlmaFolder:
 
     def _write(self) -> None:
         for name, lines in self._lines.items():
-            with (self._folder / _file_name(name)).open("a", encoding="utf-8") as file:
+            with (self._folder / _file_name(name)).open(
+                "a", encoding="utf-8", errors=UNPAIRED
+            ) as file:
                 file.writelines(lines)
         self._lines, self._held = {}, 0
 

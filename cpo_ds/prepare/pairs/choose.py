@@ -8,6 +8,7 @@ from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.data.formats import compares_with_reference
+from cpo_ds.data.json_text import is_unicode
 from cpo_ds.data.sameness import best_and_worst, distinct, same_score
 from cpo_ds.data.scorers import lower_is_better
 from cpo_ds.data.sources import finite
@@ -15,6 +16,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.scoring.metrics import short_name
 
 BEST_EACH = "best-each"  # the other pairing is best-worst
+_LARGEST = 1e100  # of a score: squares and sums of scores must be finite, too
 EQUAL, SAME = "equal scores", "chosen equals rejected"  # why there is no pair
 
 
@@ -129,6 +131,12 @@ def scores_of(row: CandidateRow) -> dict[str, dict[str, Any]]:
             f"{row.where}: field scores is not an object of objects, "
             '{"metric": {"name": number}}, as `cpo-ds prepare score` writes it.'
         )
+    for metric in scores:
+        if not is_unicode(metric):
+            raise UserError(
+                f"{row.where}: field scores has a metric {metric!r} with half of a surrogate pair; "
+                "rename it."
+            )
     return {metric: values for metric, values in scores.items() if values}
 
 
@@ -137,6 +145,11 @@ def _number(row: CandidateRow, metric: str, name: str, value: Any) -> float:
     if (number := finite(value)) is None:
         raise UserError(
             f"{row.where}: field scores.{metric}.{name} is not a finite number but {value!r:.40}; "
+            "correct it, or remove that score."
+        )
+    if abs(number) > _LARGEST:
+        raise UserError(
+            f"{row.where}: field scores.{metric}.{name} is {number:g}, too large for a score; "
             "correct it, or remove that score."
         )
     return number
