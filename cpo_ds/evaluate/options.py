@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="metrics",
         metavar="NAME",
-        help="bleu, chrf, comet-22, kiwi-22, kiwi, xcomet, or another metric as in prepare score, "
+        help="bleu, chrf, comet-22, kiwi-22, kiwi, xcomet, or another metric of prepare score, "
         "or one that the rows have scores by; repeat the option for more",
     )
     add("--published", action="store_true", help="show published scores of well-known systems too")

@@ -69,5 +69,5 @@ def _draw_panel(panel: Any, report: Report, metric: str, pairs: list[str]) -> No
     panel.set_axisbelow(True)
     title = metric + " (lower is better)" * facts.lower_is_better
     panel.set_title(title + " x 100" * (facts.scale == 100), fontsize=10)
-    if any(result.interferes for result in scores.values()):
-        panel.set_xlabel("(!) chose training pairs, or is a relative", color="#B03A2E")
+    if flattered := dict.fromkeys(r.system for r in scores.values() if r.interferes):
+        panel.set_xlabel(f"(!) flatters {', '.join(flattered)}", color="#B03A2E")

@@ -75,7 +75,7 @@ def read_directions(path: str, systems: Sequence[str] | None = None) -> list[Dir
     if not known:
         raise UserError(
             f"{path} has no translations; add them to each row as "
-            '"candidates": {SYSTEM: TEXT}, for example by cpo-ds prepare candidates.'
+            '"candidates": {SYSTEM: TEXT}, for example by cpo-ds translate.'
         )
     for name in systems or ():
         if name not in known:

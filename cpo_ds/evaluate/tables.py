@@ -63,8 +63,8 @@ def _metric_table(report: Report, metric: str) -> Table:
         title += " (!)"
         marked = dict.fromkeys(result.system for result in scores.values() if result.interferes)
         notes.append(
-            f"(!) chose the training pairs of {', '.join(marked)}, or is a relative of a metric "
-            "that did: it flatters these systems"
+            f"(!) it selected training pairs or translations of {', '.join(marked)}, or is a "
+            "relative of a metric that did: do not judge by it"
         )
     return Table(title, ("", *report.systems), rows, tuple(notes))
 

@@ -69,6 +69,16 @@ def test_it_says_what_is_not_known_rather_than_failing() -> None:
     assert "loss not finite, reward accuracy 0.5000" in card
 
 
+def test_it_names_the_metrics_that_selected_the_pairs() -> None:
+    card = model_card(make(), MANIFEST, FACTS)
+    assert "selected_by" not in front_matter(card) and "selected by" not in card
+    for names in ([], ["kiwi", "chrf"]):
+        data = {"format": "pairs", "path": "p.jsonl", "selected_by": names}
+        card = model_card(make(data=data), MANIFEST, FACTS)
+        assert front_matter(card)["selected_by"] == names
+        assert ("These pairs were selected by kiwi, chrf." in card) == bool(names)
+
+
 def test_a_language_that_the_recipe_names() -> None:
     manifest = replace(MANIFEST, data={"training pairs": {"bn-en": 3, "en-pt_BR": 2}})
     data = {"format": "alma-r", "path": "p", "languages": {"bn": "Bengali"}}
