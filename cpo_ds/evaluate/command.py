@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         more["published"] = published
     report = Report(report.results, report.headline, [*notes, *report.notes], more)
 
-    differences = difference_tables(report.more["significance"])
+    differences = difference_tables(report.more["significance"], report.headline)
     _write(arguments, report, [*tables_of(report), *differences, *published_tables(published)])
     return 0
 

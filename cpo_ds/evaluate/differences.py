@@ -13,16 +13,24 @@ from cpo_ds.evaluate.tables import NO_SCORE, Cell, Table
 _HEADER = ("", "system", "difference", "p", "verdict", "people agree")
 
 
-def difference_tables(comparisons: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """A table for each metric and test, with a line for each direction and system."""
+def difference_tables(
+    comparisons: Sequence[Mapping[str, Any]], headline: Sequence[str]
+) -> list[Table]:
+    """A table for each metric and test, with a line for each direction and system.
+
+    Metrics that are not in the headline are marked.
+    """
     keys = dict.fromkeys((c["metric"], c["test"], c["samples"]) for c in comparisons)
     return [
-        _table([c for c in comparisons if (c["metric"], c["test"], c["samples"]) == key])
+        _table(
+            [c for c in comparisons if (c["metric"], c["test"], c["samples"]) == key],
+            "" if key[0] in headline else " (!)",
+        )
         for key in keys
     ]
 
 
-def _table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def _table(comparisons: Sequence[Mapping[str, Any]], mark: str) -> Table:
     first = comparisons[0]
     scale = facts_of(first["metric"]).scale
     rows = [
@@ -41,7 +49,7 @@ def _table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
         )
         for c in comparisons
     ]
-    title = f"{first['metric']}: differences from {first['baseline']}"
+    title = f"{first['metric']}{mark}: differences from {first['baseline']}"
     notes = [
         f"{NAMES[first['test']]}, {first['samples']} draws, seed {first['seed']}; a tie if p is "
         f"{LEVEL} or more"

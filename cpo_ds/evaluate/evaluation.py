@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cpo_ds import __version__
@@ -53,33 +53,29 @@ def metrics_of(names: Sequence[str], directions: Sequence[Direction]) -> tuple[M
 def evaluate(directions: Sequence[Direction], plan: Plan) -> Report:
     """Scores every system in every direction by every metric. Raises `UserError`."""
     notes = _check(directions, plan)
-    by_name = {
-        scores.metric.name: scores
-        for scores in segment_scores(
-            [metric for metric in plan.metrics if not metric.is_lexical],
-            directions,
-            plan.computing,
-        )
-    }
+    neural = [metric for metric in plan.metrics if not metric.is_lexical]
+    scored = segment_scores(neural, directions, plan.computing)
+    by_name = {scores.metric.name: scores for scores in scored}
 
     # Scores by direction, then their means.
     results: list[Result] = []
     for metric in plan.metrics:
         if metric.name in by_name:
             results += by_name[metric.name].results(directions)
-        else:
-            results += [
-                result
-                for direction in directions
-                for result in score_direction(
-                    metric.name, metric.model, direction, _tokenizer(direction, plan)
-                )
-            ]
+            continue
+        for direction in directions:
+            tokenizer = _tokenizer(direction, plan)
+            results += score_direction(metric.name, metric.model, direction, tokenizer)
     results = mark(results, plan.metrics, plan.selected)
     of_directions, mean_notes = means(results, [d.language_pair for d in directions])
 
     # Differences, and sentences on all of it.
-    comparisons = _compare(directions, plan, by_name)
+    shown = headline(plan.metrics, plan.selected)
+    comparisons = [
+        # Delta accuracy holds for systems whose training no metric selected.
+        comparison if comparison.metric in shown else replace(comparison, agreement=None)
+        for comparison in _compare(directions, plan, by_name)
+    ]
     notes += [*mean_notes, *advice(plan.metrics, plan.selected)]
     more: dict[str, Any] = {
         "version": f"cpo_ds {__version__}",
@@ -88,7 +84,6 @@ def evaluate(directions: Sequence[Direction], plan: Plan) -> Report:
         "baseline": _baseline(directions, plan) if plan.tests else None,
         "significance": [comparison.as_json() for comparison in comparisons],
     }
-    shown = headline(plan.metrics, plan.selected)
     return Report(results + of_directions, shown, list(dict.fromkeys(notes)), more)
 
 

@@ -119,7 +119,7 @@ def _randomization(baseline: np.ndarray, system: np.ndarray, samples: int) -> _O
     import numpy as np
 
     draws = np.random.default_rng(SEED).integers(2, size=(samples, len(system)), dtype=bool)
-    # Two shuffled systems: where one has the baseline's segment, the other has the system's.
+    # Two shuffled systems: if one has the baseline's segment, the other has the system's.
     both = np.stack([baseline, system], axis=1)
     kept = np.concatenate([part.astype(float) @ both for part in np.array_split(draws, 20)])
     given = both.sum(0) - kept

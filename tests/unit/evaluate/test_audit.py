@@ -28,7 +28,7 @@ def faults(text: str, source: str = ENGLISH, reference: str | None = GERMAN) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (GERMAN, []),
         ("", ["empty"]),
@@ -41,8 +41,8 @@ def faults(text: str, source: str = ENGLISH, reference: str | None = GERMAN) -> 
         (f"{GERMAN} Und {GERMAN} Aber {GERMAN}", ["off length"]),
     ],
 )
-def test_each_fault(text: str, found: list[str]) -> None:
-    assert faults(text) == found
+def test_each_fault(text: str, expected: list[str]) -> None:
+    assert faults(text) == expected
 
 
 def test_a_name_may_stay_as_it_is() -> None:

@@ -60,6 +60,12 @@ def test_chrf_does_not_judge_pairs_that_chrf_selected(
     assert "not in the headline: chrf, bleu" in printed.err
     assert "no lexical metric is unrelated to the pairs" in printed.err
 
+    # A difference by a marked metric has no delta accuracy.
+    tested = evaluate(tmp_path, rows, *options, "--paired-ar", "--paired-ar-n", "100")
+    shares = {c["metric"]: c["agreement"] for c in tested["significance"]}
+    assert shares == {"chrf": None, "bleu": None, "kiwi-22": "above 95%"}
+    assert "chrf (!): differences from one" in capsys.readouterr().out
+
     # Without the option nothing is marked.
     report = evaluate(tmp_path, rows, *BOTH)
     assert report["headline"] == ["chrf", "kiwi-22"] and not any(by_metric(report).values())

@@ -157,7 +157,7 @@ def test_missing_rows_and_files_are_said(
 def test_the_tokenizer_is_that_of_the_signature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where a package came or went since, the number is still computed by the same tokenizer."""
+    """If a package came or went since, the number is still computed by the same tokenizer."""
     monkeypatch.setattr(lexical.importlib.util, "find_spec", lambda name: None)
     evaluate(tmp_path, [row("en-ja", number) for number in range(3)], "--metric", "bleu")
     monkeypatch.setattr(lexical.importlib.util, "find_spec", lambda name: True)
