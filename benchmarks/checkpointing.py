@@ -67,7 +67,7 @@ def _measure(recipe: list[str], repeats: int) -> list[dict[str, Any]]:
     silence_after_import()
     folder = Path(ranks.on_first(tempfile.mkdtemp))  # one for all ranks
     config = config.model_copy(update={"output_dir": str(folder)})
-    _, pairs, _ = prepare_pairs(config, prints_counts=False)
+    pairs = prepare_pairs(config, prints_counts=False).train
     run = build_run(RunInputs(config, settings, ranks, pairs))
     # Steps without a save, to compare with.
     _timed_step(run)  # the first one makes buffers

@@ -76,7 +76,7 @@ def main() -> None:
         },
     }
     config = parse_config(values, "quantized_weights")
-    _, pairs, _ = prepare_pairs(config, prints_counts=False)
+    pairs = prepare_pairs(config, prints_counts=False).train
     policy, _ = load_policy(config, device=torch.device("cpu"))
     policy.eval()
     # Exact log-probs, then those of rounded weights.

@@ -127,7 +127,7 @@ def measure(arguments: argparse.Namespace) -> None:
     ranks.wait_for_all()
     before, started = _memory("VmRSS"), time.perf_counter()
     if hasattr(session, "load_pairs"):
-        _, train, held_out = session.load_pairs(config, ranks, is_local=False)
+        _, train, held_out, _ = session.load_pairs(config, ranks, is_local=False)
     else:  # versions that send all pairs to each rank
         prepare = getattr(session, "prepare_pairs")  # noqa: B009
         _, train, held_out = ranks.on_first(lambda: prepare(config, prints_counts=True))

@@ -75,7 +75,7 @@ def _train(task: dict[str, Any], states: str, ranks: Any) -> tuple[dict[str, Any
     from cpo_ds.run.trainer import evaluate
 
     config = configuration(task, states)
-    _, pairs, held_out = prepare_pairs(config, prints_counts=False)
+    _, pairs, held_out, _ = prepare_pairs(config, prints_counts=False)
     settings = read_deepspeed_settings(config)
     run = build_run(RunInputs(config, settings, ranks, pairs, held_out))
     weights = run.engine.whole_parameters(trained_only=True)

@@ -56,6 +56,7 @@ class _Survey:
     num_plain: int = 0
     num_looks: int = 0
     first_looks: str = ""  # the origin of the first row that looks rendered
+    selected_by: list[str] | None = None  # see `named_metrics`
 
 
 def assemble(
@@ -100,6 +101,7 @@ def assemble(
             parts[1] if parts[1:] else Part(),
             directions,
             [(int(which), name) for which, _, name in places],
+            survey.selected_by,
         )
     )
 
@@ -108,7 +110,7 @@ def _survey(source: Source) -> _Survey:
     report, directions, files = RowReport(), list[str](), _Numbers()
     known: dict[str, str] = {}  # one object for each direction, however many rows have it
     origins, texts = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
-    num_plain, looks, first = 0, 0, ""
+    num_plain, looks, first, selected_by = 0, 0, "", None
     for piece in source.pieces():
         count_work()
         if piece.problem is not None:
@@ -121,13 +123,22 @@ def _survey(source: Source) -> _Survey:
             np.array([(files[file] << 40) + line for _, file, line in columns.rows], np.int64)
         )
         texts.append(columns.texts)
+        if piece.selected_by is not None:
+            selected_by = list(dict.fromkeys([*(selected_by or []), *piece.selected_by]))
         num_plain += piece.num_plain
         looks += len(piece.looks_rendered)
         if piece.looks_rendered and not first:
             _, file, line = columns.rows[piece.looks_rendered[0]]
             first = f"{file}:{line}"
     return _Survey(
-        report, directions, np.concatenate(origins), np.concatenate(texts), num_plain, looks, first
+        report,
+        directions,
+        np.concatenate(origins),
+        np.concatenate(texts),
+        num_plain,
+        looks,
+        first,
+        selected_by,
     )
 
 

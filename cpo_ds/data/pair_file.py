@@ -49,6 +49,7 @@ class Contents:
     held_out: Part
     directions: Sequence[str]
     files: Sequence[tuple[int, str]]  # place (0: data.path, 1: data.eval_path), name below it
+    selected_by: Sequence[str] | None = None  # the metrics that selected the pairs, if known
 
 
 class PairWriter:

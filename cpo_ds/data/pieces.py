@@ -20,6 +20,7 @@ from cpo_ds.data.chat import chat_renderer
 from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.data.held_out import seen_source
 from cpo_ds.data.rows import RowReader, RowReport
+from cpo_ds.data.selected import named_metrics
 from cpo_ds.data.sources import RawRow
 from cpo_ds.data.tokenize import Outcome, PairRules, outcomes, problem_of
 from cpo_ds.errors import UserError
@@ -61,6 +62,7 @@ class Piece:
     columns: Columns | None = None  # of the rows that reading kept; None if there are none
     num_plain: int = 0  # rows that no template rendered
     looks_rendered: Sequence[int] = ()  # those among them that look as if one had
+    selected_by: Sequence[str] | None = None  # see `named_metrics`
 
 
 def raw_pieces(rows: Iterator[RawRow | None], size: int = ROWS) -> Iterator[RawPiece]:
@@ -113,6 +115,7 @@ class PieceMaker:
         plain = [index for index, row in enumerate(rows) if not row.is_chat]
         looks = self._looking_rendered(rows, plain)
         pairs = [outcome.pair for outcome in made if outcome.pair is not None]
+        named = named_metrics(self.data, [row.values for row in raw.rows if row])
         columns = Columns(
             rows=[(row.direction, *_file_and_line(row.origin)) for row in rows],
             reasons=np.array([_reason(outcome) for outcome in made], np.int8),
@@ -125,7 +128,7 @@ class PieceMaker:
             ).reshape(-1, 4),
             tokens=np.concatenate([np.empty(0, np.int32), *(pair.tokens for pair in pairs)]),
         )
-        return Piece(report, None, columns, len(plain), looks)
+        return Piece(report, None, columns, len(plain), looks, named)
 
     def _tokenize(
         self, rows: list[PreferenceRow]

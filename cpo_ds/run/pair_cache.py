@@ -81,7 +81,7 @@ def _key(inputs: Inputs, folder: Path) -> str | None:
     except (OSError, UserError):  # reading says it better
         return None
     known.keep()
-    settings = data.model_dump(mode="json", exclude={"path", "eval_path", "cache"})
+    settings = data.model_dump(mode="json", exclude={"path", "eval_path", "cache", "selected_by"})
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     parts = {
         "format": FORMAT,

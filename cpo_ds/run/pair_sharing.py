@@ -50,7 +50,7 @@ def load_pairs(config: Config, ranks: Ranks, *, is_local: bool) -> PreparedPairs
         check_pairs(of_first[0], contents, train, held_out, ranks.say)
 
     ranks.on_first(check)
-    return PreparedPairs(tokenizer, train, held_out)
+    return PreparedPairs(tokenizer, train, held_out, contents.selected_by)
 
 
 def _open(kept: Kept) -> Any:

@@ -38,6 +38,7 @@ class PreparedPairs(NamedTuple):
     tokenizer: Any
     train: Sequence[TokenizedPair]
     held_out: Sequence[TokenizedPair]  # empty if the recipe asks for none
+    selected_by: Sequence[str] | None = None  # the metrics that selected the pairs, if known
 
 
 def with_template_date(config: Config) -> Config:
@@ -130,7 +131,7 @@ def prepare_pairs(config: Config, *, prints_counts: bool) -> PreparedPairs:
     inputs.assemble(pieces, file, say)
     contents, train, held_out = read_pairs(file.getvalue(), inputs.places())
     check_pairs(inputs, contents, train, held_out, say)
-    return PreparedPairs(inputs.tokenizer, train, held_out)
+    return PreparedPairs(inputs.tokenizer, train, held_out, contents.selected_by)
 
 
 def tokenizer_state(tokenizer: Any) -> list[str]:

@@ -97,10 +97,11 @@ def _train_and_export(
     config: Config, settings: DeepSpeedSettings, ranks: Ranks, stop: StopRequest
 ) -> None:
     folder = Path(config.output_dir)
-    config = ranks.on_first(lambda: with_selecting_metrics(with_template_date(config)))
+    config = ranks.on_first(lambda: with_template_date(config))
     # Rank 0 finds the tokenized pairs, or makes them; all ranks map them into memory.
     is_local = settings.keeps_local_checkpoints
-    tokenizer, train_pairs, eval_pairs = load_pairs(config, ranks, is_local=is_local)
+    tokenizer, train_pairs, eval_pairs, named = load_pairs(config, ranks, is_local=is_local)
+    config = with_selecting_metrics(config, named)
     # Find the checkpoint to go on from, if the folder has one.
     identity = ranks.on_first(lambda: run_identity(config, train_pairs))
     fingerprints = ranks.on_first(lambda: tokenizer_fingerprints(tokenizer))

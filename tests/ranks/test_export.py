@@ -22,7 +22,7 @@ from cpo_ds.schema import PairLogps, StepTotals
 def held_out_metrics(model: Any, values: dict[str, Any]) -> dict[str, float]:
     """Loss and mean log-probs of the held-out pairs, by plain forward passes."""
     config = parse_config(values, "test")
-    _, _, pairs = prepare_pairs(config, prints_counts=False)
+    pairs = prepare_pairs(config, prints_counts=False).held_out
     chosen, rejected = plain_logps(model, pairs)
 
     def count(side: str) -> torch.Tensor:

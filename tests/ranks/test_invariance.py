@@ -212,7 +212,7 @@ def test_negative_control_the_usual_mistakes_are_found(
 def test_the_engine_gives_the_gradient_of_plain_autograd(inputs: Path, records: Any) -> None:
     """The engine's gradients are those of policy and losses, whose parity is tested apart."""
     config = parse_config(recipe(inputs, "full"), "test")
-    _, pairs, _ = prepare_pairs(config, prints_counts=False)
+    pairs = prepare_pairs(config, prints_counts=False).train
     policy, _ = load_policy(config, device=torch.device("cpu"))
     indices = tuple(step_indices(len(pairs), PAIRS, config.train.seed, 0).tolist())
     batch = pack(pairs, indices)

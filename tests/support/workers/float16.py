@@ -40,7 +40,7 @@ def _first_update(values: dict[str, Any], stage: int, ranks: Ranks) -> dict[str,
     """Norms of Adam's first moments and of the change of weights."""
     config = parse_config(values, "test")
     settings = _at_stage(read_deepspeed_settings(config), stage)
-    _, pairs, _ = prepare_pairs(config, prints_counts=False)
+    pairs = prepare_pairs(config, prints_counts=False).train
     run = build_run(RunInputs(config, settings, ranks, pairs))
     before = _weights(run)
     # A step is skipped as long as the loss scale makes gradients overflow.
