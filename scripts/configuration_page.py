@@ -2,8 +2,8 @@
 
     python scripts/configuration_page.py
 
-The declarations are in cpo_ds/config.py and cpo_ds/settings/objective.py. A test checks that the
-page is current.
+The declarations are in cpo_ds/config.py and cpo_ds/settings/. A test checks that the page is
+current.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import transformers
 from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.plan import epoch_order, step_totals
 from cpo_ds.data.prompts import alma_prompt, parse_direction
 from cpo_ds.data.rows import read_rows
@@ -25,6 +24,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.model.load import load_model_config
 from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.schema import PreferenceRow, StepTotals, TokenizedPair
+from cpo_ds.settings.data import DataConfig
 from models.synthetic import (
     Lengths,
     draw_lengths,

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from cpo_ds.errors import UserError
-from cpo_ds.settings.texts import AddBos
+from cpo_ds.settings.data import AddBos
 
 _MARK = "\ufdd0"  # noncharacters of Unicode: no text should hold them
 _STAND_IN = "\ufdd1"

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.prompts import (
     Message,
     RenderChat,
@@ -22,6 +21,7 @@ from cpo_ds.data.sameness import best_and_worst, distinct, is_blank
 from cpo_ds.data.scorers import lower_is_better
 from cpo_ds.data.sources import RawRow
 from cpo_ds.errors import UserError, did_you_mean
+from cpo_ds.settings.data import DataConfig
 
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")

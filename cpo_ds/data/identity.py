@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.rows import SAMPLE, SAMPLE_LABEL
 from cpo_ds.data.sources import data_files, is_saved_dataset, load_parts, local_path
 from cpo_ds.ranks.liveness import count_work
+from cpo_ds.settings.data import DataConfig
 
 _NAME = "files.json"
 _CHUNK = 2**22

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.chat import chat_renderer
 from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.data.held_out import seen_source
@@ -25,6 +24,7 @@ from cpo_ds.data.sources import RawRow
 from cpo_ds.data.tokenize import Outcome, PairRules, outcomes, problem_of
 from cpo_ds.errors import UserError
 from cpo_ds.schema import PreferenceRow
+from cpo_ds.settings.data import DataConfig
 
 ROWS = 2048  # raw rows in a piece
 KEPT, UNTOKENIZED = -1, -2  # instead of the index of a reason to drop a row

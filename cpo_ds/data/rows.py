@@ -9,7 +9,6 @@ from pathlib import Path
 
 from jinja2 import TemplateError
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.chat import render_answers
 from cpo_ds.data.formats import SAME_TEXTS, Format, Texts, format_of, rewrites_prompt
 from cpo_ds.data.prompts import (
@@ -26,6 +25,7 @@ from cpo_ds.data.sources import RawRow, read_folder, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
 from cpo_ds.schema import PreferenceRow
+from cpo_ds.settings.data import DataConfig
 
 __all__ = ["Message", "RenderChat", "RowReader", "RowReport", "read_rows"]
 

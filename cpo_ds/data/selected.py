@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.config import Config, DataConfig
+from cpo_ds.config import Config
 from cpo_ds.data.formats import MEAN_SPELLINGS
+from cpo_ds.settings.data import DataConfig
 from cpo_ds.storage.hub_names import looks_like_path
 
 SELECTED_BY = "selected_by"  # a field of pairs, and of an export's card

@@ -20,7 +20,7 @@ from cpo_ds.data.token_report import TokenReport
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
 from cpo_ds.schema import PreferenceRow, TokenizedPair
-from cpo_ds.settings.texts import AddBos
+from cpo_ds.settings.data import AddBos
 
 Sharing = Literal["common", "prompt", "none"]
 TOGETHER = 4096  # rows that are tokenized together

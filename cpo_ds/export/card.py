@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from cpo_ds.checkpoint.manifest import Manifest
-from cpo_ds.config import Config, DataConfig
+from cpo_ds.config import Config
 from cpo_ds.data.prompts import alma_prompt, base_code, parse_direction, with_names
 from cpo_ds.data.selected import SELECTED_BY
 from cpo_ds.errors import UserError
+from cpo_ds.settings.data import DataConfig
 from cpo_ds.settings.objective import LOSS_FIELDS
 from cpo_ds.storage.metrics_file import Line, read_metrics
 

@@ -11,12 +11,13 @@ import torch
 import transformers
 from transformers.utils import cached_file
 
-from cpo_ds.config import Config, DataConfig, ModelConfig
+from cpo_ds.config import Config, ModelConfig
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.model.adapter import starting_adapter
 from cpo_ds.model.hub import adapter_fingerprint, unavailable
 from cpo_ds.model.load import load_causal_lm, read_model_config
 from cpo_ds.model.quantization import quantizer
+from cpo_ds.settings.data import DataConfig
 from cpo_ds.storage.hub_names import check_folder_or_name
 from cpo_ds.translate.job import Translation
 

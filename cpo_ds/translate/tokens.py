@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from cpo_ds.data.chat import chat_renderer, prints_date
 from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.settings.texts import AddBos
+from cpo_ds.settings.data import AddBos
 from cpo_ds.storage.files import replacing
 from cpo_ds.translate.prompting import Prompt
 

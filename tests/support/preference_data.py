@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 from repository import ROOT
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.rows import read_rows
+from cpo_ds.settings.data import DataConfig
 
 # ALMA-R-Preference: into German the scores tie at the top, into English gpt4 wins and alma loses.
 ALMA: dict[str, Any] = {

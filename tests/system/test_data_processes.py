@@ -8,7 +8,7 @@ from preference_data import run_python
 
 def test_unreachable_dataset_is_named(tmp_path: Path) -> None:
     code = (
-        "from cpo_ds.config import DataConfig\nfrom cpo_ds.data.rows import read_rows\n"
+        "from cpo_ds.settings.data import DataConfig\nfrom cpo_ds.data.rows import read_rows\n"
         "from cpo_ds.errors import UserError\n"
         "try:\n    read_rows(DataConfig(format='alma-r', path='someone/nothing'), None)\n"
         "except UserError as error:\n    print(error)\n"
@@ -22,7 +22,7 @@ def test_unreachable_dataset_is_named(tmp_path: Path) -> None:
 
 def test_order_and_split_do_not_depend_on_the_hash_seed() -> None:
     code = (
-        "from cpo_ds.config import DataConfig\n"
+        "from cpo_ds.settings.data import DataConfig\n"
         "from cpo_ds.data.held_out import split_held_out\n"
         "from cpo_ds.data.rows import read_rows\n"
         "rows, report = read_rows(DataConfig(format='sample'), None)\n"

@@ -39,7 +39,7 @@ _COMMANDS = [
     "cpo_ds.prepare.noise",
     "cpo_ds.prepare.score",
     "cpo_ds.prepare.select",
-    "cpo_ds.prepare.translation.generate",
+    "cpo_ds.translate.generate",
     "cpo_ds.scoring.run",
     "sacrebleu",
 ]

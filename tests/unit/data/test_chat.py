@@ -13,12 +13,12 @@ from doors import tokenizers as kinds
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data import template_limits
 from cpo_ds.data.chat import chat_renderer, prints_date, render_answers
 from cpo_ds.data.rows import read_rows
 from cpo_ds.errors import UserError
-from cpo_ds.prepare.translation.tokens import tokenize_prompts
+from cpo_ds.settings.data import DataConfig
+from cpo_ds.translate.tokens import tokenize_prompts
 
 USER = {"role": "user", "content": "Hi?"}
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from preference_data import PAIR, TRIPLET, X_ALMA, alma, pairs_of, read, render_chat, write
 from repository import ROOT
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.rows import read_rows
 from cpo_ds.errors import UserError
 from cpo_ds.schema import PreferenceRow
+from cpo_ds.settings.data import DataConfig
 
 INTO_GERMAN = "Translate this from English to German:\nEnglish: Hello world.\nGerman:"
 INTO_ENGLISH = "Translate this from German to English:\nGerman: Hallo Welt.\nEnglish:"

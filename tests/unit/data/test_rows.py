@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from preference_data import PAIR, alma, read, write
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.held_out import split_held_out
 from cpo_ds.data.prompts import alma_prompt
 from cpo_ds.data.rows import read_rows
 from cpo_ds.errors import UserError
 from cpo_ds.schema import PreferenceRow
+from cpo_ds.settings.data import DataConfig
 
 
 def test_directions_are_selected_and_checked(tmp_path: Path) -> None:

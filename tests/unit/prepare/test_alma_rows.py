@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored_rows import run, scored
 
-from cpo_ds.config import DataConfig
 from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.formats import format_of
 from cpo_ds.data.sources import RawRow
 from cpo_ds.prepare.pairs.alma_rows import alma_row, config_name
 from cpo_ds.prepare.pairs.choose import Pair, choose, rate, scorer_name
+from cpo_ds.settings.data import DataConfig
 
 SCORES = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0])  # few, so that they often tie
 NAMES = ("gpt-4", "alma-13b", "a", "b", "c")

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo_ds.checkpoint import manifest
-from cpo_ds.config import DataConfig
 from cpo_ds.data.rows import read_rows
 from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.model.fingerprint import weights_fingerprint
 from cpo_ds.ranks.liveness import Beat, ByteWatch, own_beat, ranks_behind
+from cpo_ds.settings.data import DataConfig
 
 
 def test_reading_and_tokenizing_count_as_they_go() -> None:

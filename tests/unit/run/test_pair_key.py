@@ -11,11 +11,12 @@ import pytest
 from doors import tokenizers as kinds
 from pair_rows import append, changed, edit, settle
 
-from cpo_ds.config import Config, DataConfig
+from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.run import pair_cache
 from cpo_ds.run.pair_cache import cache_folder
 from cpo_ds.run.pairs import open_inputs
+from cpo_ds.settings.data import DataConfig
 
 
 @pytest.fixture
