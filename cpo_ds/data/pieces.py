@@ -102,6 +102,10 @@ class PieceMaker:
         marks = self.encoder.parsed if data.special_tokens == "parsed" else plain
         self.reader = RowReader(data, render_chat, marks)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, which make their own functions of the same settings."""
+        return PieceMaker, (self.data, self.encoder.tokenizer, self.rules, self.encoder.stops)
+
     def make(self, raw: RawPiece) -> Piece:
         """The outcome of a piece."""
         report = RowReport()

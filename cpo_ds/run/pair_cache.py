@@ -27,10 +27,11 @@ from cpo_ds.config import Config
 from cpo_ds.data.assemble import Say
 from cpo_ds.data.identity import KnownFiles, identity_of
 from cpo_ds.data.pair_file import FORMAT, Damaged, checksum_of, map_file, read_pairs
+from cpo_ds.data.pair_inputs import Inputs
 from cpo_ds.errors import UserError
 from cpo_ds.model.positions import changing_ropes
 from cpo_ds.run.pair_process import make_in_processes
-from cpo_ds.run.pairs import Inputs, made_once, tokenizer_state
+from cpo_ds.run.pairs import made_once, tokenizer_state
 from cpo_ds.storage.files import cannot_be_written, sync
 
 FEW = 8  # pieces that are made at once, without other processes
@@ -131,7 +132,7 @@ def _make(inputs: Inputs, folder: Path, key: str | None, say: Say) -> Kept:
             raise UserError(piece.problem)
     try:
         with working(folder) as work:
-            checksum = make_in_processes(inputs.config, work, say)
+            checksum = make_in_processes(inputs, work, say)
             return _published(work / "pairs", folder, key, checksum, inputs)
     except OSError as error:
         raise cannot_be_written(folder, error) from None

@@ -27,13 +27,11 @@ from typing import Any
 import psutil
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from cpo_ds.config import Config
 from cpo_ds.data.assemble import Say
+from cpo_ds.data.pair_inputs import Inputs
 from cpo_ds.data.pieces import Piece
 from cpo_ds.errors import EXIT_RANK_LOST, EXIT_USER_ERROR, EndedBySignal, UserError
 from cpo_ds.ranks.liveness import ByteWatch, count_work
-from cpo_ds.recipe import parse_config
-from cpo_ds.run.pairs import Inputs, open_inputs
 
 _LOOK_SECONDS = 1.0  # between looks at whether the processes make progress
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -42,13 +40,13 @@ _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 _KILLED = (os.CLD_KILLED, os.CLD_DUMPED)
 
 
-def make_in_processes(config: Config, work: Path, say: Say) -> bytes:
+def make_in_processes(inputs: Inputs, work: Path, say: Say) -> bytes:
     """Writes the file `pairs` in the folder `work`; returns its checksum.
 
     Raises `UserError` for data that cannot be trained with, `EndedBySignal` if a process is ended,
     and `OSError` if the disk is full.
     """
-    (work / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+    (work / "inputs").write_bytes(pickle.dumps(inputs))
     # The process is no rank of this run, and needs no GPU.
     environment = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
     package = Path(__file__).resolve().parents[2]
@@ -162,7 +160,7 @@ def main(work: Path, parent: int, descriptor: int) -> int:
 
     signal.signal(signal.SIGCHLD, lambda *_: _end_if_helper_died(tell))
     try:
-        inputs = _inputs((work / "config.json").read_text(encoding="utf-8"))
+        inputs = _inputs(str(work / "inputs"))
         sources = [_source(inputs, path, work, n) for n, path in enumerate(inputs.paths())]
         with (work / "pairs").open("wb") as file:
             checksum = inputs.assemble(sources, file, lambda text: tell({"say": text}))
@@ -177,9 +175,9 @@ def main(work: Path, parent: int, descriptor: int) -> int:
 
 
 @functools.cache
-def _inputs(config: str) -> Inputs:
-    """Tokenizer and settings by the configuration as JSON, loaded once in each process."""
-    return open_inputs(parse_config(json.loads(config), "the run's configuration"), lambda _: None)
+def _inputs(path: str) -> Inputs:
+    """Tokenizer and settings, loaded once in each process from the file that the rank wrote."""
+    return pickle.loads(Path(path).read_bytes())
 
 
 def _source(
@@ -193,14 +191,13 @@ def _source(
     with raw.open("wb") as file, pa.ipc.new_stream(file, _PIECES) as stream:
         for rows in inputs.raw_pieces(path):
             stream.write_batch(pa.record_batch([[pickle.dumps(rows)]], schema=_PIECES))
-    config = (work / "config.json").read_text(encoding="utf-8")
     read = datasets.Dataset.from_file(str(raw))
     made = read.map(
         _make,
         batched=True,
         batch_size=1,
         num_proc=min(len(read), len(os.sched_getaffinity(0))),
-        fn_kwargs={"config": config},
+        fn_kwargs={"path": str(work / "inputs")},
         features=datasets.Features({"piece": datasets.Value("large_binary")}),
         cache_file_name=str(work / f"made-{number}.arrow"),
         writer_batch_size=1,
@@ -215,9 +212,9 @@ def _source(
     return pieces
 
 
-def _make(batch: dict[str, list[bytes]], config: str) -> dict[str, list[bytes]]:
+def _make(batch: dict[str, list[bytes]], path: str) -> dict[str, list[bytes]]:
     """Makes a piece, in one of several processes."""
-    maker = _inputs(config).maker
+    maker = _inputs(path).maker
     return {"piece": [pickle.dumps(maker.make(pickle.loads(raw))) for raw in batch["piece"]]}
 
 

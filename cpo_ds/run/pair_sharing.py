@@ -12,11 +12,12 @@ from typing import Any
 
 from cpo_ds.config import Config
 from cpo_ds.data.pair_file import Damaged, checksum_of, ends_with, map_file, read_pairs
+from cpo_ds.data.pair_inputs import Inputs
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.run.pair_cache import Kept, keep_pairs, prune, publish, working
-from cpo_ds.run.pairs import Inputs, PreparedPairs, check_pairs, open_inputs
+from cpo_ds.run.pairs import PreparedPairs, check_pairs, open_inputs
 from cpo_ds.storage.files import cannot_be_written
 
 _PIECE = 2**24  # bytes that are sent to other hosts at once

@@ -9,18 +9,17 @@ from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cpo_ds.checkpoint.resume import saved_configuration
 from cpo_ds.config import Config
-from cpo_ds.data.assemble import Say, Source, assemble
+from cpo_ds.data.assemble import Say
 from cpo_ds.data.chat import prints_date
-from cpo_ds.data.identity import place_of
 from cpo_ds.data.pair_columns import PairColumns
 from cpo_ds.data.pair_file import Contents, read_pairs
-from cpo_ds.data.pieces import Piece, PieceMaker, RawPiece, raw_pieces
+from cpo_ds.data.pair_inputs import Inputs
+from cpo_ds.data.pieces import Piece, PieceMaker, RawPiece
 from cpo_ds.data.plan import check_budget
-from cpo_ds.data.rows import raw_rows_of
 from cpo_ds.data.tokenize import PairRules
 from cpo_ds.model.adapter_checks import check_adapter
 from cpo_ds.model.base_checks import check_weights
@@ -58,37 +57,6 @@ def with_template_date(config: Config) -> Config:
     saved = saved_configuration(config.checkpoint, Path(config.output_dir) / "checkpoints")
     day = saved.get("data", {}).get("template_date") or date.today().isoformat()
     return config.model_copy(update={"data": data.model_copy(update={"template_date": day})})
-
-
-class Inputs(NamedTuple):
-    """All that turns a recipe's data into pairs, made and checked."""
-
-    config: Config
-    tokenizer: Any
-    model_config: Any
-    maker: PieceMaker
-
-    def paths(self) -> list[str | None]:
-        """The paths to read; None is data.path."""
-        return [None, *filter(None, [self.config.data.eval_path])]
-
-    def raw_pieces(self, path: str | None) -> Iterator[RawPiece]:
-        """Raw rows of a path, a piece at a time; an error is in the last of them."""
-        return raw_pieces(raw_rows_of(self.config.data, path))
-
-    def places(self) -> list[str]:
-        """The paths as messages name them."""
-        return [place_of(self.config.data, path) for path in self.paths()]
-
-    def assemble(
-        self, pieces: Sequence[Callable[[], Iterator[Piece]]], file: IO[bytes], say: Say
-    ) -> bytes:
-        """Writes the file of pairs from the pieces of each path; returns its checksum.
-
-        Raises `UserError` for data that cannot be trained with, and `OSError`.
-        """
-        sources = [Source(*both) for both in zip(pieces, self.places(), strict=True)]
-        return assemble(sources, self.maker, self.config, file, say)
 
 
 def open_inputs(config: Config, say: Say) -> Inputs:

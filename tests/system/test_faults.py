@@ -70,7 +70,7 @@ def test_a_hung_rank_is_found_and_all_stacks_are_written(recipe: Path) -> None:
 
 # Phase -> the function that hangs before the first step, its rank, and the place that is named.
 EARLY = {
-    "reading": ("cpo_ds.run.pairs.assemble", 0, "pairs.py:"),
+    "reading": ("cpo_ds.data.pair_inputs.assemble", 0, "pair_inputs.py:"),
     "loading": ("cpo_ds.run.build.load_policy", 1, "build.py:"),
     "the engine": ("cpo_ds.run.build.Engine", 0, "build.py:"),
     "verifying": ("cpo_ds.checkpoint.resume.damage", 1, "resume.py:"),

@@ -46,7 +46,7 @@ def test_a_second_start_reads_the_pairs_and_not_the_rows(
 ) -> None:
     first = start(config)
     assert first.is_new and start.said[0].startswith("read 60 rows, kept 5")
-    monkeypatch.setattr("cpo_ds.run.pairs.raw_rows_of", None)
+    monkeypatch.setattr("cpo_ds.data.pair_inputs.raw_rows_of", None)
     second = start(config)
     assert second == first._replace(is_new=False) and start.said == []
     train, held_out, _ = pairs_plainly(config)

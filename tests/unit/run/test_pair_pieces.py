@@ -12,7 +12,7 @@ from pairs_plainly import pairs_plainly, values_of
 from preference_data import write, write_parquet
 
 from cpo_ds.config import Config
-from cpo_ds.data import pieces
+from cpo_ds.data import pair_inputs, pieces
 from cpo_ds.data.pair_columns import (
     PairColumns,
     count_directions,
@@ -21,7 +21,6 @@ from cpo_ds.data.pair_columns import (
     pairs_with_logps,
 )
 from cpo_ds.errors import UserError
-from cpo_ds.run import pairs as run_pairs
 from cpo_ds.run.pairs import prepare_pairs
 
 PLAIN = {"special_tokens": "plain"}
@@ -65,7 +64,7 @@ def test_pieces_give_the_pairs_of_plain_lists(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = recipe(tmp_path, name)
-    monkeypatch.setattr(run_pairs, "raw_pieces", partial(pieces.raw_pieces, size=size))
+    monkeypatch.setattr(pair_inputs, "raw_pieces", partial(pieces.raw_pieces, size=size))
     train, held_out, lines = pairs_plainly(config)
     assert len(train) > 20 and any("dropped" in line for line in lines)
     prepared = prepare_pairs(config, prints_counts=True)
@@ -119,7 +118,7 @@ def test_errors_are_those_of_plain_lists(
     path = write(tmp_path / "rows.jsonl", rows)
     path.write_bytes(path.read_bytes().replace(b'"{"', b"{"))
     config = pair_rows.make(tmp_path, path, data=settings)
-    monkeypatch.setattr(run_pairs, "raw_pieces", partial(pieces.raw_pieces, size=4))
+    monkeypatch.setattr(pair_inputs, "raw_pieces", partial(pieces.raw_pieces, size=4))
     errors = []
     for prepare in (pairs_plainly, partial(prepare_pairs, prints_counts=False)):
         with pytest.raises(UserError) as error:
@@ -146,7 +145,7 @@ def test_a_text_that_no_token_spells_is_named_as_by_plain_lists(
     """A tokenizer in Python cannot take special tokens as characters within a template."""
     config = recipe(tmp_path, "as chats")
     monkeypatch.setattr("cpo_ds.data.tokenize.TextEncoder.encode", _encode_or_fail)
-    monkeypatch.setattr(run_pairs, "raw_pieces", partial(pieces.raw_pieces, size=7))
+    monkeypatch.setattr(pair_inputs, "raw_pieces", partial(pieces.raw_pieces, size=7))
     errors = []
     for prepare in (pairs_plainly, partial(prepare_pairs, prints_counts=False)):
         with pytest.raises(UserError) as error:
