@@ -9,7 +9,8 @@ from typing import Any
 
 from cpo_ds.errors import one_line
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 256
+_BUFFER = 2**20  # bytes
 
 
 class DamagedParquet(Exception):
@@ -36,7 +37,8 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # A column is read in pieces: of a file with one group of rows, it would be in memory whole.
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
                 for values in zip(*map(_cells, batch.columns), strict=True):
                     yield dict(zip(batch.schema.names, values, strict=True))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from many_rows import write_many
+from preference_data import write_parquet
 from report_page import report_of
 from scored_rows import contents
 
 from cpo_ds import cli
+from cpo_ds.data.candidates import CandidateRows
 from cpo_ds.prepare.analyses import agreement, scored
 from cpo_ds.prepare.analyses.view import make_view, selecting_metrics
 from cpo_ds.prepare.pairs import alma_rows
@@ -155,3 +159,19 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
             peaks.setdefault(run.__name__, []).append(peak(partial(run, tmp_path)))
     for _, few, many in peaks.values():
         assert many - 320 * 500 < 1.3 * few, peaks
+
+
+def test_parquet_is_read_in_pieces_too(tmp_path: Path) -> None:
+    """One group of rows of 48 MB in all, whose texts do not compress; pyarrow counts its own."""
+    draw = random.Random(0)
+    rows = [
+        {"language_pair": "en-de", "source": draw.randbytes(6000).hex(), "candidates": {"a": "A"}}
+        for _ in range(4000)
+    ]
+    path = write_parquet(tmp_path / "rows.parquet", rows)
+    held = pyarrow.total_allocated_bytes()
+    most = 0
+    for number, row in enumerate(CandidateRows(str(path))):
+        assert row.source == rows[number]["source"]
+        most = max(most, pyarrow.total_allocated_bytes() - held)
+    assert most < 2**25 < path.stat().st_size
