@@ -100,7 +100,7 @@ def select(rows: Iterable[CandidateRow], options: Options) -> Selection:
             )
 
     # Choose the metrics and make the filters; some of these read the rows of the directions again.
-    wanted = _RowsOf(rows, options.directions or known)
+    wanted = _RowsOf(rows, frozenset(options.directions or known))
     choice = choose_metrics(options.metrics, wanted, mentions)
     keep = _filters(options, wanted)
     tally = Tally(rows=directions.total(), scorers={metric: {} for metric in choice.metrics})

@@ -104,7 +104,7 @@ def test_an_interrupt_leaves_nothing(folder: Path, name: str) -> None:
     """It comes when the unfinished output is there already."""
     arguments = command(name, folder)
     path = Path(arguments[3])
-    path.write_bytes(path.read_bytes() * 400)
+    path.write_bytes(path.read_bytes() * 100)
     before = sorted(folder.iterdir())
     running = subprocess.Popen(
         [sys.executable, "-m", "cpo_ds.cli", *arguments],
