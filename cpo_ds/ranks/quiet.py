@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
 
@@ -42,6 +43,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loud = ("DeepSpeed", "torch.distributed", "transformers", "datasets", "absl", "bitsandbytes")
     for name in loud:
@@ -49,11 +51,14 @@ def silence_libraries() -> None:
 
 
 def silence_after_import() -> None:
-    """Silences libraries that set their own log levels when they are imported."""
+    """Silences libraries that set their own log levels when they are imported.
+
+    datasets does so by its variables; it is not imported for this, since that takes a while.
+    """
     import transformers
-    from datasets.utils.logging import disable_progress_bar
 
     silence_libraries()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    disable_progress_bar()
+    if of_datasets := sys.modules.get("datasets.utils.logging"):
+        of_datasets.disable_progress_bar()

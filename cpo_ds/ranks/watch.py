@@ -63,6 +63,7 @@ class Watch:
         self._bytes = ByteWatch()
         self._silence_limit = SILENT_SECONDS
         self._over = threading.Event()
+        self._has_failed = False  # the main thread, which only waits for the verdict then
         self._processes = ranks.gather(own_process(ranks.rank))  # by rank
         self._store = WatchStore(ranks, SILENT_SECONDS)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -85,6 +86,7 @@ class Watch:
             self._remove_empty_stacks()
         elif is_loss_of_others(error):
             self._expect_loss()
+            self._has_failed = True
         else:
             self._report(error)
 
@@ -93,7 +95,9 @@ class Watch:
         last_beats: dict[int, Beat] = {}
         heard_at = dict.fromkeys(range(self._ranks.world_size), time.monotonic())
         progress_at = time.monotonic()
-        while not self._over.wait(BEAT_SECONDS):
+        until_next = BEAT_SECONDS
+        while not self._over.wait(until_next):
+            until_next = BEAT_SECONDS
             # Count bytes that libraries moved as work of this rank.
             if self._bytes.has_moved(BEAT_SECONDS):
                 count_work()
@@ -121,7 +125,7 @@ class Watch:
             if a_connection_broke():
                 self._expect_loss()
 
-            # Propose a verdict; all ranks, this one too, read it at their next beat.
+            # Propose a verdict; all ranks read it at their next beat, and this one at once.
             lost = [p for p in self._processes if self._is_lost(p, now - heard_at[p.rank])]
             message = None
             if lost:
@@ -131,6 +135,7 @@ class Watch:
             if message:
                 with contextlib.suppress(*NO_ANSWER):  # asked again after the next beat
                     self._store.decide(Verdict(message, [process.rank for process in lost]))
+                    until_next = 0.0
 
     def _expect_loss(self) -> None:
         """Waits less for silent ranks from now on, since a connection to one of them broke."""
@@ -226,7 +231,7 @@ class Watch:
 
         Standard error is the console on rank 0, and the rank's log on the others.
         """
-        if not verdict.is_error and self._over.wait(_GRACE_SECONDS):
+        if not verdict.is_error and self._over.wait(self._grace()):
             return
         # A crashed rank's last lines are in its log. Those of rank 0 are on the console already.
         crashed = [last_words(self._run_folder, rank) for rank in verdict.lost if rank]
@@ -236,16 +241,21 @@ class Watch:
         if self._ranks.rank == 0:
             with contextlib.suppress(*NO_ANSWER):
                 self._store.mark_shown()
-            time.sleep(BEAT_SECONDS)  # the store ends with this process; let others read it
+            if len(verdict.lost) < self._ranks.world_size - 1:
+                time.sleep(BEAT_SECONDS)  # the store ends with this process; let others read it
         else:
             self._wait_until_shown()
         os._exit(verdict.code)
+
+    def _grace(self) -> float:
+        """Seconds to wait for the main thread to end by itself."""
+        return 0.0 if self._has_failed else _GRACE_SECONDS
 
     def _end_without_store(self) -> None:
         """Ends this process because rank 0 is lost; one rank of each host prints the message."""
         host = self._processes[self._ranks.rank].host
         others = [p.rank for p in self._processes[1:] if p.host == host and is_running(p)]
-        if self._over.wait(_GRACE_SECONDS):
+        if self._over.wait(self._grace()):
             return
         if self._ranks.rank == min(others, default=self._ranks.rank):
             message = f"\ncpo_ds: stopped: {_loss_message(self._processes[:1])}"

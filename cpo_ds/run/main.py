@@ -29,6 +29,7 @@ from cpo_ds.ranks.place import place
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.recipe import load_config
 from cpo_ds.run.allocators import let_gpu_memory_grow
+from cpo_ds.run.imports import quick_imports
 
 
 def main(argv: list[str]) -> int:
@@ -50,8 +51,9 @@ def _main(argv: list[str]) -> int:
         if not arguments.verbose:
             silence_libraries()
         let_gpu_memory_grow()
-        _choose_accelerator()
-        from cpo_ds.run.session import run_recipe  # imports these libraries
+        with quick_imports(with_bitsandbytes=config.model.quantization is not None):
+            _choose_accelerator()
+            from cpo_ds.run.session import run_recipe  # imports these libraries
 
         run_recipe(config, verbose=arguments.verbose)
     except UserError as error:

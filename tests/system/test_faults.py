@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from launch import deepspeed_command, finish, main_on_ranks, on_ranks, start, start_ranks
+from launch import (
+    ForkedRanks,
+    deepspeed_command,
+    finish,
+    main_on_ranks,
+    on_ranks,
+    start,
+    start_ranks,
+)
 from runs import LORA, lines, rank_processes, small_recipe, wait_for_step
 from torture import torture
 from workers import faults
@@ -50,6 +58,17 @@ def test_a_killed_rank_is_named_by_the_others(rank: int, recipe: Path) -> None:
     assert f"rank {rank} on host {HOST} (process {ranks[rank].pid}) ended" in said[0]
     assert "Traceback" not in done.output
     assert not any(process.is_running() for process in ranks.values())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_failed_for_the_loss_of_another_ends_at_once(rank: int, recipe: Path) -> None:
+    """It waits for nothing but the reason; the grace is for ranks that may end by themselves."""
+    output = recipe.parent / f"lost-{rank}"
+    options = ["--config", str(recipe), "--output_dir", str(output)]
+    run = ForkedRanks(faults.die_without_grace, [3, rank, *options], ranks=2)
+    done = run.wait(timeout=90, patience=50)  # less than the minute that a main thread waits
+    assert done[1 - rank].code == 5, done
+    assert f"rank {rank} on host {HOST} (process " in done[1 - rank].output
 
 
 def test_a_hung_rank_is_found_and_all_stacks_are_written(recipe: Path) -> None:

@@ -39,6 +39,22 @@ def die_while_saving(step: int, *arguments: str) -> int:
         return main(list(arguments))
 
 
+def die_without_grace(step: int, rank: int, *arguments: str) -> int:
+    """Trains, but a rank is killed in a step; the watch may wait for ever for others to end."""
+    plan = trainer.plan
+
+    def plan_or_die(run: trainer.Run, now: int) -> Any:
+        if now == step and run.ranks.rank == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plan(run, now)
+
+    with (
+        mock.patch.object(trainer, "plan", plan_or_die),
+        mock.patch.object(watch, "_GRACE_SECONDS", 3600.0),
+    ):
+        return main(list(arguments))
+
+
 def hang(step: int, *arguments: str) -> int:
     """Trains, but rank 1 hangs in the planning of a step; the watch waits less than usual."""
     plan = trainer.plan
