@@ -79,8 +79,12 @@ def translations(
 def with_translations(
     sources: Sources, texts: Sequence[Sequence[str]], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The rows' values with their translations as candidates of these names, empty ones too."""
+    """The rows' values with their translations as candidates of these names, empty ones too.
+
+    Candidates that a row had stay as they were.
+    """
     return [
-        row.values | {"candidates": row.candidates | dict(zip(names, own, strict=True))}
+        row.values
+        | {"candidates": (row.values.get("candidates") or {}) | dict(zip(names, own, strict=True))}
         for row, own in zip(sources.rows, texts, strict=True)
     ]

@@ -146,6 +146,7 @@ def _plan(
     # Read the sources, and the model's own settings.
     sources = replace(request.read(), languages=request.languages)
     check_untranslated(sources, request.names)
+    del sources.skipped["empty candidate"]  # they stay in the rows
     settings = generation_settings(request.choice.model, config)
     own = own_settings(settings, request.choice.model, samples=bool(request.decoding.samples))
     decoding = request.decoding.with_own(own.applied)

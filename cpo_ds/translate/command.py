@@ -32,6 +32,8 @@ from cpo_ds.translate.test_sets import FLORES_WARNING
 from cpo_ds.translate.tokens import PromptSettings, prompt_settings
 
 if TYPE_CHECKING:
+    import torch
+
     from cpo_ds.ranks.ranks import Ranks
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -111,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _translate(request: Request, ranks: Ranks) -> RowsByModel:
-    dtype = request.dtype or ("bfloat16" if ranks.device.type == "cuda" else "float32")
+    dtype = request.dtype or _fast_dtype(ranks.device)
     if (file := request.choice.recipe_file) is not None:
         ranks.say(f"prompts and tokens as in {file}, unless options say otherwise")
     if request.origin.startswith("flores+:"):
@@ -119,6 +121,17 @@ def _translate(request: Request, ranks: Ranks) -> RowsByModel:
     rows = RowsByModel(replace(request, dtype=dtype))
     translate_on_ranks(rows.work, ranks)
     return rows
+
+
+def _fast_dtype(device: torch.device) -> str:
+    """bfloat16 on a GPU that computes it, else float32."""
+    import torch
+
+    from cpo_ds.model.precision import gpu_precision
+
+    if device.type != "cuda":
+        return "float32"
+    return gpu_precision(torch.cuda.get_device_capability(device)).dtype
 
 
 def _print_translation(request: Request) -> None:
@@ -164,8 +177,8 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the values of options, as whole sentences."""
     if arguments.references and (arguments.input is None or arguments.input.is_dir()):
         yield "--references belongs to --input with plain text; leave it out."
-    if arguments.text is not None and arguments.output is None and arguments.ranks > 1:
-        yield "--ranks has no effect with --text; leave it out."
+    if arguments.text is not None and (arguments.ranks > 1 or arguments.hostfile):
+        yield "--text is translated by one process; leave --ranks and --hostfile out."
     if arguments.vllm and arguments.samples is None and arguments.beam != 1:
         yield "--vllm has no beam search here; give --beam 1 or --samples, or leave --vllm out."
     if arguments.vllm and (arguments.ranks > 1 or arguments.hostfile):

@@ -43,7 +43,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"language_pair": "en-de" if n % 2 else "cs-en", "source": text, "id": n}
         for n, text in enumerate([*SENTENCES, LONG_ENOUGH * 10])
     ]
-    rows[1] |= {"reference": "das Haus", "candidates": {"other": "Haus"}}
+    rows[1] |= {"reference": "das Haus", "candidates": {"other": "Haus", "mute": "", "x": None}}
     return write_json_rows(tmp_path_factory.mktemp("source") / "rows.jsonl", rows)
 
 

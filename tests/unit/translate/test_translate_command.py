@@ -149,7 +149,7 @@ def test_what_a_folder_stands_for(tmp_path: Path) -> None:
         (["--text", "x", "--beam", "0"], "--beam is 0; give a number of at least 1"),
         (["--text", "x", "--samples", "2", "--top-p", "1.5"], "--top-p is 1.5"),
         (["--text", "x", "--samples", "2", "--temperature", "0"], "--temperature must be above 0"),
-        (["--text", "x", "--ranks", "2"], "--ranks has no effect with --text"),
+        (["--text", "x", "--ranks", "2"], "leave --ranks and --hostfile out"),
         (["--text", "x", "--references", "{rows}"], "--references belongs to --input"),
         (["--test-set", "wmt22:en-de", "--pair", "en-de", "--output", "o.jsonl"], "leave --pair"),
         (["--text", "x", "--name", " "], "--name gives the system no name"),
