@@ -150,7 +150,7 @@ def test_what_vllm_lacks_is_said(vllm: Any) -> None:
 def test_a_search_by_beams_is_not_for_vllm(
     capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
-    given = ["--model", "m/m", "--text", "x", "--pair", "en-de", "--vllm", *options]
+    given = ["--model", "m/m", "--input", "r.jsonl", "--output", "o.jsonl", "--vllm", *options]
     assert cli.main(["translate", *given]) == 2 and said in capsys.readouterr().err
 
 
