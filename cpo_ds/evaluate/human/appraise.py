@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ def files(sample: Sample, *, annotators: int) -> dict[str, Any]:
     for number, (direction, items) in enumerate(sample.by_direction.items(), start=1):
         source, target = (_code(code) for code in parse_direction(direction))
         tasks = _tasks(units(items, contrastive=False), source, target)
-        name = f"cpods{sample.id}{source}{target}".replace("-", "")
+        name = f"cpods{sample.id}{source}{target}"  # letters and digits, for its addresses
         written[f"{direction}/batches.json"] = tasks
         written[f"{direction}/manifest.json"] = {
             "CAMPAIGN_URL": "http://127.0.0.1:8000/dashboard/sso/",
@@ -57,8 +56,9 @@ def files(sample: Sample, *, annotators: int) -> dict[str, Any]:
 
 
 def _code(code: str) -> str:
-    """Appraise's code of a language; codes that it may not know stay as they are."""
-    return _CODES.get(code.replace("_", "-").partition("-")[0], code)
+    """Appraise's code of a language; one of three letters, which it may not know, stays."""
+    base = code.replace("_", "-").partition("-")[0]
+    return _CODES.get(base, base)
 
 
 def _tasks(
@@ -103,7 +103,7 @@ def _entry(number: int, item: Item, translation: Translation, kind: str) -> dict
         "sourceID": item.id,
         "targetID": name,
         "itemType": kind,
-        "sourceText": html.escape(item.source),  # Appraise shows it as HTML
+        "sourceText": item.source,  # Appraise escapes it for HTML
         "targetText": translation.text,
         "itemID": number,
         "isCompleteDocument": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,17 @@ def test_spans_count_in_utf16_with_the_last_unit_included(tmp_path: Path) -> Non
     assert item["tgt"][letter].encode("utf-16-le")[10:16].decode("utf-16-le") == "bad"
 
 
-def test_tasks_of_appraise_are_full_and_keep_html_out(tmp_path: Path) -> None:
+def test_tasks_of_appraise_are_full_and_hold_texts_as_they_are(tmp_path: Path) -> None:
     sample(tmp_path, rows_of("en-de", 60), "--annotators", 2)
     tasks = load(tmp_path / "tasks" / "appraise" / "en-de" / "batches.json")
     assert [len(task["items"]) for task in tasks] == [100, 100]
     items = [item for task in tasks for item in task["items"]]
     assert Counter(item["itemType"] for item in items) == {"TGT": 120, "CHK": 80}
     assert len({(item["documentID"], item["targetID"]) for item in items}) == 200
-    assert "&lt;/script&gt;" in items[0]["sourceText"] and SCRIPT not in items[0]["sourceText"]
+    assert SCRIPT in items[0]["sourceText"], "Appraise escapes it"
     manifest = load(tmp_path / "tasks" / "appraise" / "en-de" / "manifest.json")
     assert manifest["TASKS_TO_ANNOTATORS"] == [["eng", "deu", "uniform", 2, 2]]
+    assert re.fullmatch("[a-zA-Z0-9]+", manifest["CAMPAIGN_NAME"]), "a part of its addresses"
     assert (manifest["TASK_TYPE"], manifest["TASK_OPTIONS"]) == ("Document", "ESA")
 
 
