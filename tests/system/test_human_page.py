@@ -104,7 +104,7 @@ def test_the_page_is_judged_by_keys_saved_and_tallied(tmp_path: Path, page: Brow
     assert (base["score"]["mean"], base["win_ratio"]["mean"], base["major"]["mean"]) == (30, 0, 1)
     assert ours["minor"]["mean"] == pytest.approx(1 / 4)
     assert numbers["missing"] == [
-        f"2 of 6 items are judged by nobody (the first: {key['sample']}-0005)"
+        f"judged by nobody: 2 of 6 items (the first: {key['sample']}-0005)"
     ]
 
 
@@ -129,7 +129,7 @@ def test_on_a_phone_the_page_fits_and_a_saved_file_is_taken_up(
     assert evaluate_human(
         "tally", "--key", tmp_path / "tasks.key.json", "--results", path
     ) == 2  # fmt: skip
-    assert "the evaluation is not complete: 1 items are judged in part" in capsys.readouterr().err
+    assert "the evaluation is not complete: judged in part: 1 (the first" in capsys.readouterr().err
 
     # Another device goes on from the file.
     page.run("localStorage.clear()")

@@ -79,10 +79,10 @@ def complete_groups(
     missing = []
     if partly:
         annotator, item = partly[0]
-        missing.append(f"{len(partly)} items are judged in part (the first: {item} by {annotator})")
+        missing.append(f"judged in part: {len(partly)} (the first: {item} by {annotator})")
     if untouched:
         missing.append(
-            f"{len(untouched)} of {len(key.items)} items are judged by nobody (the first: "
+            f"judged by nobody: {len(untouched)} of {len(key.items)} items (the first: "
             f"{min(untouched)})"
         )
     whole = {name: group for name, group in groups.items() if name not in set(partly)}

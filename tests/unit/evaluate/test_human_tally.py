@@ -157,8 +157,8 @@ def test_wrong_results_are_refused_in_one_paragraph(
         assert "scores are numbers from 0 to 100" in said({**good, "judgements": wrong})
     other = [{**judgements[0], "letter": "C"}]
     assert "is not in the sample" in said({**good, "judgements": other})
-    assert "1 of 2 items are judged by nobody" in said({**good, "judgements": judgements[:2]})
-    assert "1 items are judged in part" in said({**good, "judgements": judgements[:3]})
+    assert "judged by nobody: 1 of 2 items" in said({**good, "judgements": judgements[:2]})
+    assert "judged in part: 1 (the first" in said({**good, "judgements": judgements[:3]})
     assert "no judgement" in said({**good, "judgements": []})
     assert "not complete" in said({**good, "judgements": judgements[:1]}, path, "--partial")
     assert "not a line of Pearmut's log" in said('{"a": 1}\n', tmp_path / "log.jsonl")
