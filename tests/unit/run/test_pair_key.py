@@ -60,7 +60,7 @@ DATA: dict[str, Any] = {
     "template_date": "2026-01-31",
     "special_tokens": "parsed",
 }
-NOT_IN_KEY = {"path", "eval_path", "cache"}  # contents count, wherever they are
+NOT_IN_KEY = {"path", "eval_path", "cache", "selected_by"}  # contents count, wherever they are
 CHANGES |= {
     f"data.{name}": lambda folder, c, name=name: changed(c, "data", **{name: DATA[name]})
     for name in DATA
