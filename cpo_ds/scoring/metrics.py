@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ds.data.formats import LEXICAL
+from cpo_ds.data.json_text import is_unicode
 from cpo_ds.errors import UserError, did_you_mean
 
 _HUB = {  # lower case, without the owner Unbabel
@@ -93,6 +94,8 @@ def parse_metrics(texts: list[str]) -> list[Metric]:
         name, equals, model = text.partition("=")
         if not name or (equals and not model):
             raise UserError(f"--metric {text!r}: write a name, a checkpoint, or NAME=CHECKPOINT.")
+        if not is_unicode(name):
+            raise UserError(f"--metric {text!r}: the name is not valid UTF-8; give another one.")
         model = model_name(model or name)
         _check_served(text, model)
         if not ("/" in model or model.lower() in LEXICAL or Path(model.removesuffix(_QE)).exists()):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpo_ds.data.candidates import REFERENCE, write_rows
+from cpo_ds.data.json_text import is_unicode
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError
 from cpo_ds.translate.job import count_lines, source_lines, summary, with_candidates
@@ -42,6 +43,8 @@ def check_name(name: str, option: str) -> None:
     """Raises `UserError` if a system cannot have this name, which `option` gives it."""
     if not name.strip():
         raise UserError(f"{option} gives the system no name; give it one.")
+    if not is_unicode(name):
+        raise UserError(f"{option}: the system's name is not valid UTF-8; give another one.")
     if name == REFERENCE:
         raise UserError(
             f"{option}: {REFERENCE} is the name of a row's own reference; give another name."

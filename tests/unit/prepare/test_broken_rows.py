@@ -122,3 +122,21 @@ def test_paths_that_cannot_be_read_are_named(
             error = capsys.readouterr().err
             assert said in error and error.count("\n") == 1
     assert sorted(os.listdir()) == ["loop.jsonl", "pipe.jsonl"]
+
+
+def test_names_from_the_command_line_are_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A byte that is not UTF-8 comes as half of a surrogate pair."""
+    name = os.fsdecode(b"a\xff")
+    path = tmp_path / "in.jsonl"
+    path.write_text(LINE)
+    for command, option in (
+        ("candidates", ("--system", f"{name}={path}")),
+        ("score", ("--metric", f"{name}=chrf")),
+    ):
+        arguments = ["--input", str(path), "--output", str(tmp_path / "out.jsonl"), *option]
+        assert cli.main(["prepare", command, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "name is not valid UTF-8; give another one" in error and error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["in.jsonl"]
