@@ -12,8 +12,10 @@ import sys
 from typing import Any, NamedTuple
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
-from cpo_ds.ranks.console import plain_console
+from cpo_ds.ranks.console import CONSOLE, plain_console
+from cpo_ds.ranks.limits import disk_problem, path_problem
 
+EXIT_NO_READER = 141  # 128 + SIGPIPE, as shells count
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -72,7 +74,7 @@ PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code, 2 for a `UserError`, 130 for an interrupt."""
+    """Runs a command; returns its exit code, such as 2 for a `UserError` or a full disk."""
     with plain_console():
         return _main(sys.argv[1:] if argv is None else argv)
 
@@ -89,20 +91,18 @@ def _main(argv: list[str]) -> int:
 
     # Problems that the user can solve are one line, without a stack trace.
     try:
-        return arguments.run_command(arguments)
+        code = arguments.run_command(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"cpo_ds: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except OSError as error:
-        # A path that a command was given and could not even look at: too long, or behind a folder
-        # without permission. Other errors of the system are no fault of the user.
-        if error.filename is None:
+        if isinstance(error, BrokenPipeError) and error.filename == CONSOLE:
+            return EXIT_NO_READER
+        if (problem := disk_problem(error) or path_problem(error)) is None:
             raise
-        print(
-            f"cpo_ds: error: {error.filename}: {error.strerror}; correct the path or its "
-            "permissions.",
-            file=sys.stderr,
-        )
+        print(f"cpo_ds: error: {problem}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("cpo_ds: interrupted.", file=sys.stderr)

@@ -74,9 +74,10 @@ def convert(path: Path, manifest: Manifest, folder: Path) -> tuple[Path, float |
         publish_folder(unfinished, final)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        file = error.filename or unfinished
         raise UserError(
-            f"{path} could not be converted: {error.filename}: {error.strerror}. The conversion "
-            f"takes about {3 * manifest.size / 2**30:.1f} GiB of disk while it runs: make room, "
+            f"{path} could not be converted: {file}: {error.strerror}. The conversion takes about "
+            f"{3 * manifest.size / 2**30:.1f} GiB of disk while it runs: make room, "
             "and run the same command again."
         ) from None
     return final, time.perf_counter() - started

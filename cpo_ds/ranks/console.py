@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+CONSOLE = "standard output"  # the name of the file in errors of printing
 
 # Characters that act on a terminal instead of appearing: C0 and C1 controls without tab and line
 # feed, and marks that change the direction of the text around them.
@@ -25,20 +28,34 @@ def escaped(text: str) -> str:
 
 
 @contextlib.contextmanager
-def plain_console() -> Iterator[None]:
+def plain_console(*, may_lose_text: bool = False) -> Iterator[None]:
     """Escapes everything that this process prints inside a `with` block.
 
-    Letters that the console's encoding lacks are escaped too, instead of ending the program.
+    Letters that the console's encoding lacks are escaped too, instead of ending the program. The
+    console may be a file on a full disk, or a program that ended. Then printing raises `OSError`,
+    but with `may_lose_text` the text is lost and the program goes on.
     """
     streams = sys.stdout, sys.stderr
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (_Escaping(stream) for stream in streams)
+    sys.stdout, sys.stderr = (_Escaping(stream, may_lose_text) for stream in streams)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = streams
+        for stream in streams:
+            _empty(stream)
+
+
+def _empty(stream: TextIO) -> None:
+    """Writes what a stream still holds, or drops it: else Python would fail to do so at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def print_colored(text: str) -> None:
@@ -50,12 +67,26 @@ def print_colored(text: str) -> None:
 class _Escaping:
     """A stream of text, escaped on its way to the console."""
 
-    def __init__(self, console: TextIO) -> None:
-        self.console = console
+    def __init__(self, console: TextIO, may_lose_text: bool) -> None:
+        self.console, self._may_lose_text = console, may_lose_text
 
     def write(self, text: str) -> int:
-        self.console.write(escaped(text))
+        with self._naming():
+            self.console.write(escaped(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._naming():
+            self.console.flush()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Names the console in an `OSError`, or drops the error if text may be lost."""
+        try:
+            yield
+        except OSError as error:
+            if not self._may_lose_text:
+                raise OSError(error.errno, error.strerror, CONSOLE) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.console, name)

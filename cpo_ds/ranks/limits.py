@@ -1,4 +1,4 @@
-"""Errors that mean that memory, open files or threads ran out, in words for people."""
+"""Errors that mean that memory, disk, open files or threads ran out, in words for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,29 @@ _SMALLER = (
     "Lower batch.tokens_per_rank, set model.gradient_checkpointing: true, or take a deepspeed file "
     "that splits or offloads more; `cpo-ds plan` tells what fits."
 )
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 _HOST_MEMORY = re.compile(r"DefaultCPUAllocator|[Cc]annot allocate memory|not enough memory")
+
+
+def disk_problem(error: OSError) -> str | None:
+    """A paragraph about a disk that is full or broken; None for any other error."""
+    if error.errno not in _OF_DISKS:
+        return None
+    file = error.filename or "a file"
+    return (
+        f"{file} cannot be read or written: {error.strerror}; make room, or look after the disk, "
+        "and give the same command again."
+    )
+
+
+def path_problem(error: OSError) -> str | None:
+    """A paragraph about a path that could not even be looked at; None if the error names no path.
+
+    Such a path is too long, or behind a folder without permission.
+    """
+    if error.filename is None:
+        return None
+    return f"{error.filename}: {error.strerror}; correct the path or its permissions."
 
 
 def limit_problem(error: BaseException) -> str | None:
@@ -42,5 +64,7 @@ def limit_problem(error: BaseException) -> str | None:
         )
     if is_library and "can't start new thread" in text:
         return "this host allows too few threads. Raise the limit before the start (ulimit -u)."
+    if isinstance(error, OSError) and (problem := disk_problem(error)):
+        return problem
     before = error.__cause__ or error.__context__
     return limit_problem(before) if before is not None else None

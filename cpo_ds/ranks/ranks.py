@@ -16,6 +16,7 @@ import torch.distributed as dist
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.environment_file import ENVIRONMENT_FILE
 from cpo_ds.ranks.interfaces import choose_interface
+from cpo_ds.ranks.limits import disk_problem
 from cpo_ds.ranks.place import Place, place
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def _outcome(function: Callable[[], Any]) -> tuple[Any, UserError | None]:
     except UserError as error:
         return None, error
     except OSError as error:
-        return None, UserError(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        return None, UserError(
+            disk_problem(error) or f"{error.filename or error}: {error.strerror}."
+        )
 
 
 def init_ranks(stall_minutes: float | None = None) -> Ranks:

@@ -131,6 +131,6 @@ def _moving(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the earlier run in {folder} cannot be moved aside: {error.filename}: "
+            f"the earlier run in {folder} cannot be moved aside: {error.filename or folder}: "
             f"{error.strerror}; make room, mend the permissions, or choose another output_dir."
         ) from None

@@ -34,7 +34,7 @@ from cpo_ds.run.imports import quick_imports
 
 def main(argv: list[str]) -> int:
     """Runs a recipe; returns the exit code."""
-    with plain_console():
+    with plain_console(may_lose_text=True):
         return _main(argv)
 
 

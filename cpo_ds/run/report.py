@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from cpo_ds.storage.files import writing
 from cpo_ds.storage.metrics_file import Line, read_metrics
 
 _TABLE = {
@@ -68,7 +69,8 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
     panels[1].set_ylabel("share of pairs with chosen above rejected")
     panels[1].set_ylim(0, 1)
     panels[0].legend()
-    figure.savefig(picture, dpi=110)
+    with writing(picture) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=110)
     pyplot.close(figure)
 
 
@@ -80,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table and draws the curves; returns 0.
 
-    Raises `UserError` if the folder has no metrics.
+    Raises `UserError` if the folder has no metrics, or cannot be written to.
     """
     folder: Path = arguments.run
     training, held_out = read_metrics(folder)

@@ -67,3 +67,38 @@ def test_commands_on_an_old_console(tmp_path: Path, encoding: str) -> None:
     )
     assert done.returncode == 2, done.stderr
     assert b"\x1b" not in done.stderr and b"Traceback" not in done.stderr
+
+
+FULL = Path("/dev/full")  # each write to it fails, as on a disk without room
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+
+
+def printed_to_a_full_disk(program: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program]
+    with FULL.open("w") as full:
+        return subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+
+
+@needs_full
+def test_a_program_goes_on_without_its_console() -> None:
+    program = (
+        "import sys; from cpo_ds.ranks.console import plain_console\n"
+        "with plain_console(may_lose_text=True):\n"
+        "    print('x' * 10000, flush=True); print('still here', file=sys.stderr)"
+    )
+    done = printed_to_a_full_disk(program)
+    assert done.returncode == 0 and done.stderr == "still here\n"
+
+
+@needs_full
+def test_a_command_says_that_its_output_has_no_room(tmp_path: Path) -> None:
+    metrics = "".join(f'{{"step": {step}, "eval_loss": 1}}\n' for step in (1, 2))
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    done = printed_to_a_full_disk(
+        "import sys; from cpo_ds import cli, run; from cpo_ds.run import report\n"
+        "report.run = lambda arguments: print('a table') or 0\n"
+        f"sys.exit(cli.main(['report', {str(tmp_path)!r}]))"
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("cpo_ds: error: standard output cannot be read or written: No")
+    assert done.stderr.count("\n") == 1

@@ -23,6 +23,8 @@ _GPU = (
         (MemoryError(), "this host has too little memory: Python could not get any"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "this host has too little memory"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.bin"), "ulimit -n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.bin"), "a.bin cannot be read or wri"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "look after the disk"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
     ],
 )
@@ -46,7 +48,7 @@ def test_an_error_while_another_one_is_handled() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("too many"), OSError(errno.ENOSPC, "full"), RuntimeError("shape")]
+    "error", [ValueError("too many"), OSError(errno.ENOENT, "gone"), RuntimeError("shape")]
 )
 def test_other_errors_stay(error: Exception) -> None:
     assert limit_problem(error) is None
