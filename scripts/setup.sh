@@ -5,7 +5,9 @@
 #                                        versions of libraries that training uses
 #   bash scripts/setup.sh --transformers4  .venv-transformers4, for tests that load exports by an
 #                                        older transformers; it uses all else in .venv
+#   bash scripts/setup.sh --pearmut      .venv-pearmut, for tests of human evaluation by Pearmut
 #   bash scripts/setup.sh --test-hosts   system programs for tests of several hosts (ssh, pdsh, ...)
+#                                        and of pages (chromium)
 # --test-hosts installs them only as root and without systemd, as in a container: with systemd, the
 # package of sshd would also start an ssh server.
 # PYTHON=python3.11 bash scripts/setup.sh picks the interpreter of a new environment.
@@ -14,8 +16,10 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 comet=false
 transformers4=false
+pearmut=false
 test_hosts=false
 name=.venv
+oldest_python=10
 newest_python=13
 no_python=3 # exit code if no Python fits; scripts/test.sh then leaves the environment out
 if [ "${1:-}" = --comet ]; then
@@ -26,6 +30,11 @@ if [ "${1:-}" = --comet ]; then
 elif [ "${1:-}" = --transformers4 ]; then
   transformers4=true
   name=.venv-transformers4
+  shift
+elif [ "${1:-}" = --pearmut ]; then
+  pearmut=true
+  name=.venv-pearmut
+  oldest_python=12
   shift
 elif [ "${1:-}" = --test-hosts ]; then
   test_hosts=true
@@ -51,8 +60,7 @@ show_failure() {
 
 logged() { "$@" >>"$log" 2>&1; }
 
-# Prints the pins of an environment: those behind "# comet:" or "# transformers4:" in
-# constraints.txt, and the usual pins of all packages that have none there.
+# Prints the pins of an environment: those behind "# comet:" or the like in constraints.txt, and the usual pins of all packages that have none there.
 constraints_of() {
   awk -F== -v mark="^# $1: " '
     NR == FNR { if (sub(mark, "")) { print; named[$1] = 1 } next }
@@ -62,17 +70,20 @@ constraints_of() {
 
 pip_install() {
   local pins=constraints.txt
-  if $comet; then
+  if $comet || $pearmut; then
     pins="$venv/constraints.txt"
-    constraints_of comet >"$pins"
+    constraints_of "${name#.venv-}" >"$pins"
   fi
   logged "$python" -m pip --disable-pip-version-check install -c "$pins" "$@"
 }
 
+# Prints pyenv's interpreters, of which the usual names start only the one that is chosen.
+pyenv_pythons() { ls -d "$(pyenv root 2>/dev/null)"/versions/3.*/bin/python 2>/dev/null || true; }
+
 find_python() {
   local candidate
-  local check="import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest_python))"
-  for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3.10 python3}; do
+  local check="import ensurepip, sys, venv; sys.exit(not (3, $oldest_python) <= sys.version_info[:2] <= (3, $newest_python))"
+  for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3.10 python3 $(pyenv_pythons)}; do
     if "$candidate" -c "$check" >/dev/null 2>&1; then
       echo "$candidate"
       return
@@ -103,6 +114,7 @@ sshd openssh-server
 ssh openssh-client
 pdsh pdsh
 mpirun openmpi-bin
+chromium chromium
 END
   if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && [ ! -d /run/systemd/system ]; then
     apt_install "${missing[@]}" || echo "They could not be installed; see $name/setup.log"
@@ -136,7 +148,7 @@ make_venv() {
   if ! base=$(find_python); then
     apt_install python3-venv || true
     if ! base=$(find_python); then
-      echo "$name needs a Python from 3.10 to 3.$newest_python with the venv module, and there is none;" \
+      echo "$name needs a Python from 3.$oldest_python to 3.$newest_python with the venv module, and there is none;" \
         "install one, for example by: sudo apt-get install python3-venv" >&2
       rm -rf "$venv"
       exit "$no_python"
@@ -168,6 +180,15 @@ install() {
     install_transformers4
     return
   fi
+  if $pearmut; then
+    echo "Setting up $name (details in $name/setup.log)"
+    if ! pip_install pearmut; then
+      echo "Pearmut could not be installed (see $log); its tests are skipped." >&2
+      rm -f "$python"
+      exit "$no_python"
+    fi
+    return
+  fi
   echo "Setting up $name (minutes the first time; details in $name/setup.log)"
   if has_gpu; then
     drop_cpu_torch
@@ -189,7 +210,8 @@ install() {
 
 main() {
   if [ $# -gt 0 ]; then
-    echo "$1: scripts/setup.sh takes no arguments but --comet, --transformers4 or --test-hosts." >&2
+    echo "$1: scripts/setup.sh takes no arguments but --comet, --transformers4, --pearmut or" \
+      "--test-hosts." >&2
     exit 2
   fi
   if command -v flock >/dev/null; then
@@ -215,7 +237,7 @@ main() {
     fingerprint >"$stamp"
     if $comet; then
       echo "Ready: cpo-ds prepare score finds $name by itself"
-    elif ! $transformers4; then
+    elif ! $transformers4 && ! $pearmut; then
       echo "Ready: source .venv/bin/activate"
     fi
   fi

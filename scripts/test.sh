@@ -12,6 +12,7 @@ if [ "${1:-}" = unit ]; then
 else
   bash scripts/setup.sh --comet || [ $? -eq 3 ] # 3: no Python fits; COMET's tests are skipped
   bash scripts/setup.sh --transformers4 || [ $? -eq 3 ] # 3: it cannot be installed, and is left out
+  bash scripts/setup.sh --pearmut || [ $? -eq 3 ] # 3: no Python fits, or it cannot be installed
   bash scripts/setup.sh --test-hosts
 fi
 

@@ -20,8 +20,8 @@ def python() -> str:
     path = os.environ.get("CPO_DS_PEARMUT_PYTHON", str(ROOT / ".venv-pearmut" / "bin" / "python"))
     if not Path(path).is_file():
         pytest.skip(
-            f"Pearmut is not installed ({path}); make an environment of Python 3.12 with "
-            "pearmut==1.1.6, and set CPO_DS_PEARMUT_PYTHON to its Python"
+            f"Pearmut is not installed ({path}): setup.sh --pearmut, or set "
+            "CPO_DS_PEARMUT_PYTHON to a Python that has it"
         )
     return path
 
