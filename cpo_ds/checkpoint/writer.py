@@ -20,6 +20,7 @@ from torch.utils import _pytree
 
 from cpo_ds.checkpoint.manifest import FileEntry
 from cpo_ds.ranks.liveness import count_work
+from cpo_ds.storage.files import sync_descriptor
 
 
 class CheckpointWriter(CheckpointEngine):
@@ -81,7 +82,7 @@ class CheckpointWriter(CheckpointEngine):
                 counted = _HashingFile(file)
                 torch.save(state, cast(IO[bytes], counted))
                 file.flush()
-                os.fsync(file.fileno())
+                sync_descriptor(file.fileno())
             self._files[path.name] = FileEntry(counted.size, counted.digest.hexdigest())
         except OSError as error:
             self._keep(error, path)

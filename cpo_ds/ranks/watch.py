@@ -27,6 +27,7 @@ from cpo_ds.ranks.logs import last_words, log_file
 from cpo_ds.ranks.processes import RankProcess, is_running, own_process
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.ranks.watch_store import NO_ANSWER, Verdict, WatchStore
+from cpo_ds.storage.files import sync_seconds
 
 BEAT_SECONDS = 1.0
 # A rank of another host counts as lost after so long without a beat. A rank of this host is looked
@@ -64,6 +65,7 @@ class Watch:
         self._silence_limit = SILENT_SECONDS
         self._over = threading.Event()
         self._has_failed = False  # the main thread, which only waits for the verdict then
+        self._has_warned = False  # of a slow disk
         self._processes = ranks.gather(own_process(ranks.rank))  # by rank
         self._store = WatchStore(ranks, SILENT_SECONDS)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -98,9 +100,11 @@ class Watch:
         until_next = BEAT_SECONDS
         while not self._over.wait(until_next):
             until_next = BEAT_SECONDS
-            # Count bytes that libraries moved as work of this rank.
-            if self._bytes.has_moved(BEAT_SECONDS):
+            # Count bytes that libraries moved, and a disk that is busy, as work of this rank.
+            waiting = sync_seconds()
+            if self._bytes.has_moved(BEAT_SECONDS) or waiting is not None:
                 count_work()
+            self._warn_of_slow_disk(waiting or 0.0)
             self._arm_stacks()
 
             # Exchange beats, and end if some rank has found a reason.
@@ -136,6 +140,21 @@ class Watch:
                 with contextlib.suppress(*NO_ANSWER):  # asked again after the next beat
                     self._store.decide(Verdict(message, [process.rank for process in lost]))
                     until_next = 0.0
+
+    def _warn_of_slow_disk(self, seconds: float) -> None:
+        """Says once that a sync takes longer than the stall limit; it may last as long as it takes.
+
+        No process could end it: the system does not kill one that waits for its disk.
+        """
+        if not self._stall_seconds or seconds <= self._stall_seconds or self._has_warned:
+            return
+        self._has_warned = True
+        process = self._processes[self._ranks.rank]
+        _tell(
+            f"cpo_ds: warning: {process} has been waiting {seconds / 60:.2g} minutes for its disk "
+            "to take what was written; the run goes on when it has.",
+            self._console,
+        )
 
     def _expect_loss(self) -> None:
         """Waits less for silent ranks from now on, since a connection to one of them broke."""
@@ -237,7 +256,7 @@ class Watch:
         crashed = [last_words(self._run_folder, rank) for rank in verdict.lost if rank]
         text = f"\ncpo_ds: stopped: {verdict.message}"
         text = "\n".join([text, *filter(None, [verdict.traceback.rstrip(), *crashed])])
-        print(text, file=sys.stderr, flush=True)
+        _tell(text, sys.stderr)
         if self._ranks.rank == 0:
             with contextlib.suppress(*NO_ANSWER):
                 self._store.mark_shown()
@@ -258,8 +277,7 @@ class Watch:
         if self._over.wait(self._grace()):
             return
         if self._ranks.rank == min(others, default=self._ranks.rank):
-            message = f"\ncpo_ds: stopped: {_loss_message(self._processes[:1])}"
-            print(message, file=self._console, flush=True)
+            _tell(f"\ncpo_ds: stopped: {_loss_message(self._processes[:1])}", self._console)
         else:
             time.sleep(BEAT_SECONDS)  # a launcher may kill all once one ends: the message is first
         os._exit(EXIT_RANK_LOST)
@@ -269,6 +287,12 @@ def is_loss_of_others(error: BaseException) -> bool:
     """Whether an error means that the connection to another rank broke."""
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error")
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
+
+
+def _tell(text: str, stream: TextIO) -> None:
+    """Prints a text, unless its disk is full: that must not keep the process from its end."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 def _loss_message(processes: list[RankProcess]) -> str:

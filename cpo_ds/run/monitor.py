@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cpo_ds.errors import UserError
 from cpo_ds.run.tensorboard import EventFile
+from cpo_ds.storage.files import sync_descriptor
 from cpo_ds.storage.metrics_file import METRICS_FILE, Line
 
 
@@ -96,7 +97,7 @@ class Monitor(SilentMonitor):
         """Waits until the written lines are on disk."""
         self._flush()
         try:
-            os.fsync(self._file)
+            sync_descriptor(self._file)
         except OSError as error:
             self._warn(f"{METRICS_FILE} may not be on disk", error)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from cpo_ds.errors import UserError
+
+_syncs: list[float] = []  # when each sync that is under way began, in any thread
 
 
 @contextlib.contextmanager
@@ -47,9 +50,33 @@ def cannot_be_written(path: Path, error: OSError) -> UserError:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk. Raises `OSError`."""
+    """Waits until a file, or a folder's list of names, is on disk.
+
+    Raises `OSError`, with the name.
+    """
     descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync_descriptor(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Waits until an open file is on disk. Raises `OSError`."""
+    started = time.monotonic()
+    _syncs.append(started)
     try:
         os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        _syncs.remove(started)
+
+
+def sync_seconds() -> float | None:
+    """How long this process has been waiting for the disk by `sync`; None if it is not waiting.
+
+    No bytes of the process move meanwhile: the system writes what it took before.
+    """
+    started = min(list(_syncs), default=None)
+    return None if started is None else time.monotonic() - started
