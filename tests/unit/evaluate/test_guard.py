@@ -12,7 +12,10 @@ from candidate_rows import rows_file
 from evaluated import evaluate, refused, row
 
 from cpo_ds.cli import main
+from cpo_ds.data.selected import with_selecting_metrics
 from cpo_ds.evaluate.guard import interferes
+from cpo_ds.recipe import parse_config
+from cpo_ds.run.folder import write_config
 from cpo_ds.scoring.metrics import Metric
 
 BOTH = ("--metric", "chrf", "--metric", "kiwi-22")
@@ -107,6 +110,21 @@ def test_relatives_of_comet_are_marked(tmp_path: Path, capsys: pytest.CaptureFix
 )
 def test_families(metric: str, selected: str, expected: bool) -> None:
     assert interferes(Metric(metric, metric), [selected]) is expected
+
+
+def test_a_run_passes_the_name_on(tmp_path: Path, pairs: Path) -> None:
+    """The configuration that a run writes holds the metrics that its pairs name."""
+    recipe = {
+        "model": {"name_or_path": "m"},
+        "data": {"format": "pairs", "path": str(pairs / "pairs.jsonl")},
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "run").mkdir()
+    config = with_selecting_metrics(parse_config(recipe, "the test"))
+    write_config(config, tmp_path / "run", world_size=1)
+    options = ["--metric", "chrf", "--trained-by", f"one={tmp_path / 'run'}"]
+    report = evaluate(tmp_path, [row()], *options)
+    assert report["selected_by"] == {"one": ["chrf"]} and report["headline"] == []
 
 
 def export(folder: Path, **front_matter: Any) -> Path:
