@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.data.candidates import CandidateRow, left_out, read_candidates
+from cpo_ds.data.candidates import REFERENCE, CandidateRow, left_out, read_candidates
 from cpo_ds.errors import UserError
 from cpo_ds.storage.files import writing
 from cpo_ds.storage.folders import check_replaceable, replacing_folder
@@ -100,9 +100,13 @@ def _sample(arguments: argparse.Namespace) -> int:
     systems = sample.choose_systems(rows, arguments.systems)
     spans = _spans_metric(rows, arguments.spans)
     options = sample.Options(arguments.segments, arguments.seed, spans, arguments.show_reference)
+    if arguments.show_reference and REFERENCE in systems:
+        raise UserError("--show-reference would show the answer for --system reference; drop one.")
     drawn = sample.draw(rows, systems, options)
+    _check_key(key_path, drawn.id)
 
-    # Write the folder, then the key, each whole or not at all.
+    # Write the key, then the folder, each whole or not at all.
+    _write_json(key_path, sample.key_of(drawn, options, contrastive=contrastive))
     plan = {"annotators": arguments.annotators, "shared": arguments.shared}
     files = appraise.files(drawn, annotators=arguments.annotators)
     with replacing_folder(folder) as unfinished:
@@ -111,7 +115,6 @@ def _sample(arguments: argparse.Namespace) -> int:
             _write_json(unfinished / APPRAISE / name, content)
         with writing(unfinished / PAGE) as file:
             file.write_text(page.render(drawn, contrastive=contrastive, **plan), encoding="utf-8")
-    _write_json(key_path, sample.key_of(drawn, options, contrastive=contrastive))
 
     # Say what was drawn.
     counts = ", ".join(f"{name}: {len(items)}" for name, items in drawn.by_direction.items())
@@ -121,6 +124,20 @@ def _sample(arguments: argparse.Namespace) -> int:
     print(f"written to {folder}: {PAGE}, {PEARMUT}, {APPRAISE}")
     print(f"written to {key_path}: the key; keep it from the annotators")
     return 0
+
+
+def _check_key(path: Path, sample_id: str) -> None:
+    """Raises `UserError` if the file is there and is not the key of the same sample.
+
+    Without its key, an evaluation that people work on would be lost.
+    """
+    from cpo_ds.evaluate.human.results import read_key
+
+    if path.exists() and read_key(path).sample != sample_id:
+        raise UserError(
+            f"{path} is the key of another sample, whose results need it; give another --output or "
+            "--key, or remove the file if nobody judges that sample."
+        )
 
 
 def _spans_metric(rows: list[CandidateRow], given: str | None) -> str | None:

@@ -105,6 +105,20 @@ def test_an_empty_translation_is_judged_and_other_rows_are_counted(
     assert "empty candidate" not in said
 
 
+def test_the_key_of_another_sample_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = sample(tmp_path, rows_of("en-de", 4))
+    assert sample(tmp_path, rows_of("en-de", 4)) == key
+    path = write(tmp_path / "rows.jsonl", rows_of("en-de", 5))
+    arguments = ("sample", "--input", path, "--output", tmp_path / "tasks")
+    assert evaluate_human(*arguments) == 2
+    assert "tasks.key.json is the key of another sample" in capsys.readouterr().err
+    assert load(tmp_path / "tasks.key.json") == key
+    assert evaluate_human(*arguments, "--key", path) == 2
+    assert load(tmp_path / "tasks.key.json") == key and len(path.read_text().splitlines()) == 5
+
+
 def test_wrong_options_and_rows_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +132,8 @@ def test_wrong_options_and_rows_are_refused(
     assert "compare 2 to 26 systems, and there are 1" in said(rows, "--system", "base")
     assert "known: xcomet" in said(rows, "--spans", "xcmet")
     assert "above 0" in said(rows, "--segments", 0)
+    both = ("--system", "reference", "--system", "ours", "--show-reference")
+    assert "would show the answer" in said(rows, *both)
     assert "must not see it" in said(rows, "--key", tmp_path / "tasks" / "key.json")
     rows[0]["error_spans"]["kiwi"] = {}
     assert "by kiwi and xcomet; choose one" in said(rows)
