@@ -125,19 +125,20 @@ def measure(arguments: argparse.Namespace) -> None:
     }
     config = parse_config(values, "benchmark")
     ranks.wait_for_all()
-    before, started = _memory("VmRSS"), time.perf_counter()
+    before, busy, started = _memory("VmRSS"), _busy(), time.perf_counter()
     if hasattr(session, "load_pairs"):
         _, train, held_out, _ = session.load_pairs(config, ranks, is_local=False)
     else:  # versions that send all pairs to each rank
         prepare = getattr(session, "prepare_pairs")  # noqa: B009
         _, train, held_out = ranks.on_first(lambda: prepare(config, prints_counts=True))
     ranks.on_first(lambda: run_identity(config, train))
-    prepared = time.perf_counter() - started
+    prepared, busy = time.perf_counter() - started, _busy() - busy
     _pack_steps(train, config, ranks)
     helpers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     line = {
         "rank": ranks.rank,
         "data phase, s": round(prepared, 1),
+        "of all cores, s": round(busy, 1),
         "memory before, GiB": round(before, 2),
         "peak memory, GiB": round(_memory("VmHWM"), 2),
         "of this not in files, GiB": round(_memory("RssAnon"), 2),
@@ -157,6 +158,12 @@ def _pack_steps(train: Any, config: Any, ranks: Any) -> None:
     run: Any = SimpleNamespace(train_pairs=train, config=config, ranks=ranks, lengths=lengths)
     for step in range(1, 101):
         trainer.plan(run, step)
+
+
+def _busy() -> float:
+    """Seconds of all cores that this process and its helpers have taken."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
 
 
 def _memory(name: str) -> float:

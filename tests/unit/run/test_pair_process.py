@@ -82,7 +82,7 @@ def test_the_first_bad_row_is_told_and_nothing_is_left(tmp_path: Path) -> None:
 
 def tokenizing(process: psutil.Process) -> list[psutil.Process]:
     """The processes that a process has started to make pairs, when they all work."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         started = process.children(recursive=True)
         if len(started) > 2:
@@ -134,7 +134,7 @@ def test_a_killed_start_leaves_no_process_and_nothing_that_is_trusted(tmp_path: 
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as start:
         started = tokenizing(psutil.Process(start.pid))
         start.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(started, timeout=20)
+        _, alive = psutil.wait_procs(started, timeout=60)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert list(cache_folder(config).glob(".unfinished-*"))
     inputs = open_inputs(config, print)
