@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import sys
 import tempfile
@@ -107,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with as_one_of_ranks() as ranks:
         rows = _translate(request, ranks)
+        _free_memory(ranks.device)  # for the metric, which runs in processes of its own
     if request.rerank not in (None, MBR) and ranks.rank == 0:
         print("\n".join(rows.finish_scoring()), flush=True)
     return 0
@@ -132,6 +134,15 @@ def _fast_dtype(device: torch.device) -> str:
     if device.type != "cuda":
         return "float32"
     return gpu_precision(torch.cuda.get_device_capability(device)).dtype
+
+
+def _free_memory(device: torch.device) -> None:
+    """Gives memory that torch keeps for later back to the GPU."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _print_translation(request: Request) -> None:
