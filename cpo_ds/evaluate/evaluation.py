@@ -10,7 +10,7 @@ from cpo_ds import __version__
 from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.evaluate.guard import Selected, advice, headline, mark
 from cpo_ds.evaluate.lexical import score_direction, tokenizer_of
-from cpo_ds.evaluate.neural import Computing, SegmentScores, name_in_rows, segment_scores
+from cpo_ds.evaluate.neural import Computing, SegmentScores, models_in_rows, segment_scores
 from cpo_ds.evaluate.report import Report
 from cpo_ds.evaluate.results import Result, means
 from cpo_ds.evaluate.rows import Direction
@@ -40,12 +40,13 @@ def metrics_of(names: Sequence[str], directions: Sequence[Direction]) -> tuple[M
 
     Raises `UserError` for any other name.
     """
-    rows = [row for direction in directions for row in direction.rows]
+    models = models_in_rows([row for direction in directions for row in direction.rows])
     metrics = []
     for name in names:
-        given = Metric(name, model_name(name))
-        in_rows = name_in_rows(given, rows) == name
-        metrics += [given] if in_rows and "=" not in name else parse_metrics([name])
+        if name in models and "=" not in name:
+            metrics.append(Metric(name, models[name] or model_name(name)))
+        else:
+            metrics += parse_metrics([name])
     parse_metrics([f"{metric.name}=chrf" for metric in metrics])  # each name is given once
     return tuple(metrics)
 

@@ -88,7 +88,8 @@ def segment_scores(
     the metrics' precisions differ; and if new scores cannot be made.
     """
     rows = [row for direction in directions for row in direction.rows]
-    names = {metric: name_in_rows(metric, rows) for metric in metrics}
+    models = models_in_rows(rows)
+    names = {metric: name_in_rows(metric, models) for metric in metrics}
     missing = [metric for metric in metrics if names[metric] is None]
     computed = _compute(missing, directions, computing) if missing else rows
     scored = [
@@ -100,16 +101,32 @@ def segment_scores(
     return scored
 
 
-def name_in_rows(metric: Metric, rows: Sequence[EvaluationRow]) -> str | None:
-    """The name under which the rows have scores by a metric; None if they have none."""
-    known: dict[str, None] = {}
+def models_in_rows(rows: Sequence[EvaluationRow]) -> dict[str, str | None]:
+    """The metrics that rows have scores by, each with the model that their record names."""
+    models: dict[str, str | None] = {}
     for row in rows:
-        scores = row.values.get("scores")
-        if isinstance(scores, dict):
-            known |= dict.fromkeys(name for name, values in scores.items() if values)
-    if metric.name in known:
+        scores, scorers = (_mapping(row.values.get(key)) for key in ("scores", "scorers"))
+        for name in (name for name, values in scores.items() if values):
+            model = _mapping(scorers.get(name)).get("model")
+            models.setdefault(name, model if isinstance(model, str) else None)
+    return models
+
+
+def name_in_rows(metric: Metric, models: Mapping[str, str | None]) -> str | None:
+    """The name under which rows have scores by a metric, given their `models_in_rows`.
+
+    It is None if they have none. Scores by another model than the metric names, as
+    `NAME=CHECKPOINT`, are not the metric's.
+    """
+    names_model = metric.model not in (metric.name, model_name(metric.name))
+    if metric.name in models and not (names_model and models[metric.name] != metric.model):
         return metric.name
-    return next((name for name in known if model_name(name) == metric.model), None)
+    return next((name for name in models if model_name(name) == metric.model), None)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one in place of another value."""
+    return value if isinstance(value, dict) else {}
 
 
 def _collect(
@@ -124,9 +141,9 @@ def _collect(
     for direction in directions:
         for original in direction.rows:
             row = next(following)
-            record = (row.values.get("scorers") or {}).get(name)
+            record = _mapping(row.values.get("scorers")).get(name)
             records.setdefault(json.dumps(record, sort_keys=True), record)
-            scores = (row.values.get("scores") or {}).get(name) or {}
+            scores = _mapping(_mapping(row.values.get("scores")).get(name))
             for system in direction.systems:
                 score = worst if not original.candidates[system] else finite(scores.get(system))
                 if score is None:

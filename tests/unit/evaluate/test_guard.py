@@ -95,6 +95,14 @@ def test_relatives_of_comet_are_marked(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no lexical metric is shown: add --metric chrf" in capsys.readouterr().err
 
 
+def test_a_metric_of_another_name_is_known_by_its_model(tmp_path: Path) -> None:
+    values = scored_row(0)
+    for field in ("scores", "scorers"):
+        values[field]["mine"] = values[field].pop("kiwi-22")
+    report = evaluate(tmp_path, [values], "--metric", "mine", "--selected-by", "one=xcomet")
+    assert report["headline"] == []
+
+
 @pytest.mark.parametrize(
     ("metric", "selected", "expected"),
     [

@@ -10,7 +10,10 @@ from candidate_rows import rows_file
 from evaluated import evaluate, refused, row, scores
 
 from cpo_ds.cli import main
+from cpo_ds.evaluate.neural import models_in_rows, name_in_rows
+from cpo_ds.evaluate.rows import read_directions
 from cpo_ds.evaluate.signature import parse_signature
+from cpo_ds.scoring.metrics import Metric
 
 KIWI = {"model": "Unbabel/wmt22-cometkiwi-da", "fingerprint": "f", "dtype": "float32"}
 KIWI |= {"uses_reference": False, "version": "unbabel-comet 2.2.7"}
@@ -53,6 +56,22 @@ def test_other_names_of_a_metric(tmp_path: Path) -> None:
     assert evaluate(tmp_path, rows, "--metric", "kiwi-22")["results"][0]["score"] == 0.55
     own = [scored(number, "my-own", model="my-own") for number in range(2)]
     assert evaluate(tmp_path, own, "--metric", "my-own")["results"][0]["score"] == 0.55
+
+
+def test_scores_of_another_model_are_not_taken(tmp_path: Path) -> None:
+    rows = rows_file(tmp_path, *(scored(number, model="/a/model") for number in range(2)))
+    (direction,) = read_directions(str(rows))
+    models = models_in_rows(direction.rows)
+    for model, name in (("/a/model", "kiwi-22"), (KIWI["model"], "kiwi-22"), ("/b", None)):
+        assert name_in_rows(Metric("kiwi-22", str(model)), models) == name
+
+
+@pytest.mark.parametrize("field", ["scores", "scorers"])
+def test_fields_of_another_shape_are_no_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    start = ["--input", str(rows_file(tmp_path, scored(0) | {field: 5})), "--metric", "own"]
+    assert "there is no metric 'own'" in refused(capsys, *start)
 
 
 def test_precisions_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
