@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from evaluated import refused, row
 from cpo_ds.cli import main
 from cpo_ds.data.prompts import alma_prompt
 from cpo_ds.evaluate.audit import AuditedText, faults_of, is_repeated
-from cpo_ds.evaluate.language_check import BY_SCRIPT, language_check
+from cpo_ds.evaluate.language_check import BY_SCRIPT, IsIn, language_check
 
 GERMAN = "Das ist ein ganz gewöhnlicher deutscher Satz über das Wetter."
 ENGLISH = "This is a perfectly ordinary English sentence about the weather."
 RUSSIAN = "Это совершенно обычное русское предложение о погоде."
 
 
+@functools.cache
+def german_check() -> IsIn:
+    return language_check(["de"])[0]
+
+
 def faults(text: str, source: str = ENGLISH, reference: str | None = GERMAN) -> list[str]:
-    is_in, _ = language_check(["de"])
     audited = AuditedText("one", "en-de", source, text, reference, "line 1")
-    return faults_of(audited, is_in, 1.0)
+    return faults_of(audited, german_check(), 1.0)
 
 
 @pytest.mark.parametrize(
