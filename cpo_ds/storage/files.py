@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cpo_ds.errors import UserError
@@ -21,6 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     missing; leaves nothing behind where the block raises. Raises `OSError`.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
+    new_folders = missing_folders(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
@@ -29,6 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+        remove_empty(new_folders)
 
 
 @contextlib.contextmanager
@@ -47,6 +49,18 @@ def cannot_be_written(path: Path, error: OSError) -> UserError:
         f"{path} cannot be written: {error.strerror or error}; make room, correct the permissions, "
         "or choose another place."
     )
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folders above a path that do not exist, the innermost first."""
+    return [folder for folder in path.parents if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders, the innermost first, up to the first one that is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from cpo_ds.errors import UserError
-from cpo_ds.storage.files import cannot_be_written
+from cpo_ds.storage.files import cannot_be_written, missing_folders, remove_empty
 
 
 def check_replaceable(folder: Path, names: Collection[str], sign: str) -> None:
@@ -37,7 +37,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Leaves nothing behind if the block raises. Raises `UserError` if a folder cannot be written.
     """
     final = Path(os.path.realpath(folder))
-    new_parents = [parent for parent in final.parents if not parent.exists()]
+    new_folders = missing_folders(final)
     unfinished = final.with_name(f".{final.name}.unfinished")
     old = final.with_name(f".{final.name}.old")
     try:
@@ -54,6 +54,4 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         raise cannot_be_written(folder, error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        with contextlib.suppress(OSError):  # they are not empty: the folder was written
-            for parent in new_parents:
-                parent.rmdir()
+        remove_empty(new_folders)

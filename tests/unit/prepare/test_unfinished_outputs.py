@@ -97,6 +97,8 @@ def test_no_folder_is_made_for_an_output_that_is_not_written(folder: Path) -> No
     assert not (folder / "new").exists()
     assert cli.main(["prepare", "select", "--input", "good.jsonl", *options]) == 0
     assert (folder / "new/below/out/pairs.jsonl").is_file()
+    noise = ["prepare", "noise", "--input", "good.jsonl", "--output", "other/below/out.jsonl"]
+    assert cli.main(noise) == 2 and not (folder / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["select", "noise"])
