@@ -106,6 +106,11 @@ class PieceMaker:
         """For other processes, which make their own functions of the same settings."""
         return PieceMaker, (self.data, self.encoder.tokenizer, self.rules, self.encoder.stops)
 
+    def check(self, raw: RawPiece) -> None:
+        """Reads a piece without tokenizing it. Raises `UserError` for its first bad row."""
+        for _ in self.reader.rows(raw.rows, RowReport()):
+            pass
+
     def make(self, raw: RawPiece) -> Piece:
         """The outcome of a piece."""
         report = RowReport()

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from io import BytesIO
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,10 +113,10 @@ def _read(path: Path, inputs: Inputs) -> Kept:
 
 def _make(inputs: Inputs, folder: Path, key: str | None, say: Say) -> Kept:
     """Reads and tokenizes the rows, and keeps the pairs. Raises `UserError`."""
-    own, *others = [inputs.raw_pieces(path) for path in inputs.paths()]
-    first = list(islice(own, FEW))
-    pieces = [made_once(inputs.maker, rows) for rows in (chain(first, own), *others)]
-    if len(first) < FEW:
+    paths = [inputs.raw_pieces(path) for path in inputs.paths()]
+    first = [list(islice(rows, FEW)) for rows in paths]
+    if all(len(rows) < FEW for rows in first):
+        pieces = [made_once(inputs.maker, iter(rows)) for rows in first]
         file = BytesIO()
         checksum, data = inputs.assemble(pieces, file, say), file.getvalue()
         try:
@@ -127,9 +127,8 @@ def _make(inputs: Inputs, folder: Path, key: str | None, say: Say) -> Kept:
             say(f"warning: the pairs cannot be kept in {folder}: {error.strerror}.")
             return Kept(folder, checksum, data)
     # A mistake that all rows share is told at once.
-    for piece in islice(pieces[0](), FEW):
-        if piece.problem is not None:
-            raise UserError(piece.problem)
+    for rows in first[0]:
+        inputs.maker.check(rows)
     try:
         with working(folder) as work:
             checksum = make_in_processes(inputs, work, say)
