@@ -79,6 +79,14 @@ def sweep(
     return tried
 
 
+def spread(runs: FaultyRuns, command: Command, kinds: str, points: int) -> list[int]:
+    """Numbers of calls that are spread over all that the command makes."""
+    command.restore()
+    command.run(runs, Fault(kinds, 0))
+    assert runs.calls >= points, f"{command} makes {runs.calls} calls of {kinds}"
+    return [1 + point * (runs.calls - 1) // max(points - 1, 1) for point in range(points)]
+
+
 def check_end(done: list[Finished], fault: Fault) -> None:
     """Asserts that a command ended with 0, or with 2 and one paragraph on what is wrong."""
     first, text = done[0], "\n".join(rank.output for rank in done)
