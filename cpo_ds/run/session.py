@@ -145,6 +145,7 @@ def _train_and_export(
         raise
     # Export, and mark the run as finished when nothing is left to do.
     if config.checkpoint.export:
+        run.monitor.sync()  # the model card shows metrics, whose lines may wait for room
         export_run(run, settings, tokenizer)
     run.saver.check_last(run.total_steps)
     ranks.on_first(run.monitor.close)

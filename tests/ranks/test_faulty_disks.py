@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from disk_faults import Fault, FaultyRuns
-from fault_sweeps import ALL, ROOM, Command, spread, sweep, undisturbed
+from fault_sweeps import ALL, ROOM, Command, contents, spread, sweep, undisturbed
 from runs import LORA, small_recipe
 
 BACKGROUND = ("--checkpoint.in_background", "true")
@@ -74,6 +74,20 @@ def test_training_on_two_ranks(faulty_runs: FaultyRuns, recipes: dict[str, Path]
     command = train(recipes["full"], ranks=2)
     calls = spread(faulty_runs, command, ROOM, 3)
     assert sweep(faulty_runs, command, ROOM, "ENOSPC", stays=True, calls=calls)
+
+
+def test_a_line_of_metrics_that_waits_is_in_the_model_card(
+    faulty_runs: FaultyRuns, recipes: dict[str, Path]
+) -> None:
+    """The last of five lines, the evaluation after the last step, is not written at once."""
+    command = train(recipes["full"])
+    whole = undisturbed(faulty_runs, command)
+    command.restore()
+    late = Fault("write", 5, "EIO")
+    metrics = command.folder / "metrics.jsonl"
+    (done,) = faulty_runs.run(*command.arguments, below=metrics, fault=late)
+    assert done.code == 0 and "its lines wait in memory" in done.output, done.output
+    assert contents(command.folder) == whole
 
 
 @pytest.mark.parametrize(
