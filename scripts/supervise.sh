@@ -166,8 +166,8 @@ ask_to_stop() {
 end_ranks_left() {
   on_some_host "$signal_ranks" "$mark=$run_name" USR1 || return 0
   echo "supervise.sh: the launcher ended but its ranks did not; asking them to save and end." >&2
-  local deadline=$((SECONDS + 60))
-  while [ "$SECONDS" -lt "$deadline" ]; do
+  local left
+  for ((left = 200; left > 0; left--)); do # not by SECONDS, which change when the clock is set
     sleep 0.3
     on_some_host "$signal_ranks" "$mark=$run_name" 0 || return 0
   done

@@ -93,9 +93,9 @@ def _clock(session: Session, samples: int = 5) -> tuple[float, float]:
     """
     best = (0.0, float("inf"))
     for _ in range(samples):
-        asked = time.time()
+        asked, began = time.time(), time.monotonic()
         host_time = session.ask("clock")["time"]
-        half = (time.time() - asked) / 2
+        half = (time.monotonic() - began) / 2
         if half < best[1]:
             best = (host_time - asked - half, half)
     return best

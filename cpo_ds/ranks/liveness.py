@@ -48,7 +48,7 @@ def work_done() -> int:
 class Beat:
     """A rank's sign of life, given every second."""
 
-    time: float  # Unix time; changes with each beat
+    time: float  # of a clock that nobody sets; changes with each beat
     work: int  # pieces of work done so far
     common_work: int  # pieces among them that every rank does
     waits: bool  # for other ranks
@@ -57,9 +57,8 @@ class Beat:
 
 def own_beat() -> Beat:
     """A beat of this rank, made now."""
-    return Beat(
-        time.time(), _counts.work, _counts.common_work, main_thread_waits(), main_thread_position()
-    )
+    waits, position = main_thread_waits(), main_thread_position()
+    return Beat(time.monotonic(), _counts.work, _counts.common_work, waits, position)
 
 
 def ranks_behind(beats: dict[int, Beat]) -> list[int]:
