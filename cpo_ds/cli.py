@@ -96,7 +96,7 @@ def _main(argv: list[str]) -> int:
         return code
     except UserError as error:
         print(f"cpo_ds: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError) and error.filename == CONSOLE:
             return EXIT_NO_READER

@@ -5,20 +5,34 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+# Exit codes. Scripts and schedulers rely on them; docs/checkpoints.md lists them.
+EXIT_USER_ERROR = 2
+EXIT_NON_FINITE = 3
+EXIT_STOPPED = 4
+EXIT_RANK_LOST = 5
+
 
 class UserError(Exception):
     """An error that the user can correct: a wrong setting, a bad row, a full disk.
 
     The message is one paragraph that names the problem, its location and the remedy. Programs print
-    it without a stack trace and exit with `EXIT_USER_ERROR`.
+    it without a stack trace and exit with `exit_code`.
     """
 
+    exit_code = EXIT_USER_ERROR
 
-class EndedBySignal(UserError):
-    """A process that works for a run was ended by a signal. Another start of the run may succeed.
 
-    Programs exit with `EXIT_RANK_LOST`, so that `scripts/supervise.sh` starts the run again.
+class ProcessLost(UserError):
+    """A process that a run needs is gone or never came. Another start may succeed.
+
+    `scripts/supervise.sh` starts the run again after its exit code.
     """
+
+    exit_code = EXIT_RANK_LOST
+
+
+class EndedBySignal(ProcessLost):
+    """A process that works for a run was ended by a signal."""
 
 
 class NonFiniteError(Exception):
@@ -27,13 +41,6 @@ class NonFiniteError(Exception):
 
 class Stopped(Exception):
     """A run stopped on request, after saving a checkpoint. Starting it again resumes it."""
-
-
-# Exit codes. Scripts and schedulers rely on them; docs/checkpoints.md lists them.
-EXIT_USER_ERROR = 2
-EXIT_NON_FINITE = 3
-EXIT_STOPPED = 4
-EXIT_RANK_LOST = 5
 
 
 def one_line(error: Exception | str, limit: int = 300) -> str:

@@ -34,28 +34,40 @@ class RankProcess:
 def own_process(rank: int) -> RankProcess:
     """The process that calls this, as that of `rank`."""
     pid = os.getpid()
-    _, started = _state_and_start(pid)
-    return RankProcess(rank, socket.gethostname(), pid, started)
+    return RankProcess(rank, socket.gethostname(), pid, int(_fields(pid)[_START]))
 
 
 def is_running(process: RankProcess) -> bool:
-    """Whether a process of this host runs; a zombie does not.
+    """Whether a process of this host runs; a zombie does not."""
+    return is_alive(process.pid, process.started)
 
-    Its start is compared in clock ticks, which stay the same if somebody sets the clock.
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process that started at `started` runs; a zombie does not.
+
+    The start is compared in clock ticks, which stay the same if somebody sets the clock.
     """
     try:
-        state, started = _state_and_start(process.pid)
+        fields = _fields(pid)
     except OSError:
         return False
-    return started == process.started and state not in ("Z", "X")  # zombie, dead
+    return int(fields[_START]) == started and fields[_STATE] not in ("Z", "X")  # zombie, dead
 
 
-def _state_and_start(pid: int) -> tuple[str, int]:
-    """The state of a process, a letter, and its start in clock ticks. Raises `OSError` if none."""
+def parent_and_start(pid: int) -> tuple[int, int]:
+    """The parent of a process and its start in clock ticks. Raises `OSError` if there is none."""
+    fields = _fields(pid)
+    return int(fields[_PARENT]), int(fields[_START])
+
+
+_STATE, _PARENT, _START = 0, 1, 19  # fields 3, 4 and 22 of proc(5)
+
+
+def _fields(pid: int) -> list[str]:
+    """A process's state and what follows in its `stat`. Raises `OSError` if there is none."""
     text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     # The second field is the program's name in parentheses, which may hold any character.
-    fields = text.rpartition(")")[2].split()
-    return fields[0], int(fields[19])  # fields 3 and 22 of proc(5)
+    return text.rpartition(")")[2].split()
 
 
 def main_thread_position() -> str:

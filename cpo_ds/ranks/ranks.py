@@ -18,6 +18,7 @@ from cpo_ds.ranks.environment_file import ENVIRONMENT_FILE
 from cpo_ds.ranks.interfaces import choose_interface
 from cpo_ds.ranks.limits import disk_problem
 from cpo_ds.ranks.place import Place, place
+from cpo_ds.ranks.roll_call import call_roll
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -129,16 +130,26 @@ def _outcome(function: Callable[[], Any]) -> tuple[Any, UserError | None]:
         )
 
 
-def init_ranks(stall_minutes: float | None = None) -> Ranks:
-    """Joins the other ranks.
+def init_ranks() -> Ranks:
+    """Finds the other ranks and joins them.
+
+    Raises `UserError` if this host has too few devices for its ranks, or if the port for joining is
+    taken, and `ProcessLost` that names ranks that do not come.
+    """
+    own = find_place()
+    roll = call_roll(own, None)
+    ranks = join_ranks(own)
+    del roll  # torch has opened its store again by now
+    return ranks
+
+
+def join_ranks(own: Place, stall_minutes: float | None = None) -> Ranks:
+    """Joins the other ranks after the roll call.
 
     `stall_minutes` is the limit after which a watch ends the run; every group of ranks waits longer
-    than that. Raises `UserError` if this host has too few devices for its ranks, or if the port for
-    joining is taken.
+    than that.
     """
-    own = _find_place()
     on_gpu = torch.cuda.is_available()
-    _check_devices(own.local_rank, own.local_world_size, on_gpu)
 
     # Choose this rank's device, and its share of the host's cores. With GPUs too: the update of an
     # offloaded optimizer runs on the CPU, on all ranks at once.
@@ -156,21 +167,13 @@ def init_ranks(stall_minutes: float | None = None) -> Ranks:
     if own.world_size > own.local_world_size:
         choose_interface()
     backend = "nccl" if on_gpu else "gloo"
-    try:
-        _join_after_restart(backend, own, device if on_gpu else None)
-        deepspeed.init_distributed(
-            dist_backend=backend,
-            verbose=False,
-            rank=own.rank,
-            world_size=own.world_size,
-        )
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise UserError(
-            f"port {os.environ['MASTER_PORT']} of this host is taken, by another run perhaps; give "
-            f"the launcher another --master_port (mpirun, srun: MASTER_PORT in {ENVIRONMENT_FILE})."
-        ) from None
+    _join_after_restart(backend, own, device if on_gpu else None)
+    deepspeed.init_distributed(
+        dist_backend=backend,
+        verbose=False,
+        rank=own.rank,
+        world_size=own.world_size,
+    )
 
     # Make the group for agreements, and exchange the names of hosts.
     _wait_longer(_PATIENCE + timedelta(minutes=stall_minutes or 0))
@@ -210,9 +213,13 @@ def _wait_longer(limit: timedelta) -> None:
     c10d._set_pg_timeout(limit)
 
 
-def _find_place() -> Place:
-    """This process's place, completed and set in the variables that torch reads."""
+def find_place() -> Place:
+    """This process's place, completed and set in the variables that torch reads.
+
+    Raises `UserError` if this host has too few devices for its ranks.
+    """
     own = place()
+    _check_devices(own.local_rank, own.local_world_size, torch.cuda.is_available())
     if own.launcher == "none":
         own = replace(own, master_address="127.0.0.1", master_port=_free_port())
     if own.master_address is None or own.master_port is None:

@@ -31,13 +31,18 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """The signal or setting that asks for the stop, or None.
+        """The signal, setting or event that asks for the stop, or None.
 
         Like `"SIGTERM"` or `"train.max_hours (11.5)"`.
         """
         if self._signal is None and time.monotonic() >= self._deadline:
             return f"train.max_hours ({self._max_hours:g})"
         return self._signal
+
+    def ask(self, reason: str) -> None:
+        """Asks for a stop, unless something has done so before."""
+        if self._signal is None:
+            self._signal, self._signalled_at = reason, time.monotonic()
 
     def listen(self) -> None:
         """Starts to listen for signals. Call it once, in the main thread.
@@ -63,7 +68,7 @@ class StopRequest:
     def _handle(self, received: signal.Signals) -> None:
         now = time.monotonic()
         if self._signal is None:
-            self._signal, self._signalled_at = received.name, now
+            self.ask(received.name)
         elif now - self._signalled_at > _SAME_REQUEST_SECONDS:
             print(
                 f"\ncpo_ds: a second {received.name} arrived; stopped at once.",

@@ -22,10 +22,11 @@ import torch.distributed as dist
 from cpo_ds.errors import EXIT_RANK_LOST, EXIT_USER_ERROR, NonFiniteError, Stopped, UserError
 from cpo_ds.ranks.connections import a_connection_broke
 from cpo_ds.ranks.limits import limit_problem
-from cpo_ds.ranks.liveness import Beat, ByteWatch, count_work, own_beat, ranks_behind, work_done
+from cpo_ds.ranks.liveness import Beat, ByteWatch, count_work, own_beat, work_done
 from cpo_ds.ranks.logs import last_words, log_file
-from cpo_ds.ranks.processes import RankProcess, is_running, own_process
-from cpo_ds.ranks.ranks import Ranks
+from cpo_ds.ranks.processes import RankProcess, is_running
+from cpo_ds.ranks.roll_call import RollCall
+from cpo_ds.ranks.watch_messages import QUIET_SECONDS, loss_message, stall_message
 from cpo_ds.ranks.watch_store import NO_ANSWER, Verdict, WatchStore
 from cpo_ds.storage.files import sync_seconds
 
@@ -33,6 +34,8 @@ BEAT_SECONDS = 1.0
 # A rank of another host counts as lost after so long without a beat. A rank of this host is looked
 # up among the processes instead.
 SILENT_SECONDS = 40.0
+# Rank 0 may take so long to answer on a busy host, however short the stall limit is.
+_LEAST_PATIENCE = 10.0
 # The same limit once a connection to another rank broke: then most likely one is lost.
 _SILENT_AFTER_BREAK_SECONDS = 8.0
 # Wait so long before ending a process for a fault elsewhere. It may be about to end by itself, and
@@ -46,32 +49,39 @@ class Watch:
     """Watches over all ranks inside a `with` block, and ends the process if the run cannot go on.
 
     From the start of the block, at least one rank must make progress within the stall limit;
-    `liveness` defines progress.
+    `liveness` defines progress. `keep_in` tells it the run's folder, as soon as the run holds it.
 
     Watching ends with the block, unless an error of this rank alone ends it. After such an error
     the watch goes on, because the error may be a consequence of the loss of another rank.
     """
 
-    def __init__(
-        self, ranks: Ranks, folder: Path, stall_minutes: float | None, console: TextIO
-    ) -> None:
-        """`folder` is the run's; `console` is standard error before ranks were silenced."""
-        self._ranks, self._run_folder, self._console = ranks, folder, console
+    def __init__(self, roll: RollCall, stall_minutes: float | None) -> None:
+        self._rank, self._processes = roll.rank, roll.processes
         self._stall_seconds = 60 * (stall_minutes or 0)  # 0: no limit
-        self._folder = folder / "stacks"
-        self._stacks = self._open_stacks(ranks.rank) if self._stall_seconds else sys.stderr
+        # The run's folder, and the console if it is not standard error any more.
+        self._run_folder: Path | None = None
+        self._console = sys.stderr
+        self._stacks: TextIO | None = None
         self._armed_at = -1  # the count of work when the dump of stacks was last put off
         self._bytes = ByteWatch()
         self._silence_limit = SILENT_SECONDS
         self._over = threading.Event()
         self._has_failed = False  # the main thread, which only waits for the verdict then
         self._has_warned = False  # of a slow disk
-        self._processes = ranks.gather(own_process(ranks.rank))  # by rank
-        self._store = WatchStore(ranks, SILENT_SECONDS)
+        patience = max(self._stall_seconds, _LEAST_PATIENCE) if stall_minutes else SILENT_SECONDS
+        self._store = WatchStore(roll, min(SILENT_SECONDS, patience))
         self._thread = threading.Thread(target=self._run, daemon=True)
 
+    def keep_in(self, folder: Path, console: TextIO) -> None:
+        """Leaves stacks in the run's folder from now on, and reads the ranks' logs there.
+
+        `console` is standard error as it was before each rank got a log.
+        """
+        self._console, self._run_folder = console, folder
+        if self._stall_seconds:
+            self._stacks = self._open_stacks(folder / "stacks")
+
     def __enter__(self) -> Watch:
-        self._arm_stacks()
         self._thread.start()
         return self
 
@@ -95,10 +105,14 @@ class Watch:
     def _run(self) -> None:
         """Beats, looks at the other ranks, and ends the process if the run cannot go on."""
         last_beats: dict[int, Beat] = {}
-        heard_at = dict.fromkeys(range(self._ranks.world_size), time.monotonic())
-        progress_at = time.monotonic()
+        heard_at = dict.fromkeys(range(len(self._processes)), time.monotonic())
+        progress_at = beat_at = time.monotonic()
         until_next = BEAT_SECONDS
         while not self._over.wait(until_next):
+            # Do not count the time for which the whole run was suspended, as by Ctrl-Z.
+            if (paused := time.monotonic() - beat_at - until_next) > QUIET_SECONDS:
+                heard_at = {rank: at + paused for rank, at in heard_at.items()}
+                progress_at += paused
             until_next = BEAT_SECONDS
             # Count bytes that libraries moved, and a disk that is busy, as work of this rank.
             waiting = sync_seconds()
@@ -133,13 +147,16 @@ class Watch:
             lost = [p for p in self._processes if self._is_lost(p, now - heard_at[p.rank])]
             message = None
             if lost:
-                message = _loss_message(lost)
+                message = loss_message(lost)
             elif self._stall_seconds and now - progress_at > self._stall_seconds + _GRACE_SECONDS:
-                message = self._stall_message(beats, heard_at)
+                message = stall_message(
+                    self._processes, beats, heard_at, self._stall_seconds, self._run_folder
+                )
             if message:
                 with contextlib.suppress(*NO_ANSWER):  # asked again after the next beat
                     self._store.decide(Verdict(message, [process.rank for process in lost]))
                     until_next = 0.0
+            beat_at = time.monotonic()
 
     def _warn_of_slow_disk(self, seconds: float) -> None:
         """Says once that a sync takes longer than the stall limit; it may last as long as it takes.
@@ -149,7 +166,7 @@ class Watch:
         if not self._stall_seconds or seconds <= self._stall_seconds or self._has_warned:
             return
         self._has_warned = True
-        process = self._processes[self._ranks.rank]
+        process = self._processes[self._rank]
         _tell(
             f"cpo_ds: warning: {process} has been waiting {seconds / 60:.2g} minutes for its disk "
             "to take what was written; the run goes on when it has.",
@@ -166,58 +183,41 @@ class Watch:
         The dump comes from a thread that needs no lock of Python's, in case the watch hangs too.
         """
         work = work_done()
-        if self._stall_seconds and work != self._armed_at:
+        if self._stacks is not None and work != self._armed_at:
             self._armed_at = work
             faulthandler.dump_traceback_later(self._stall_seconds, file=self._stacks, exit=False)
 
     def _is_lost(self, process: RankProcess, silent_seconds: float) -> bool:
-        if process.host == self._processes[self._ranks.rank].host:
+        if process.host == self._processes[self._rank].host:
             return not is_running(process)
         return silent_seconds > self._silence_limit
 
-    def _open_stacks(self, rank: int) -> TextIO:
+    def _open_stacks(self, folder: Path) -> TextIO:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            return (self._folder / f"rank_{rank}.txt").open("w", encoding="utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            return (folder / f"rank_{self._rank}.txt").open("w", encoding="utf-8")
         except OSError:  # a full disk should not leave the run without a watch
             return sys.stderr
 
     def _remove_empty_stacks(self) -> None:
+        if self._stacks is None:
+            return
         with contextlib.suppress(OSError):
             file = Path(self._stacks.name)
             if file.stat().st_size == 0:
                 file.unlink()
                 file.parent.rmdir()  # succeeds for the last rank, if no rank left stacks
 
-    def _stall_message(self, beats: dict[int, Beat], heard_at: dict[int, float]) -> str:
-        behind = ", ".join(str(rank) for rank in ranks_behind(beats))
-        positions = "; ".join(self._position(p, beats, heard_at) for p in self._processes)
-        return (
-            f"no rank made progress for {self._stall_seconds / 60:g} minutes (train.stall_minutes)."
-            f"{f' Behind the others: rank {behind}.' if behind else ''} Positions: {positions}. "
-            f"The stacks of all running ranks are in {self._folder}. Run the same command again to "
-            "resume from the newest checkpoint."
-        )
-
-    def _position(
-        self, process: RankProcess, beats: dict[int, Beat], heard_at: dict[int, float]
-    ) -> str:
-        """A process and the line of code it was at, for messages."""
-        beat = beats.get(process.rank)
-        position = f"at {beat.position}" if beat else "at an unknown line"
-        seconds = time.monotonic() - heard_at[process.rank]
-        silence = f", silent for {seconds:.0f} s" if seconds > 5 * BEAT_SECONDS else ""
-        return f"{process} {position}{silence}"
-
     def _report(self, error: BaseException) -> None:
         """Tells the other ranks why this one is about to end; waits until rank 0 has printed it."""
-        process = self._processes[self._ranks.rank]
-        log = log_file(self._run_folder, process.rank)
+        process = self._processes[self._rank]
+        folder = self._run_folder
+        log = f"; its whole output is in {log_file(folder, process.rank)}" if folder else ""
         if problem := limit_problem(error):
             verdict = Verdict(f"{process}: {problem}", is_error=True, code=EXIT_USER_ERROR)
         else:
             verdict = Verdict(
-                f"{process} failed with the error below; its whole output is in {log}.",
+                f"{process} failed with the error below{log}.",
                 traceback="".join(traceback.format_exception(error)),
                 is_error=True,
             )
@@ -233,7 +233,7 @@ class Watch:
 
         The watching thread may ask for the verdict at any time, so this must come before.
         """
-        if is_first or self._ranks.rank > 0:
+        if is_first or self._rank > 0:
             self._over.set()
 
     def _wait_until_shown(self) -> None:
@@ -253,14 +253,16 @@ class Watch:
         if not verdict.is_error and self._over.wait(self._grace()):
             return
         # A crashed rank's last lines are in its log. Those of rank 0 are on the console already.
-        crashed = [last_words(self._run_folder, rank) for rank in verdict.lost if rank]
+        folder = self._run_folder
+        crashed = [last_words(folder, rank) for rank in verdict.lost if rank] if folder else []
         text = f"\ncpo_ds: stopped: {verdict.message}"
         text = "\n".join([text, *filter(None, [verdict.traceback.rstrip(), *crashed])])
-        _tell(text, sys.stderr)
-        if self._ranks.rank == 0:
+        if folder or self._rank == 0:  # without logs, all ranks share the console
+            _tell(text, sys.stderr)
+        if self._rank == 0:
             with contextlib.suppress(*NO_ANSWER):
                 self._store.mark_shown()
-            if len(verdict.lost) < self._ranks.world_size - 1:
+            if len(verdict.lost) < len(self._processes) - 1:
                 time.sleep(BEAT_SECONDS)  # the store ends with this process; let others read it
         else:
             self._wait_until_shown()
@@ -272,12 +274,12 @@ class Watch:
 
     def _end_without_store(self) -> None:
         """Ends this process because rank 0 is lost; one rank of each host prints the message."""
-        host = self._processes[self._ranks.rank].host
+        host = self._processes[self._rank].host
         others = [p.rank for p in self._processes[1:] if p.host == host and is_running(p)]
         if self._over.wait(self._grace()):
             return
-        if self._ranks.rank == min(others, default=self._ranks.rank):
-            _tell(f"\ncpo_ds: stopped: {_loss_message(self._processes[:1])}", self._console)
+        if self._rank == min(others, default=self._rank):
+            _tell(f"\ncpo_ds: stopped: {loss_message(self._processes[:1])}", self._console)
         else:
             time.sleep(BEAT_SECONDS)  # a launcher may kill all once one ends: the message is first
         os._exit(EXIT_RANK_LOST)
@@ -293,11 +295,3 @@ def _tell(text: str, stream: TextIO) -> None:
     """Prints a text, unless its disk is full: that must not keep the process from its end."""
     with contextlib.suppress(OSError):
         print(text, file=stream, flush=True)
-
-
-def _loss_message(processes: list[RankProcess]) -> str:
-    return (
-        f"{', '.join(map(str, processes))} ended or cannot be reached; if it gave a reason, that "
-        "is on this console or in its file in logs/. Run the same command again to resume from the "
-        "newest checkpoint."
-    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import torch.distributed as dist
 
 from cpo_ds.errors import EXIT_RANK_LOST
 from cpo_ds.ranks.liveness import Beat
-from cpo_ds.ranks.ranks import Ranks
+from cpo_ds.ranks.roll_call import RollCall
 
 # The store raises one of these if rank 0's process, in which it lives, is gone or hangs.
 NO_ANSWER = (TimeoutError, FutureTimeout, RuntimeError)
@@ -41,10 +43,19 @@ class WatchStore:
     method may raise one of `NO_ANSWER`, after `timeout` seconds at the latest.
     """
 
-    def __init__(self, ranks: Ranks, timeout: float) -> None:
-        self._rank, self._world_size, self._timeout = ranks.rank, ranks.world_size, timeout
-        self._store = _open_store(ranks, timedelta(seconds=timeout))
+    def __init__(self, roll: RollCall, timeout: float) -> None:
+        self._rank, self._world_size, self._timeout = roll.rank, len(roll.processes), timeout
+        self._port, self._opened = roll.beats_port, roll.beats
         self._worker = ThreadPoolExecutor(max_workers=1)  # one question at a time
+
+    @property
+    def _store(self) -> dist.TCPStore:
+        """The store of rank 0; the other ranks connect to it at their first question."""
+        if self._opened is None:
+            limit = timedelta(seconds=self._timeout)
+            host = os.environ["MASTER_ADDR"]
+            self._opened = dist.TCPStore(host, self._port, None, False, limit)
+        return self._opened
 
     def exchange(self, beat: Beat) -> tuple[dict[int, Beat], Verdict | None]:
         """Leaves this rank's beat; returns the latest beat of each rank, and the verdict if any."""
@@ -93,16 +104,8 @@ class WatchStore:
             answer = self._worker.submit(question)
         except RuntimeError:  # Python is shutting down, by an error that it is about to print
             raise SystemExit from None
-        return answer.result(self._timeout)
-
-
-def _open_store(ranks: Ranks, timeout: timedelta) -> dist.TCPStore:
-    """Starts the store on rank 0, at any free port, and connects the other ranks to it."""
-    host = os.environ["MASTER_ADDR"]
-
-    def connect(port: int) -> dist.TCPStore:
-        return dist.TCPStore(host, port, None, ranks.rank == 0, timeout, wait_for_workers=False)
-
-    own = connect(0) if ranks.rank == 0 else None
-    port = ranks.on_first(lambda: own.port if own is not None else 0)
-    return own if own is not None else connect(port)
+        # Wait a second at a time: if this process is suspended meanwhile, only a second has passed.
+        for _ in range(math.ceil(self._timeout) - 1):
+            with contextlib.suppress(FutureTimeout):
+                return answer.result(1.0)
+        return answer.result(1.0)

@@ -16,7 +16,6 @@ from cpo_ds.errors import (
     EXIT_RANK_LOST,
     EXIT_STOPPED,
     EXIT_USER_ERROR,
-    EndedBySignal,
     NonFiniteError,
     Stopped,
     UserError,
@@ -25,6 +24,7 @@ from cpo_ds.errors import (
 # None of these imports torch: the environment is set before, and --help answers at once.
 from cpo_ds.ranks.console import plain_console
 from cpo_ds.ranks.environment_file import apply_environment_files
+from cpo_ds.ranks.launchers import launchers_above
 from cpo_ds.ranks.place import place
 from cpo_ds.ranks.quiet import silence_libraries
 from cpo_ds.recipe import load_config
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
 def _main(argv: list[str]) -> int:
     if "--verbose" not in argv:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    launchers = launchers_above()  # now, because one may be gone when the imports are done
     try:
         # Set the environment that torch, DeepSpeed and transformers read when they are imported.
         apply_environment_files()
@@ -55,10 +56,9 @@ def _main(argv: list[str]) -> int:
             _choose_accelerator()
             from cpo_ds.run.session import run_recipe  # imports these libraries
 
-        run_recipe(config, verbose=arguments.verbose)
+        run_recipe(config, verbose=arguments.verbose, launchers=launchers)
     except UserError as error:
-        code = EXIT_RANK_LOST if isinstance(error, EndedBySignal) else EXIT_USER_ERROR
-        return _fail("error", str(error), code)
+        return _fail("error", str(error), error.exit_code)
     except NonFiniteError as error:
         return _fail("stopped", str(error), EXIT_NON_FINITE)
     except Stopped as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +12,11 @@ from cpo_ds.data.selected import with_selecting_metrics
 from cpo_ds.engine.settings import DeepSpeedSettings, read_deepspeed_settings
 from cpo_ds.errors import NonFiniteError, Stopped, UserError
 from cpo_ds.model.precision import with_precision
+from cpo_ds.ranks.launchers import Launcher, end_with
 from cpo_ds.ranks.logs import RankLog
 from cpo_ds.ranks.quiet import silence_after_import
-from cpo_ds.ranks.ranks import Ranks, init_ranks
+from cpo_ds.ranks.ranks import Ranks, find_place, join_ranks
+from cpo_ds.ranks.roll_call import call_roll
 from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.ranks.watch import Watch
 from cpo_ds.run.allocators import keep_freed_memory
@@ -47,14 +50,33 @@ from cpo_ds.run.trainer import planned_steps, train
 from cpo_ds.storage.lock import FolderLock, hold_folder
 
 
-def run_recipe(config: Config, *, verbose: bool = False) -> None:
+def run_recipe(
+    config: Config, *, verbose: bool = False, launchers: Sequence[Launcher] = ()
+) -> None:
     """Runs a recipe as one of the ranks. `verbose` shows all messages of libraries.
+
+    The run saves and ends if one of `launchers` does.
 
     Raises `UserError`, `NonFiniteError`, and `Stopped` if the run was asked to stop.
     """
     set_arithmetic(deterministic=config.train.deterministic)
     keep_freed_memory()
-    ranks = init_ranks(config.train.stall_minutes)
+    stop = StopRequest(config.train.max_hours)
+    end_with(launchers, stop)
+    own, limit = find_place(), config.train.stall_minutes
+    roll = call_roll(own, limit)
+    # From here on a rank that is lost or hangs ends the run.
+    with Watch(roll, limit) as watch:
+        ranks = join_ranks(own, limit)
+        log = _run(config, ranks, watch, stop, verbose=verbose)
+    log.close()
+    torch.distributed.destroy_process_group()
+
+
+def _run(
+    config: Config, ranks: Ranks, watch: Watch, stop: StopRequest, *, verbose: bool
+) -> RankLog:
+    """Prepares the run's folder, then trains; returns this rank's log."""
     config, precision = with_precision(config, ranks)
     folder = Path(config.output_dir)
     restarts = config.checkpoint.resume == "restart"
@@ -65,7 +87,6 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
             config = _resuming(config)
     config, planned = with_plan(config, ranks)
     settings = ranks.everywhere(lambda: read_deepspeed_settings(config))
-    stop = StopRequest(config.train.max_hours)
     stop.listen()
     if not verbose:
         silence_after_import()
@@ -77,20 +98,19 @@ def run_recipe(config: Config, *, verbose: bool = False) -> None:
     aside = in_folders(lambda: move_aside(folder, start) if restarts else finish_move(folder))
     if restarts:
         config = _resuming(config)
-    # From here on each rank writes its own log, and a lost or hung rank ends the run.
+    # From here on each rank writes its own log.
     log = RankLog(ranks.rank, folder)
     log.open()
+    watch.keep_in(folder, log.console)
     if aside:
         ranks.say(f"the earlier run in {folder} was moved to {aside}; this one begins anew")
     if precision:
         ranks.say(precision)
     for line in planned:
         ranks.say(line)
-    with Watch(ranks, folder, config.train.stall_minutes, log.console):
-        _train_and_export(config, settings, ranks, stop)
-        ranks.wait_for_all()
-    log.close()
-    torch.distributed.destroy_process_group()
+    _train_and_export(config, settings, ranks, stop)
+    ranks.wait_for_all()
+    return log
 
 
 def _train_and_export(

@@ -146,7 +146,8 @@ def test_no_group_of_ranks_gives_up_before_the_watch_does(tmp_path: Path, stage:
 def test_a_clock_that_is_set_ends_no_run(recipe: Path) -> None:
     output = recipe.parent / "clock"
     options = ["--config", str(recipe), "--output_dir", str(output), "--train.max_steps=4"]
-    for done in on_ranks(faults.train_while_the_clock_is_set, [2, *options], ranks=2):
+    inputs = [2, str(recipe.parent), *options, "--train.stall_minutes=1"]
+    for done in on_ranks(faults.train_while_the_clock_is_set, inputs, ranks=2):
         assert done.code == 0, done.output
     assert lines(output)[-1]["step"] == 4
 

@@ -8,13 +8,23 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from launch import deepspeed_command, finish, kill, main_on_ranks, start, start_ranks
+from launch import (
+    TRAIN,
+    deepspeed_command,
+    finish,
+    free_port,
+    kill,
+    main_on_ranks,
+    start,
+    start_ranks,
+)
 from repository import ROOT
 from runs import LORA, lines, newest, rank_processes, small_recipe, wait_for_step, wait_until
 
@@ -148,6 +158,36 @@ def test_a_run_whose_launcher_is_killed_is_not_called_done(
     assert "restart 1 of 1" in done.output and "resumed from" in done.output
     assert not any(process.is_running() for process in first.values())
     assert lines(output) == whole
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_ranks_whose_launcher_is_killed_save_and_end(
+    launcher: str, recipe: Path, whole: list[Any]
+) -> None:
+    output = recipe.parent / f"orphans-of-{launcher}"
+    options = ("--config", recipe, "--output_dir", output)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    torchrun += [f"--master-port={free_port()}", str(TRAIN), *map(str, options)]
+    run = start(torchrun if launcher == "torchrun" else deepspeed_command(*options))
+    wait_for_step(run, output, 2)
+    ranks = rank_processes(run)
+    (psutil.Process(run.pid) if launcher == "torchrun" else launcher_of_ranks(run)).kill()
+    _, left = psutil.wait_procs(ranks.values(), timeout=60)
+    assert not left, finish(run, 1).output
+    done = finish(run)
+    assert done.output.count("is gone; saving and ending.") == 1, done.output
+    saved = max(line["step"] for line in lines(output))
+    assert 2 <= saved < 8 and newest(output) == f"step-{saved:08d}"
+    for done in main_on_ranks(*options, ranks=2):
+        assert done.code == 0, done.output
+    assert lines(output) == whole
+
+
+def test_a_run_outlives_the_shell_that_started_it(recipe: Path) -> None:
+    output = recipe.parent / "outlives"
+    training = f"{sys.executable} {TRAIN} --config {recipe} --output_dir {output}"
+    done = finish(start(["sh", "-c", f"nohup setsid {training} --train.max_steps=2 &"]))
+    assert (output / "finished.json").exists(), done.output
 
 
 # A run's mark (its step and its start) -> the exit code of a start that leaves no other mark.

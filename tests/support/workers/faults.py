@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -21,7 +22,7 @@ from cpo_ds.checkpoint import save as saver
 from cpo_ds.checkpoint.publish import checkpoint_name
 from cpo_ds.data import rows
 from cpo_ds.export import folder as pretrained
-from cpo_ds.ranks import watch
+from cpo_ds.ranks import roll_call, watch
 from cpo_ds.run import session, trainer
 from cpo_ds.run.main import main
 
@@ -112,18 +113,33 @@ def start_and_export_slowly(seconds: float, *arguments: str) -> int:
         return main(list(arguments))
 
 
-def train_while_the_clock_is_set(step: int, *arguments: str) -> int:
-    """Trains, but from a step on the system's time of boot is three seconds later."""
-    plan, boot_time = trainer.plan, psutil._pslinux.boot_time
+def train_while_the_clock_is_set(step: int, folder: str, *arguments: str) -> int:
+    """Trains, but from a step on the system's clock is an hour later, and so is its time of boot.
+
+    Libraries and programs see it too if the rank may mount: `/proc/stat` is another file then.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    may_mount = libc.unshare(0x00020000) == 0  # CLONE_NEWNS: mounts are this process's own
+    may_mount = may_mount and libc.mount(b"none", b"/", None, 0x44000, None) == 0  # private
+    plan, wall_clock, boot_time = trainer.plan, time.time, psutil._pslinux.boot_time
+    lines = Path("/proc/stat").read_text().splitlines()
+    later = [f"btime {int(t.split()[1]) + 3600}" if t.startswith("btime") else t for t in lines]
 
     def plan_and_set(run: trainer.Run, now: int) -> Any:
         if now == step:
-            psutil._pslinux.boot_time = lambda: boot_time() + 3
+            time.time = lambda: wall_clock() + 3600
+            psutil._pslinux.boot_time = lambda: boot_time() + 3600
+            if may_mount:
+                file = Path(folder) / f"stat-{run.ranks.rank}"
+                file.write_text("\n".join(later))
+                assert libc.mount(bytes(file), b"/proc/stat", None, 0x1000, None) == 0  # MS_BIND
+                assert Path("/proc/stat").read_text() == "\n".join(later)
             time.sleep(5 * watch.BEAT_SECONDS)
         return plan(run, now)
 
     with (
         mock.patch.object(trainer, "plan", plan_and_set),
+        mock.patch.object(time, "time", wall_clock),
         mock.patch.object(psutil._pslinux, "boot_time", boot_time),
         mock.patch.object(watch, "_GRACE_SECONDS", 1.0),
     ):
@@ -169,7 +185,7 @@ def suspend_with_a_broken_connection(step: int, *arguments: str) -> int:
 
     Each rank seems to be on a host of its own. Silence alone would take longer than the test.
     """
-    plan, own_process = trainer.plan, watch.own_process
+    plan, own_process = trainer.plan, roll_call.own_process
     started_at: list[float] = []
 
     def plan_or_stop(run: trainer.Run, now: int) -> Any:
@@ -182,7 +198,7 @@ def suspend_with_a_broken_connection(step: int, *arguments: str) -> int:
         mock.patch.object(trainer, "plan", plan_or_stop),
         mock.patch.object(watch, "a_connection_broke", lambda: bool(started_at)),
         mock.patch.object(
-            watch, "own_process", lambda rank: replace(own_process(rank), host=f"host-{rank}")
+            roll_call, "own_process", lambda rank: replace(own_process(rank), host=f"host-{rank}")
         ),
         mock.patch.multiple(
             watch, SILENT_SECONDS=300.0, _SILENT_AFTER_BREAK_SECONDS=3.0, _GRACE_SECONDS=2.0
