@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cpo_ds.errors import UserError
+from cpo_ds.storage import files
 from cpo_ds.storage.files import replacing, writing
 
 
@@ -41,3 +44,22 @@ def test_places_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=problem), writing(path) as unfinished:
         unfinished.write_text("text")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_sync_that_is_under_way_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow_sync(descriptor: int) -> None:
+        begun.set()
+        assert may_end.wait(60)
+
+    monkeypatch.setattr(os, "fsync", slow_sync)
+    assert files.sync_seconds() is None
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(files.sync, tmp_path)
+        assert begun.wait(60)
+        before = files.sync_seconds()
+        assert before is not None and (files.sync_seconds() or 0) >= before
+        may_end.set()
+        waiting.result()
+    assert files.sync_seconds() is None
