@@ -106,8 +106,8 @@ def _read(path: Path, inputs: Inputs) -> Kept:
         read_pairs(map_file(path), inputs.places())
     except (Damaged, OSError, ValueError, TypeError, KeyError) as error:
         raise FileNotFoundError(path) from error
-    with contextlib.suppress(OSError):
-        os.utime(path)  # it is in use
+    with contextlib.suppress(OSError):  # it is in use, and not changed
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     return Kept(path, checksum, is_new=False)
 
 
@@ -176,7 +176,8 @@ def prune(folder: Path, newest: Path, *, is_shared: bool) -> None:
     """
     now, day = time.time(), 24 * 3600
     with contextlib.suppress(OSError):
-        ages = {path: now - path.stat().st_mtime for path in folder.iterdir() if path != newest}
+        states = {path: path.stat() for path in folder.iterdir() if path != newest}
+        ages = {path: now - max(s.st_mtime, s.st_atime) for path, s in states.items()}
         files = sorted((path for path in ages if path.suffix == _SUFFIX), key=ages.__getitem__)
         left = [path for path in ages if path.name.startswith(_UNFINISHED)]
         if is_shared:

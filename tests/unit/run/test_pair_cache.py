@@ -47,7 +47,10 @@ def test_a_second_start_reads_the_pairs_and_not_the_rows(
     first = start(config)
     assert first.is_new and start.said[0].startswith("read 60 rows, kept 5")
     monkeypatch.setattr("cpo_ds.data.pair_inputs.raw_rows_of", None)
+    times = first.path.stat()
     second = start(config)
+    assert first.path.stat().st_mtime_ns == times.st_mtime_ns  # a finished run rewrites nothing
+    assert first.path.stat().st_atime_ns > times.st_atime_ns
     assert second == first._replace(is_new=False) and start.said == []
     train, held_out, _ = pairs_plainly(config)
     assert pairs_of(second, config) == [values_of(pair) for pair in (*train, *held_out)]
