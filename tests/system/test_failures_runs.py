@@ -7,6 +7,7 @@ from pathlib import Path
 import failures
 import pytest
 from jobs import kills
+from launch import ENVIRONMENT
 from runs import small_recipe
 
 
@@ -14,6 +15,8 @@ def test_a_killed_rank_costs_a_restart_whose_parts_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kill is due before there is any rank, so rank 1 is killed as soon as it runs."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     recipe = small_recipe(tmp_path, stage=0, train={"eval_every_steps": None})
     command = ["--config", recipe, "--model", tmp_path / "model", "--steps", "4", "--pause", "0"]
     command += ["--out", tmp_path / "failures.jsonl"]
