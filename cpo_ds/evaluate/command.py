@@ -67,10 +67,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace, report: Report, tables: list[Table]) -> None:
-    """Prints the tables and writes the files. Raises `UserError` if one cannot be written."""
-    print("\n\n".join(map(as_text, tables)))
-    for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
+    """Writes the files and prints the tables. Raises `UserError` if one cannot be written."""
     texts: list[tuple[Path | None, Callable[[], str]]] = [
         (arguments.json, report.as_json),
         (arguments.csv, report.as_csv),
@@ -85,3 +82,7 @@ def _write(arguments: argparse.Namespace, report: Report, tables: list[Table]) -
         from cpo_ds.evaluate.picture import draw  # here, since it takes a second to import
 
         draw(report, arguments.picture)
+    # Printed last: a reader such as `head` may close the console's pipe.
+    print("\n\n".join(map(as_text, tables)))
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
