@@ -242,12 +242,20 @@ def _be_a_rank(
 
 
 @functools.cache
+def _own_path() -> str:
+    """The folders that this process imports from, without its environment's packages.
+
+    Programs of another environment, such as COMET's, would take these for their own.
+    """
+    return os.pathsep.join(path for path in sys.path if path and "site-packages" not in path)
+
+
 def _fork_server() -> Any:
     """Forks from a fresh process with one thread, never from pytest's own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     before = os.environ.copy()
-    os.environ.update(ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    os.environ.update(ENVIRONMENT | {"PYTHONPATH": _own_path()})
     try:
         multiprocessing.forkserver.ensure_running()
     finally:

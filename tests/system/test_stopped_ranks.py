@@ -22,7 +22,7 @@ PHASES = {
     "joining": ("deepspeed.init_distributed", False),
     "agreeing": ("cpo_ds.run.session.with_precision", False),
     "locking": ("cpo_ds.run.session.hold_folder", True),
-    "reading and tokenizing": ("cpo_ds.run.pairs.assemble", True),
+    "reading and tokenizing": ("cpo_ds.data.pair_inputs.assemble", True),
     "verifying": ("cpo_ds.checkpoint.resume.damage", False),
     "converting": ("cpo_ds.run.build.convert", True),
     "loading": ("cpo_ds.run.build.load_policy", False),

@@ -51,7 +51,7 @@ def build(values: dict[str, Any], ranks: Ranks) -> trainer.Run:
     """A run that is ready to train, as `session.run_recipe` builds it."""
     config = parse_config(values, "test")
     settings = read_deepspeed_settings(config)
-    _, train_pairs, eval_pairs = run_pairs.prepare_pairs(config, prints_counts=False)
+    _, train_pairs, eval_pairs, _ = run_pairs.prepare_pairs(config, prints_counts=False)
     return build_run(RunInputs(config, settings, ranks, train_pairs, eval_pairs))
 
 
