@@ -47,7 +47,7 @@ def load_on_hosts(values: dict[str, Any], folder: str) -> None:
                 content[500] ^= 1
                 file.write_bytes(content)
             sent.append(0)
-            _, train, held_out = load_pairs(parse_config(values, "test"), hosts, is_local=True)
+            _, train, held_out, _ = load_pairs(parse_config(values, "test"), hosts, is_local=True)
             tokens = [pair.tokens.sum() for pair in (*train, *held_out)]
             seen.append([pairs_fingerprint(list(train)), len(held_out), int(sum(tokens))])
     files = sorted(path.name for path in Path("out", "pairs").iterdir())
