@@ -11,7 +11,6 @@ from typing import Any
 
 import peft
 import torch
-from safetensors.torch import save_file
 
 from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.config import Config
@@ -19,7 +18,7 @@ from cpo_ds.engine.engine import Engine, gather_parameters
 from cpo_ds.export.card import card_facts, model_card
 from cpo_ds.export.portable import write_model_settings, write_tokenizer
 from cpo_ds.export.publish import check_written, unfinished_folder
-from cpo_ds.export.shards import SHARD_BYTES, Named, plan_shards, write_shards
+from cpo_ds.export.shards import SHARD_BYTES, Named, plan_shards, save_tensors, write_shards
 from cpo_ds.model.adapter import kept_weights, merge_trained
 from cpo_ds.model.fingerprint import checksum
 from cpo_ds.ranks.ranks import Ranks
@@ -177,7 +176,7 @@ def _write_adapter(folder: Path, export: Export, weights: dict[str, torch.Tensor
         shared = weight.data_ptr() in pointers
         named[name] = weight.clone() if shared else weight.contiguous()
         pointers.add(weight.data_ptr())
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(named, folder / "adapter_model.safetensors")
     settings = copy.deepcopy(export.model.peft_config["default"])
     settings.inference_mode = True
     settings.base_model_name_or_path = export.base

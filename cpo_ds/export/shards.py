@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,10 +40,22 @@ def write_shards(folder: Path, weights: Iterator[Named], shards: list[dict[str, 
             next_name, tensor = next(weights)
             assert next_name == name, f"weights are out of order: {next_name} instead of {name}"
             tensors[name] = tensor.contiguous()
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        save_tensors(tensors, folder / file)
         file_of |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         total = sum(size for shard in shards for size in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         text = json.dumps(index, indent=2, sort_keys=True)
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Writes a safetensors file that others may read as any new file. Raises `OSError`.
+
+    safetensors gives its files to their owner alone, whatever the umask says, so that a server of
+    another user could not load an export.
+    """
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
