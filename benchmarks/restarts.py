@@ -111,8 +111,8 @@ def measure(arguments: argparse.Namespace) -> None:
     from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
     from cpo_ds.ranks.ranks import init_ranks
     from cpo_ds.recipe import parse_config
-    from cpo_ds.run import session
     from cpo_ds.run.build import run_identity
+    from cpo_ds.run.pair_sharing import load_pairs
 
     silence_libraries()
     ranks = init_ranks()
@@ -126,11 +126,7 @@ def measure(arguments: argparse.Namespace) -> None:
     config = parse_config(values, "benchmark")
     ranks.wait_for_all()
     before, busy, started = _memory("VmRSS"), _busy(), time.perf_counter()
-    if hasattr(session, "load_pairs"):
-        _, train, held_out, _ = session.load_pairs(config, ranks, is_local=False)
-    else:  # versions that send all pairs to each rank
-        prepare = getattr(session, "prepare_pairs")  # noqa: B009
-        _, train, held_out = ranks.on_first(lambda: prepare(config, prints_counts=True))
+    _, train, held_out, _ = load_pairs(config, ranks, is_local=False)
     ranks.on_first(lambda: run_identity(config, train))
     prepared, busy = time.perf_counter() - started, _busy() - busy
     _pack_steps(train, config, ranks)
