@@ -137,7 +137,7 @@ def test_a_wheel_holds_the_package_and_what_it_ships(wheel: Path) -> None:
     package = {name for name in names if ".dist-info/" not in name}
     expected = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "py.typed", "sample/*.jsonl", "*.jinja")
+        for pattern in ("*.py", "py.typed", "sample/*.jsonl", "*.jinja", "evaluate/*.json")
         for path in (ROOT / "cpo_ds").rglob(pattern)
     }
     expected |= {f"cpo_ds/ds_configs/{name}.json" for name in DEEPSPEED}
