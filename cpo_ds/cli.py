@@ -7,6 +7,7 @@ the module of the given command is imported, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from typing import Any, NamedTuple
@@ -95,18 +96,25 @@ def _main(argv: list[str]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"cpo_ds: error: {error}", file=sys.stderr)
+        _tell_error(str(error))
         return error.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError) and error.filename == CONSOLE:
             return EXIT_NO_READER
         if (problem := disk_problem(error) or path_problem(error)) is None:
             raise
-        print(f"cpo_ds: error: {problem}", file=sys.stderr)
+        _tell_error(problem)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("cpo_ds: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _tell_error(text: str) -> None:
+    """Prints an error after all that was printed before, also if both go to the same file."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    print(f"cpo_ds: error: {text}", file=sys.stderr)
 
 
 def _joined(argv: list[str]) -> list[str]:

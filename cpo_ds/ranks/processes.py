@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,13 @@ def own_process(rank: int) -> RankProcess:
 def is_running(process: RankProcess) -> bool:
     """Whether a process of this host runs; a zombie does not."""
     return is_alive(process.pid, process.started)
+
+
+def wait_for_end(process: RankProcess, seconds: float) -> None:
+    """Waits until a process of this host has ended, at most so long."""
+    deadline = time.monotonic() + seconds
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def is_alive(pid: int, started: int) -> bool:

@@ -24,7 +24,7 @@ from cpo_ds.ranks.connections import a_connection_broke
 from cpo_ds.ranks.limits import limit_problem
 from cpo_ds.ranks.liveness import Beat, ByteWatch, count_work, own_beat, work_done
 from cpo_ds.ranks.logs import last_words, log_file
-from cpo_ds.ranks.processes import RankProcess, is_running
+from cpo_ds.ranks.processes import RankProcess, is_running, wait_for_end
 from cpo_ds.ranks.roll_call import RollCall
 from cpo_ds.ranks.watch_messages import QUIET_SECONDS, loss_message, stall_message
 from cpo_ds.ranks.watch_store import NO_ANSWER, Verdict, WatchStore
@@ -278,10 +278,12 @@ class Watch:
         others = [p.rank for p in self._processes[1:] if p.host == host and is_running(p)]
         if self._over.wait(self._grace()):
             return
-        if self._rank == min(others, default=self._rank):
+        first = min(others, default=self._rank)
+        if self._rank == first:
             _tell(f"\ncpo_ds: stopped: {loss_message(self._processes[:1])}", self._console)
-        else:
-            time.sleep(BEAT_SECONDS)  # a launcher may kill all once one ends: the message is first
+            time.sleep(2 * BEAT_SECONDS)  # ranks that notice later leave the message to this one
+        else:  # a launcher may kill all once one ends: the message is first
+            wait_for_end(self._processes[first], 2 * _GRACE_SECONDS)
         os._exit(EXIT_RANK_LOST)
 
 
