@@ -31,6 +31,7 @@ RENDERERS = {
     "states": "pages.states",
     "gpu": "pages.gpu",
     "failures": "pages.failures",
+    "methods": "pages.methods",
 }
 
 
