@@ -18,7 +18,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,11 @@ from typing import Any
 
 from jobs.command import at_least_one, run_and_render, set_threads
 from jobs.kills import VICTIMS, schedule
-from jobs.processes import module_environment
+from jobs.processes import free_port, module_environment
 from jobs.supervised import Supervised, run_supervised
 from measures.restarts import kill_report, save_seconds, step_gaps, unplanned_restarts
 from pages.failures import problems
-from pages.results import ROOT, Results, read_lines, results_file
+from pages.results import ROOT, Results, lines_to_keep, read_lines, results_file
 
 from cpo_ds.errors import UserError
 
@@ -98,19 +97,6 @@ def run_all(arguments: argparse.Namespace, recipe: list[str], folder: Path) -> R
         print(summary(line), flush=True)
         shutil.rmtree(output, ignore_errors=True)
     return results
-
-
-def lines_to_keep(file: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of an earlier call that ended well. Raises `UserError` if it had other settings."""
-    lines = read_lines(file) if file.exists() else []
-    for line in lines:
-        others = [name for name, value in shared.items() if line.get(name) != value]
-        if others:
-            raise UserError(
-                f"--add: the runs in {file} had another {others[0]}: {line.get(others[0])} and not "
-                f"{shared[others[0]]}; give another --out."
-            )
-    return [line for line in lines if "error" not in line]
 
 
 def start(way: Way, arguments: argparse.Namespace, recipe: list[str], output: Path) -> Supervised:
@@ -213,13 +199,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     arguments.out = results_file(arguments.out, BENCHMARK, arguments.name)
     set_threads(arguments.threads)
     return arguments, recipe
-
-
-def free_port() -> int:
-    """A port for the ranks to meet at."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

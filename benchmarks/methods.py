@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from failures import free_port, lines_to_keep
 from jobs.command import at_least_one, run_and_render, set_threads
 from jobs.method_run import (
     BASE,
@@ -31,12 +30,14 @@ from jobs.method_run import (
     evaluate_command,
     guard_options,
     noise_command,
+    objective_settings,
     read_evaluation,
     run_command,
     train_command,
     translate_command,
 )
-from pages.results import ROOT, Results, results_file
+from jobs.processes import free_port
+from pages.results import ROOT, Results, lines_to_keep, results_file
 
 from cpo_ds.errors import UserError
 
@@ -147,9 +148,9 @@ def settings_of(
         "model.name_or_path": model,
         "data.format": "pairs",
         "data.path": pairs.resolve(),
-        **METHODS[method].settings,
+        **objective_settings(method),
         "train.seed": seed,
-        "checkpoint.export": "false",
+        "checkpoint.export": "true",  # which is translated by
         "checkpoint.resume": "auto",
         "output_dir": folder,
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.errors import UserError
+from cpo_ds.settings.objective import LOSS_FIELDS, LossConfig
 from jobs.processes import BENCHMARKS, module_environment
 
 BASE = "base"
@@ -42,6 +43,21 @@ METHODS = {
     "cpo-without-nll": Method({"loss.name": "cpo", "loss.alpha": "0"}),
     "cpo-noised": Method({"loss.name": "cpo"}, is_noised=True),
 }
+
+
+def objective_settings(method: str) -> dict[str, str]:
+    """A method's settings of the loss; those that its objective does not use get their defaults.
+
+    So a recipe may set `loss.beta`, which SFT would refuse.
+    """
+    own = METHODS[method].settings
+    used = LOSS_FIELDS[own["loss.name"]] | {"name"}
+    defaults = {
+        f"loss.{name}": "none" if field.default is None else str(field.default).lower()
+        for name, field in LossConfig.model_fields.items()
+        if name not in used
+    }
+    return defaults | dict(own)
 
 
 class FailedCommand(Exception):

@@ -66,7 +66,7 @@ class Processes:
         All ranks return the same. Raises `UserError` if a worker did.
         """
         self._runs += 1
-        port = self._team.share(_free_port())[0]
+        port = self._team.share(free_port())[0]
         code, output, result = self._run_here(task, self._place(port), alarms=True)
         outcomes = self._team.share([code, output, result])
         return judge(outcomes, self._timeout)
@@ -164,7 +164,8 @@ def largest_that_fits(
     return good
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port for the ranks to meet at."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
@@ -215,7 +216,7 @@ def run_ranks(
     the others get a moment to end and are killed.
     """
     # Start all ranks; each one's output goes to a file of its own.
-    port = str(_free_port())
+    port = str(free_port())
     running: list[subprocess.Popen[bytes]] = []
     logs = [folder / f"{rank}.log" for rank in range(len(commands))]
     try:

@@ -88,6 +88,19 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def lines_to_keep(file: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of an earlier call that ended well. Raises `UserError` if it had other settings."""
+    lines = read_lines(file) if file.exists() else []
+    for line in lines:
+        others = [name for name, value in shared.items() if line.get(name) != value]
+        if others:
+            raise UserError(
+                f"--add: the runs in {file} had another {others[0]}: {line.get(others[0])} and not "
+                f"{shared[others[0]]}; give another --out."
+            )
+    return [line for line in lines if "error" not in line]
+
+
 def render_file(file: Path) -> None:
     """Writes FILE's page and charts beside it. Raises `UserError` for an unknown kind."""
     lines = read_lines(file)
