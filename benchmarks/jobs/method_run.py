@@ -166,12 +166,17 @@ def run_command(command: Sequence[str], log: Path, timeout: float) -> float:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a command that still runs, with all processes of its group."""
+    """Ends a command that still runs, with all processes of its group, which may outlive it."""
     if process.poll() is not None:
         return
-    os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_SECONDS
     try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            process.poll()  # else it stays as a zombie, which counts as a member
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except ProcessLookupError:  # nothing is left
+        pass
+    process.wait()

@@ -118,6 +118,14 @@ def test_a_command_that_fails_says_what_it_printed_last(tmp_path: Path) -> None:
         run_command([sys.executable, "-c", "import time; time.sleep(60)"], log, 0.5)
 
 
+def test_a_command_s_processes_are_ended_with_it_even_those_that_outlive_it(tmp_path: Path) -> None:
+    log = tmp_path / "x.txt"
+    child = "trap 'sleep 1; echo saved; exit' TERM; sleep 60 & wait"
+    with pytest.raises(FailedCommand, match="not done in time"):
+        run_command(["bash", "-c", f'bash -c "{child}" & wait'], log, 1)
+    assert "saved" in log.read_text()
+
+
 def test_runs_are_added_to_those_of_an_earlier_call(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
