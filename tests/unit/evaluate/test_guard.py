@@ -12,7 +12,7 @@ from candidate_rows import rows_file
 from evaluated import evaluate, refused, row
 
 from cpo_ds.cli import main
-from cpo_ds.data.selected import with_selecting_metrics
+from cpo_ds.data.selected import named_metrics, with_selecting_metrics
 from cpo_ds.evaluate.guard import interferes
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.folder import write_config
@@ -128,7 +128,9 @@ def test_a_run_passes_the_name_on(tmp_path: Path, pairs: Path) -> None:
         "output_dir": str(tmp_path / "run"),
     }
     (tmp_path / "run").mkdir()
-    config = with_selecting_metrics(parse_config(recipe, "the test"))
+    rows = map(json.loads, (pairs / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+    config = parse_config(recipe, "the test")
+    config = with_selecting_metrics(config, named_metrics(config.data, rows))
     write_config(config, tmp_path / "run", world_size=1)
     options = ["--metric", "chrf", "--trained-by", f"one={tmp_path / 'run'}"]
     report = evaluate(tmp_path, [row()], *options)
