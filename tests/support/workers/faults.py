@@ -21,7 +21,7 @@ import torch
 from cpo_ds.checkpoint import save as saver
 from cpo_ds.checkpoint.publish import checkpoint_name
 from cpo_ds.data import rows
-from cpo_ds.export import folder as pretrained
+from cpo_ds.export import shards
 from cpo_ds.ranks import roll_call, watch
 from cpo_ds.run import session, trainer
 from cpo_ds.run.main import main
@@ -88,7 +88,7 @@ def hang_before_training(where: str, rank: int, *arguments: str) -> int:
 
 def start_and_export_slowly(seconds: float, *arguments: str) -> int:
     """Trains, but reading rows and writing the export take `seconds` each, in small pieces."""
-    make_row, save_file = rows._make_row, pretrained.save_file
+    make_row, save_file = rows._make_row, shards.save_file
     pauses = 20
     slow_rows = iter(range(pauses))
 
@@ -107,7 +107,7 @@ def start_and_export_slowly(seconds: float, *arguments: str) -> int:
 
     with (
         mock.patch.object(rows, "_make_row", make_row_slowly),
-        mock.patch.object(pretrained, "save_file", save_file_slowly),
+        mock.patch.object(shards, "save_file", save_file_slowly),
         mock.patch.object(watch, "_GRACE_SECONDS", 2.0),
     ):
         return main(list(arguments))
