@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.command import add_model, at_least_one, check_model, run_and_render, set_threads
 from jobs.kills import VICTIMS, schedule
 from jobs.processes import free_port, module_environment
 from jobs.supervised import Supervised, run_supervised
@@ -175,10 +175,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="between checkpoints in the background, a run each (10)")  # fmt: skip
     add("--ranks", type=int, default=2, help="ranks, all on this host (2)")
     add("--pause", type=int, help="of supervise.sh, in seconds (its own default)")
-    add("--config", default="recipes/demo.yaml", help="the recipe (recipes/demo.yaml)")
-    add("--model", default="runs/models/smollm2-135m-instruct", metavar="FOLDER",
-        help="the policy (runs/models/smollm2-135m-instruct)")  # fmt: skip
-    add("--name", help="the model's name on the page (its folder's)")
+    add_model(parser)
     add("--threads", type=int, default=1, help="CPU threads of each rank (1)")
     add("--timeout-minutes", type=float, default=60.0, help="longest time of a run (60)")
     add("--add", action="store_true", help="keep the runs that OUT.jsonl has, and make the others")
@@ -190,12 +187,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     seconds = [*arguments.intervals, *arguments.background, arguments.kill_minutes]
     if not all(value > 0 and math.isfinite(value) for value in seconds):
         raise UserError("--intervals, --background and --kill-minutes must be above 0.")
-    if not Path(arguments.model).is_dir():
-        raise UserError(
-            f"--model: there is no folder {arguments.model}; the demo's model is made by python "
-            f"scripts/make_demo_model.py {arguments.model}."
-        )
-    arguments.name = arguments.name or Path(arguments.model).name
+    check_model(arguments)
     arguments.out = results_file(arguments.out, BENCHMARK, arguments.name)
     set_threads(arguments.threads)
     return arguments, recipe

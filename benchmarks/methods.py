@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.command import at_least_one, run_and_render, set_threads
+from jobs.command import add_model, at_least_one, check_model, run_and_render, set_threads
 from jobs.method_run import (
     BASE,
     METHODS,
@@ -210,10 +210,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="precision of translating (float32)")  # fmt: skip
     add("--ranks", type=int, default=1, help="ranks, all on this host (1)")
     add("--threads", type=int, default=1, help="CPU threads of each rank (1)")
-    add("--config", default="recipes/demo.yaml", help="the recipe (recipes/demo.yaml)")
-    add("--model", default="runs/models/smollm2-135m-instruct", metavar="FOLDER",
-        help="the policy (runs/models/smollm2-135m-instruct)")  # fmt: skip
-    add("--name", help="the model's name on the page (its folder's)")
+    add_model(parser)
     add("--work", type=Path, metavar="FOLDER",
         help="keeps translations, scores and logs (runs/methods/NAME)")  # fmt: skip
     add("--timeout-minutes", type=float, default=600.0, help="longest time of a command (600)")
@@ -234,13 +231,8 @@ def _complete(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option}: there is no file {path}.")
     if arguments.pairs.resolve() == arguments.test.resolve():
         raise UserError("--pairs and --test are one file; hold the test rows out.")
-    if not Path(arguments.model).is_dir():
-        raise UserError(
-            f"--model: there is no folder {arguments.model}; the demo's model is made by python "
-            f"scripts/make_demo_model.py {arguments.model}."
-        )
+    check_model(arguments)
     arguments.metrics = arguments.metrics or ["bleu", "chrf"]
-    arguments.name = arguments.name or Path(arguments.model).name
     arguments.work = arguments.work or ROOT / "runs" / "methods" / arguments.name
     arguments.out = results_file(arguments.out, BENCHMARK, arguments.name)
     set_threads(arguments.threads)

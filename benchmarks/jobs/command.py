@@ -64,3 +64,22 @@ def at_least_one(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1; it is {value}.")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Declares the recipe, the policy and its name on the page."""
+    add = parser.add_argument
+    add("--config", default="recipes/demo.yaml", help="the recipe (recipes/demo.yaml)")
+    add("--model", default="runs/models/smollm2-135m-instruct", metavar="FOLDER",
+        help="the policy (runs/models/smollm2-135m-instruct)")  # fmt: skip
+    add("--name", help="the model's name on the page (its folder's)")
+
+
+def check_model(arguments: argparse.Namespace) -> None:
+    """Fills in the model's name. Raises `UserError` if there is no such folder."""
+    if not Path(arguments.model).is_dir():
+        raise UserError(
+            f"--model: there is no folder {arguments.model}; the demo's model is made by python "
+            f"scripts/make_demo_model.py {arguments.model}."
+        )
+    arguments.name = arguments.name or Path(arguments.model).name

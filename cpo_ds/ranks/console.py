@@ -53,9 +53,13 @@ def _empty(stream: TextIO) -> None:
     try:
         stream.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        to_nowhere(stream)
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """Sends a stream to the null device, so that what it still holds can be flushed."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def print_colored(text: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from cpo_ds.ranks.console import escaped
+from cpo_ds.ranks.console import escaped, to_nowhere
 
 _HEAD = "--- rank"  # the first words of each start's part of a file
 _TAIL_LINES = 20
@@ -141,8 +141,8 @@ class _Both(_FileAlone):
         try:
             yield
         except BrokenPipeError:  # else Python would fail once more when it flushes it at the end
-            with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
-                os.dup2(nothing.fileno(), self._console.fileno())
+            with contextlib.suppress(OSError):
+                to_nowhere(self._console)
         except OSError:  # a full disk, perhaps
             pass
 
