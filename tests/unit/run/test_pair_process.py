@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
@@ -81,13 +81,15 @@ def test_the_first_bad_row_is_told_and_nothing_is_left(tmp_path: Path) -> None:
         pair_cache.make_in_processes = make_in_processes
 
 
-def tokenizing(process: psutil.Process) -> list[psutil.Process]:
-    """The processes that a process has started to make pairs, when they all work."""
+def tokenizing(process: psutil.Process) -> tuple[psutil.Process, list[psutil.Process]]:
+    """The process that a process has started to make pairs, and its own, when they all work."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        started = process.children(recursive=True)
-        if len(started) > 2:
-            return started
+        for child in process.children():  # other tests may have left some
+            with contextlib.suppress(psutil.NoSuchProcess):
+                own = child.children() if "pair_process" in " ".join(child.cmdline()) else []
+                if len(own) > 1:
+                    return child, own
         time.sleep(0.05)
     raise AssertionError("no processes")
 
@@ -98,14 +100,8 @@ def test_a_killed_process_is_named(tmp_path: Path, which: str) -> None:
     inputs = open_inputs(config, print)
 
     def kill() -> None:
-        started = tokenizing(psutil.Process())
-        first = [
-            p
-            for p in started
-            if p.ppid() == os.getpid() and "pair_process" in " ".join(p.cmdline())
-        ]
-        own = [p for p in started if p.ppid() == first[0].pid]
-        (first if which == "the first" else own)[0].kill()
+        first, own = tokenizing(psutil.Process())
+        (first if which == "the first" else own[0]).kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -140,9 +136,9 @@ def test_a_killed_start_leaves_no_process_and_nothing_that_is_trusted(tmp_path: 
     recipe.write_text(config.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-c", STARTS, str(recipe)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as start:
-        started = tokenizing(psutil.Process(start.pid))
+        first, own = tokenizing(psutil.Process(start.pid))
         start.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(started, timeout=60)
+        _, alive = psutil.wait_procs([first, *own], timeout=60)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert list(cache_folder(config).glob(".unfinished-*"))
     inputs = open_inputs(config, print)
