@@ -30,7 +30,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "export": Command("cpo_ds.export.command", "write a model or adapter from a checkpoint"),
-    "report": Command("cpo_ds.run.report", "print a table of held-out metrics and draw the curves"),
+    "report": Command(
+        "cpo_ds.report.command", "print a table of held-out metrics and draw the curves"
+    ),
     "checkpoints": Command(
         "cpo_ds.checkpoint.list_command", "list a run's checkpoints and verify every byte"
     ),

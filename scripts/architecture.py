@@ -35,7 +35,12 @@ FLOORS: list[dict[str, str]] = [
     {"export": "Hugging Face folders", "translate": "sources to translations"},
     {"run": "training"},
     {"doctor": "checks of hosts"},
-    {"prepare": "candidates to pairs", "evaluate": "what was gained"},
+    {
+        "prepare": "candidates to pairs",
+        "evaluate": "what was gained",
+        "report": "curves of runs",
+        "start": "how a run is begun",
+    },
     {"train": "the script", "cli": "cpo-ds"},
 ]
 ROOMS = [room for floor in FLOORS for room in floor]

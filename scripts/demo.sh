@@ -28,4 +28,4 @@ if [ "$folder" -ef runs/demo ]; then # any other folder may hold a run of the us
   rm -rf runs/demo
 fi
 deepspeed -q --num_accelerators "$ranks" cpo_ds/train.py --config recipes/demo.yaml "$@"
-python -m cpo_ds.run.report "$folder"
+python -m cpo_ds.report.command "$folder"

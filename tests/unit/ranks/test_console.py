@@ -95,7 +95,7 @@ def test_a_command_says_that_its_output_has_no_room(tmp_path: Path) -> None:
     metrics = "".join(f'{{"step": {step}, "eval_loss": 1}}\n' for step in (1, 2))
     (tmp_path / "metrics.jsonl").write_text(metrics)
     done = printed_to_a_full_disk(
-        "import sys; from cpo_ds import cli, run; from cpo_ds.run import report\n"
+        "import sys; from cpo_ds import cli, run; from cpo_ds.report import command as report\n"
         "report.run = lambda arguments: print('a table') or 0\n"
         f"sys.exit(cli.main(['report', {str(tmp_path)!r}]))"
     )

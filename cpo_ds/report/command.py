@@ -1,6 +1,6 @@
 """Reports on a finished or running run: a table of held-out metrics, a picture of the curves.
 
-python -m cpo_ds.run.report runs/demo        # prints the table, writes runs/demo/curves.png
+python -m cpo_ds.report.command runs/demo        # prints the table, writes runs/demo/curves.png
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `python -m cpo_ds.run.report RUN_FOLDER`; returns the exit code."""
+    """Runs `python -m cpo_ds.report.command RUN_FOLDER`; returns the exit code."""
     if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python -m cpo_ds.run.report RUN_FOLDER", file=sys.stderr)
+        print("usage: python -m cpo_ds.report.command RUN_FOLDER", file=sys.stderr)
         return EXIT_USER_ERROR
     try:
         return run(argparse.Namespace(run=Path(argv[0])))

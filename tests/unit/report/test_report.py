@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from finished_run import write_run
 
-from cpo_ds.run import report
+from cpo_ds.report import command as report
 
 
 def test_it_prints_before_and_after_and_draws(
