@@ -27,9 +27,11 @@ class ScoringHead(nn.Module):
         self.transform = transform
 
     def forward(
-        self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor
+        self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor | None
     ) -> torch.Tensor:
-        """Log-prob of each target: [S], float32."""
+        """Log-prob of each target: [S], float32. Without targets, the likeliest tokens: [S]."""
+        if targets_S is None:  # the transform rises with its input, so the largest stays that
+            return (hidden_SE @ weight_VE.t()).argmax(-1)
         return token_logps(hidden_SE, weight_VE, targets_S, self.transform)
 
 
@@ -58,8 +60,12 @@ class PolicyModel(nn.Module):
         """Weight of the language model's head, [V, E]; under ZeRO-3 an empty shard until used."""
         return self.causal_lm.get_output_embeddings().weight
 
-    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, batch: PackedBatch, *, predicts: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Sums of the log-probs of chosen and of rejected completions: [P] each, float32.
+
+        With `predicts`, the likeliest token at each scored position instead: [S], int64.
 
         Returns a plain tuple, since ZeRO-3 finds the tensors for its backward hooks in tuples.
         """
@@ -74,6 +80,9 @@ class PolicyModel(nn.Module):
         ).last_hidden_state
         # Log-probs of scored tokens only. One in the prefix may count for both completions.
         scored = hidden.squeeze(0).index_select(0, batch.score_positions)
+        if predicts:
+            tokens: torch.Tensor = self.scoring_head(scored, self.head_weight, None)
+            return tokens
         logps = self.scoring_head(scored, self.head_weight, batch.score_targets)
         return (
             _sum_by_pair(logps * batch.score_in_chosen, batch),
