@@ -123,6 +123,12 @@ class TrainConfig(Section):
     eval_every_steps: int | None = Field(
         None, gt=0, description="steps between evaluations; none: only before and after training"
     )
+    sample_translations: int = Field(
+        0,
+        ge=0,
+        description="held-out sources to translate greedily at each evaluation, into samples.jsonl "
+        "and TensorBoard; 0: none",
+    )
     max_hours: float | None = Field(
         None, gt=0, description="save and stop after this time, with exit code 4; none: no limit"
     )

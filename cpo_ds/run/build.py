@@ -37,6 +37,7 @@ from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.monitor import Monitor, SilentMonitor
 from cpo_ds.run.reference import with_reference_logps
+from cpo_ds.run.samples import Sampler
 from cpo_ds.run.trainer import Run, planned_steps
 from cpo_ds.schema import TokenizedPair
 from cpo_ds.storage.metrics_file import cut_back_metrics
@@ -67,6 +68,7 @@ class RunInputs:
     eval_pairs: Sequence[TokenizedPair] = ()  # held out
     identity: dict[str, Any] = field(default_factory=dict)  # see `run_identity`
     tokenizer: dict[str, str] = field(default_factory=dict)  # see `tokenizer_fingerprints`
+    text_tokenizer: Any = None  # for `train.sample_translations`
     resume: Resume | None = None  # None for a new run
     is_measured: bool = False  # all steps are trained and all metrics written; the export is left
     stop: StopRequest = field(default_factory=StopRequest)
@@ -189,6 +191,7 @@ def build_run(inputs: RunInputs) -> Run:
         first_step=first_step,
         stop=inputs.stop,
         interval=SaveInterval(config.checkpoint),
+        sampler=Sampler(config, engine, ranks, monitor, inputs.eval_pairs, inputs.text_tokenizer),
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from cpo_ds.errors import UserError
-from cpo_ds.run.tensorboard import EventFile
+from cpo_ds.run.tensorboard import EventFile, as_markdown
 from cpo_ds.storage.files import sync_descriptor
-from cpo_ds.storage.metrics_file import METRICS_FILE, Line
+from cpo_ds.storage.metrics_file import METRICS_FILE, SAMPLES_FILE, Line
 
 
 class SilentMonitor:
@@ -22,6 +22,9 @@ class SilentMonitor:
 
     def write(self, line: Line) -> None:
         """Appends a line of metrics to the files. Numbers that are not finite become null."""
+
+    def write_samples(self, samples: list[Line]) -> None:
+        """Appends translations to samples.jsonl, and their text to TensorBoard's events."""
 
     def sync(self) -> None:
         """Waits until the written lines are on disk."""
@@ -76,6 +79,23 @@ class Monitor(SilentMonitor):
         if self._events is not None:
             try:
                 self._events.write(line["step"], _scalars(line))
+            except OSError as error:
+                self._warn("TensorBoard events are not written any more", error)
+                self._events = None
+
+    def write_samples(self, samples: list[Line]) -> None:
+        """Appends translations to samples.jsonl, and their text to TensorBoard's events."""
+        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        try:
+            with self._path.with_name(SAMPLES_FILE).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            self._warn(f"{SAMPLES_FILE} cannot be written, its lines are left out", error)
+        if self._events is not None and samples:
+            try:
+                self._events.write_text(
+                    samples[0]["step"], "eval/samples/text_summary", as_markdown(samples)
+                )
             except OSError as error:
                 self._warn("TensorBoard events are not written any more", error)
                 self._events = None

@@ -150,6 +150,7 @@ def _train_and_export(
             eval_pairs,
             identity=identity,
             tokenizer=fingerprints,
+            text_tokenizer=tokenizer,
             resume=resume,
             is_measured=measured,
             stop=stop,

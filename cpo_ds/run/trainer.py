@@ -30,6 +30,7 @@ from cpo_ds.run.ahead import planned_steps_on
 from cpo_ds.run.learning_rate import learning_rate
 from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
 from cpo_ds.run.monitor import SilentMonitor
+from cpo_ds.run.samples import Sampler
 from cpo_ds.run.sweep import sweep
 from cpo_ds.run.throughput import Stopwatch, peak_memory_gib, peak_tflops
 from cpo_ds.schema import PackedBatch, StepTotals, TokenizedPair
@@ -50,6 +51,7 @@ class Run:
     first_step: int = 0  # steps that are trained already, by the run that is resumed
     stop: StopRequest = field(default_factory=StopRequest)
     interval: SaveInterval = field(default_factory=SaveInterval)
+    sampler: Sampler | None = None
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -225,6 +227,8 @@ def evaluate(run: Run, step: int) -> None:
         f"held-out pairs at step {step}: loss {metrics['loss']:.4f}  "
         f"reward accuracy {metrics['reward_accuracy']:.3f}  margin {metrics['reward_margin']:.4f}"
     )
+    if run.sampler is not None:
+        run.sampler.translate(step)
 
 
 def _totals(pairs: Sequence[TokenizedPair]) -> StepTotals:

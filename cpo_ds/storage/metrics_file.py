@@ -10,6 +10,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.storage.files import replacing
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"  # translations at evaluations
 
 Line = dict[str, Any]  # one JSON object: the metrics of a step or of an evaluation
 
@@ -45,12 +46,16 @@ def _lines(path: Path) -> list[Line]:
 
 
 def cut_back_metrics(folder: Path, step: int) -> None:
-    """Drops the lines of metrics.jsonl that a run is about to write again, being past its `step`.
+    """Drops the lines of metrics and samples that a run is about to write again, past its `step`.
 
     `step` is the checkpoint's that a run resumes from, or 0 for a new run. Raises `UserError` if
-    the file cannot be written.
+    a file cannot be written.
     """
-    path = folder / METRICS_FILE
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        _cut_back(folder / name, step)
+
+
+def _cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines, kept = path.read_bytes().splitlines(keepends=True), []

@@ -74,6 +74,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "train.seed": ("0", 0, []),
     "train.deterministic": ("true", True, []),
     "train.eval_every_steps": ("4", 4, []),
+    "train.sample_translations": ("3", 3, []),
     "train.max_hours": ("0.5", 0.5, []),
     "train.stall_minutes": ("none", None, []),
     "checkpoint.every_steps": ("9", 9, []),
