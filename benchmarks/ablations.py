@@ -65,9 +65,10 @@ class PlainHead(ScoringHead):
     """The head as autograd computes it: the logits of all given positions at once."""
 
     def forward(
-        self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor
+        self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor | None
     ) -> torch.Tensor:
         """Log-prob of each target: [S], float32."""
+        assert targets_S is not None
         return plain_logps(hidden_SE, weight_VE, targets_S, self.transform)
 
 
@@ -77,8 +78,11 @@ class PaddedPolicy(PolicyModel):
     Takes batches whose pairs share nothing. Causal attention by torch's own kernel.
     """
 
-    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, batch: PackedBatch, *, predicts: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of the log-probs of chosen and of rejected completions: [P] each, float32."""
+        assert not predicts
         ids, is_token = padded(batch)
         hidden = self.causal_lm.get_decoder()(
             input_ids=ids, attention_mask=is_token.long(), use_cache=False
