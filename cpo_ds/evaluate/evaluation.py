@@ -9,7 +9,7 @@ from typing import Any
 from cpo_ds import __version__
 from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.evaluate.guard import Selected, advice, headline, mark
-from cpo_ds.evaluate.lexical import score_direction, tokenizer_of
+from cpo_ds.evaluate.lexical import score_direction
 from cpo_ds.evaluate.neural import Computing, SegmentScores, models_in_rows, segment_scores
 from cpo_ds.evaluate.report import Report
 from cpo_ds.evaluate.results import Result, means
@@ -20,6 +20,7 @@ from cpo_ds.evaluate.significance import (
     compare_lexical,
     compare_segments,
 )
+from cpo_ds.scoring.corpus import tokenizer_of
 from cpo_ds.scoring.metrics import Metric, model_name, parse_metrics
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cpo_ds.evaluate.delta_accuracy import agreement
-from cpo_ds.evaluate.lexical import make_metric
 from cpo_ds.evaluate.metric_facts import facts_of
 from cpo_ds.evaluate.neural import SegmentScores
 from cpo_ds.evaluate.rows import Direction
+from cpo_ds.scoring.corpus import make_metric
 from cpo_ds.scoring.metrics import Metric
 
 if TYPE_CHECKING:  # numpy and sacreBLEU's tests are imported late, so that `--help` is quick

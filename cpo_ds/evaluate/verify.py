@@ -10,13 +10,14 @@ from typing import Any
 
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.evaluate.evaluation import Plan, evaluate
-from cpo_ds.evaluate.lexical import NAMES, TOKENIZERS
+from cpo_ds.evaluate.lexical import NAMES
 from cpo_ds.evaluate.neural import Computing
 from cpo_ds.evaluate.report import Report
 from cpo_ds.evaluate.results import MEANS, Result
 from cpo_ds.evaluate.rows import read_directions
 from cpo_ds.evaluate.signature import TEXTS, parse_signature
 from cpo_ds.evaluate.significance import Kind
+from cpo_ds.scoring.corpus import TOKENIZERS
 from cpo_ds.scoring.metrics import Metric
 
 # Sums of the same numbers differ by rounding, scores of a model by the device that computes it.

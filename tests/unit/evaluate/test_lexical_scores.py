@@ -14,7 +14,7 @@ import pytest
 from evaluated import evaluate, row, scores
 from repository import WMT22
 
-from cpo_ds.evaluate import lexical
+from cpo_ds.scoring import corpus
 
 # BLEU of published outputs, computed by the `sacrebleu` command, in the order of DIRECTIONS.
 DIRECTIONS = [f"en-{x}" for x in ("de", "cs", "is", "zh", "ru")]
@@ -87,20 +87,20 @@ def test_an_empty_translation_counts(tmp_path: Path) -> None:
     [("de", "13a"), ("zh", "zh"), ("zho", "zh"), ("yue", "zh"), ("th", "char"), ("tha", "char")],
 )
 def test_tokenizers_of_targets(target: str, tokenizer: str) -> None:
-    assert lexical.tokenizer_of(target) == (tokenizer, None)
+    assert corpus.tokenizer_of(target) == (tokenizer, None)
 
 
 def test_words_are_characters_without_their_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lexical.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(corpus.importlib.util, "find_spec", lambda name: None)
     report = evaluate(tmp_path, [row("en-ja"), row("en-ko")], "--metric", "bleu")
     signatures = {r["signature"] for r in report["results"] if r["language_pair"] == "en-ja"}
     assert all("|tok:char|" in signature for signature in signatures)
     assert "BLEU into ja is of characters, not to be compared with ja-mecab" in report["notes"][0]
     assert "install sacrebleu[ko]" in capsys.readouterr().err
-    monkeypatch.setattr(lexical.importlib.util, "find_spec", lambda name: True)
-    assert lexical.tokenizer_of("jpn") == ("ja-mecab", None)
+    monkeypatch.setattr(corpus.importlib.util, "find_spec", lambda name: True)
+    assert corpus.tokenizer_of("jpn") == ("ja-mecab", None)
 
 
 def test_an_unknown_language_is_said(tmp_path: Path) -> None:

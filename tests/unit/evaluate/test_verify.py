@@ -12,7 +12,8 @@ from candidate_rows import rows_file
 from evaluated import evaluate, refused, row
 
 from cpo_ds.cli import main
-from cpo_ds.evaluate import lexical, verify
+from cpo_ds.evaluate import verify
+from cpo_ds.scoring import corpus
 
 OPTIONS = ("--metric", "bleu", "--metric", "chrf", "--paired-bs", "--paired-bs-n", "100")
 ROWS = [row(pair, number) for pair in ("en-de", "zh-en") for number in range(4)]
@@ -158,9 +159,9 @@ def test_the_tokenizer_is_that_of_the_signature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If a package came or went since, the number is still computed by the same tokenizer."""
-    monkeypatch.setattr(lexical.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(corpus.importlib.util, "find_spec", lambda name: None)
     evaluate(tmp_path, [row("en-ja", number) for number in range(3)], "--metric", "bleu")
-    monkeypatch.setattr(lexical.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(corpus.importlib.util, "find_spec", lambda name: True)
     assert main(["evaluate", "--verify", str(tmp_path / "out.json")]) == 0
 
 
