@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from cpo_ds.errors import UserError
+from cpo_ds.run.line_file import LineFile
 from cpo_ds.run.tensorboard import EventFile, as_markdown
-from cpo_ds.storage.files import sync_descriptor
 from cpo_ds.storage.metrics_file import METRICS_FILE, SAMPLES_FILE, Line
+
+_SAMPLES_TAG = "eval/samples/text_summary"
+_SHOWN_SAMPLES = 20  # translations in TensorBoard; samples.jsonl has all
 
 
 class SilentMonitor:
@@ -45,8 +46,8 @@ class SilentMonitor:
 class Monitor(SilentMonitor):
     """The monitor of rank 0.
 
-    A full disk does not stop the run. Lines of metrics.jsonl wait in memory until there is room;
-    TensorBoard's events end.
+    A full disk does not stop the run. Lines wait in memory until there is room; TensorBoard's
+    events end.
     """
 
     def __init__(
@@ -57,10 +58,10 @@ class Monitor(SilentMonitor):
         self._bar: Any = tqdm(
             total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty()
         )
-        self._path = folder / METRICS_FILE
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._unwritten = b""
         self._warnings: set[str] = set()  # each is printed once
+        self._metrics = LineFile(folder / METRICS_FILE, self._warn)
+        self._samples = LineFile(folder / SAMPLES_FILE, self._warn)
+        self._metrics.open()
         self._events: EventFile | None = None
         if tensorboard:
             self._events = self._open_events(folder / "tensorboard", first_step)
@@ -74,39 +75,23 @@ class Monitor(SilentMonitor):
 
     def write(self, line: Line) -> None:
         """Appends a line to metrics.jsonl, and its numbers to TensorBoard's events."""
-        self._unwritten += (json.dumps(_without_infinities(line)) + "\n").encode()
-        self._flush()
-        if self._events is not None:
-            try:
-                self._events.write(line["step"], _scalars(line))
-            except OSError as error:
-                self._warn("TensorBoard events are not written any more", error)
-                self._events = None
+        self._metrics.write(line)
+        self._to_events(lambda events: events.write(line["step"], _scalars(line)))
 
     def write_samples(self, samples: list[Line]) -> None:
-        """Appends translations to samples.jsonl, and their text to TensorBoard's events."""
-        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        try:
-            with self._path.with_name(SAMPLES_FILE).open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            self._warn(f"{SAMPLES_FILE} cannot be written, its lines are left out", error)
-        if self._events is not None and samples:
+        """Appends translations to samples.jsonl, and the first of them to TensorBoard's events."""
+        self._samples.write(*samples)
+        text = as_markdown(samples[:_SHOWN_SAMPLES])
+        self._to_events(lambda events: events.write_text(samples[0]["step"], _SAMPLES_TAG, text))
+
+    def _to_events(self, write: Callable[[EventFile], None]) -> None:
+        """Writes TensorBoard's events, if they are asked for and there was room so far."""
+        if self._events is not None:
             try:
-                self._events.write_text(
-                    samples[0]["step"], "eval/samples/text_summary", as_markdown(samples)
-                )
+                write(self._events)
             except OSError as error:
                 self._warn("TensorBoard events are not written any more", error)
                 self._events = None
-
-    def _flush(self) -> None:
-        """Writes as much as the disk takes. A full one may take a part of a line."""
-        try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
-        except OSError as error:
-            self._warn(f"{METRICS_FILE} cannot be written, its lines wait in memory", error)
 
     def _warn(self, problem: str, error: OSError) -> None:
         if problem not in self._warnings:
@@ -115,11 +100,8 @@ class Monitor(SilentMonitor):
 
     def sync(self) -> None:
         """Waits until the written lines are on disk."""
-        self._flush()
-        try:
-            sync_descriptor(self._file)
-        except OSError as error:
-            self._warn(f"{METRICS_FILE} may not be on disk", error)
+        self._metrics.sync()
+        self._samples.sync()
 
     def advance(self) -> None:
         """Moves the progress bar by one step."""
@@ -148,14 +130,13 @@ class Monitor(SilentMonitor):
         self._bar.close()
         if self._events is not None:
             self._events.close()
-        self._flush()
-        os.close(self._file)
-        if self._unwritten:
-            lines, self._unwritten = self._unwritten.count(b"\n"), b""
-            raise UserError(
-                f"the last {lines} line(s) of {self._path} could not be written (see above); make "
-                "room and run the same command again, which repeats the steps of these lines."
-            )
+        unwritten = {file.path: file.close() for file in (self._metrics, self._samples)}
+        for path, lines in unwritten.items():
+            if lines:
+                raise UserError(
+                    f"the last {lines} line(s) of {path} could not be written (see above); make "
+                    "room and run the same command again, which repeats the steps of these lines."
+                )
 
 
 def _scalars(line: Line) -> dict[str, float]:
@@ -165,13 +146,6 @@ def _scalars(line: Line) -> dict[str, float]:
         for name, value in line.items()
         if isinstance(value, int | float) and name not in ("step", "epoch")
     }
-
-
-def _without_infinities(value: Any) -> Any:
-    """The value with null for numbers that JSON cannot hold, NaN among them."""
-    if isinstance(value, dict):
-        return {key: _without_infinities(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clock(seconds: float) -> str:

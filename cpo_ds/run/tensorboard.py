@@ -41,7 +41,9 @@ class EventFile:
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         """Appends a text of a step, in Markdown."""
-        content = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+        content = TensorProto(
+            dtype=DT_STRING, string_val=[text.encode("utf-8", "backslashreplace")]
+        )
         content.tensor_shape.dim.add(size=1)
         plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         value = Summary.Value(tag=tag, metadata=plugin, tensor=content)
