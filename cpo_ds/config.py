@@ -129,6 +129,14 @@ class TrainConfig(Section):
         description="held-out sources to translate greedily at each evaluation, into samples.jsonl "
         "and TensorBoard; 0: none",
     )
+    sample_max_tokens: int = Field(
+        256, gt=0, description="most tokens of such a translation; each costs a pass of the model"
+    )
+    sample_metrics: list[Literal["chrf", "bleu"]] = Field(
+        [],
+        description="metrics of these translations, by sacreBLEU; without references in the data, "
+        "against the chosen texts",
+    )
     max_hours: float | None = Field(
         None, gt=0, description="save and stop after this time, with exit code 4; none: no limit"
     )
@@ -208,6 +216,16 @@ class Config(Section):
             raise ValueError("model.adapter_mode is merge, but model.adapter names no adapter")
         if self.model.quantization:
             self._check_quantization(self.model.quantization)
+        if self.train.sample_translations and not (self.data.eval_fraction or self.data.eval_path):
+            raise ValueError(
+                "train.sample_translations translates held-out sources, and the recipe holds none "
+                "out; set data.eval_fraction or data.eval_path"
+            )
+        if self.train.sample_metrics and not self.train.sample_translations:
+            raise ValueError(
+                "train.sample_metrics measures translations, and the recipe makes none; set "
+                "train.sample_translations"
+            )
         makes_adapter = self.lora is not None and not self.continues_adapter
         if self.loss.reads_reference_from("adapter") and not makes_adapter:
             raise ValueError(

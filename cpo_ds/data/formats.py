@@ -249,7 +249,7 @@ def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
         raise raw.error(
             "chat_template_kwargs", "is not supported; remove it, or set data.chat_template_kwargs"
         )
-    texts = Texts(*render_pair(*_conversations(raw), render_chat))
+    texts = Texts(*render_pair(*conversations(raw), render_chat))
     for field, text in zip(("prompt", "chosen", "rejected"), texts, strict=True):
         if is_blank(text):
             raise raw.error(field, "is empty after the chat template has rendered it")
@@ -261,10 +261,11 @@ def rewrites_prompt(raw: RawRow, prompt: str, render_chat: RenderChat) -> bool:
 
     `prompt` is the one of `render_pair`. Templates that open a thought in the prompt alone do so.
     """
-    return prompt != render_chat(_conversations(raw)[0], True)
+    return prompt != render_chat(conversations(raw)[0], True)
 
 
-def _conversations(raw: RawRow) -> tuple[list[Message], list[Message], list[Message]]:
+def conversations(raw: RawRow) -> tuple[list[Message], list[Message], list[Message]]:
+    """The messages of a row's prompt, and of both its answers. Raises `UserError`."""
     chosen, rejected = _messages(raw, "chosen"), _messages(raw, "rejected")
     if isinstance(raw.values.get("prompt"), list):
         prompt = _messages(raw, "prompt")

@@ -18,6 +18,7 @@ import numpy as np
 from cpo_ds.data.chat import chat_renderer
 from cpo_ds.data.encoder import TextEncoder
 from cpo_ds.data.held_out import seen_source
+from cpo_ds.data.prompts import RenderChat
 from cpo_ds.data.rows import RowReader, RowReport
 from cpo_ds.data.selected import named_metrics
 from cpo_ds.data.sources import RawRow
@@ -85,6 +86,12 @@ def _first(
     return part
 
 
+def renderer_of(data: DataConfig, encoder: TextEncoder) -> RenderChat | None:
+    """The chat template of the encoder's tokenizer by the settings; None if it has none."""
+    arguments, day = data.chat_template_kwargs, data.template_date
+    return chat_renderer(encoder.tokenizer, encoder.plain, arguments, day)
+
+
 class PieceMaker:
     """Reads and tokenizes pieces by the settings of a run and its tokenizer.
 
@@ -97,9 +104,8 @@ class PieceMaker:
         """Raises `UserError` for settings that do not fit the tokenizer."""
         self.data, self.rules = data, rules
         self.encoder = TextEncoder(tokenizer, data.add_bos, stops)
-        plain, arguments = self.encoder.plain, data.chat_template_kwargs
-        render_chat = chat_renderer(tokenizer, plain, arguments, data.template_date)
-        marks = self.encoder.parsed if data.special_tokens == "parsed" else plain
+        render_chat = renderer_of(data, self.encoder)
+        marks = self.encoder.parsed if data.special_tokens == "parsed" else self.encoder.plain
         self.reader = RowReader(data, render_chat, marks)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -145,10 +145,10 @@ class Engine:
         return () if batch.reference_logps is None else batch.reference_logps.unbind(1)
 
     def predict(self, batch: PackedBatch) -> torch.Tensor:
-        """The likeliest token at each scored position: [S], int64; a collective as `score` is."""
+        """The logits at each scored position: [S, V], float32; a collective as `score` is."""
         count_common_work()
-        tokens: torch.Tensor = self._deepspeed(batch, predicts=True)
-        return tokens
+        logits: torch.Tensor = self._deepspeed(batch, predicts=True)
+        return logits
 
     def accumulate(self, loss_share: torch.Tensor) -> None:
         """Adds the gradient of a micro-batch's share of the global batch's loss.

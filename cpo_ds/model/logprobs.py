@@ -117,7 +117,15 @@ def _chunks(total: int, size: int) -> list[slice]:
 def _chunk_logps(
     hidden_CE: torch.Tensor, weight_VE: torch.Tensor, transform: HeadTransform
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probs of the whole vocabulary, [C, V], and the slope of soft-capping, if any.
+    """Log-probs of the whole vocabulary, [C, V], and the slope of soft-capping, if any."""
+    logits_CV, slope_CV = head_logits(hidden_CE, weight_VE, transform)
+    return logits_CV.log_softmax(-1), slope_CV
+
+
+def head_logits(
+    hidden_CE: torch.Tensor, weight_VE: torch.Tensor, transform: HeadTransform
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits of the whole vocabulary, [C, V], float32, and the slope of soft-capping, if any.
 
     Steps are done in place, so that one chunk of logits exists at a time.
     """
@@ -130,7 +138,7 @@ def _chunk_logps(
         capped_CV = torch.tanh_(logits_CV.div_(transform.softcap))
         slope_CV = 1 - capped_CV.square()
         logits_CV = capped_CV.mul_(transform.softcap)
-    return logits_CV.log_softmax(-1), slope_CV
+    return logits_CV, slope_CV
 
 
 def _descent(

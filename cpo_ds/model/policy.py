@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cpo_ds.model.logprobs import HeadTransform, token_logps
+from cpo_ds.model.logprobs import HeadTransform, head_logits, token_logps
 from cpo_ds.model.shared_prefix import SharedPrefixLayout
 from cpo_ds.schema import PackedBatch
 
@@ -29,9 +29,9 @@ class ScoringHead(nn.Module):
     def forward(
         self, hidden_SE: torch.Tensor, weight_VE: torch.Tensor, targets_S: torch.Tensor | None
     ) -> torch.Tensor:
-        """Log-prob of each target: [S], float32. Without targets, the likeliest tokens: [S]."""
-        if targets_S is None:  # the transform rises with its input, so the largest stays that
-            return (hidden_SE @ weight_VE.t()).argmax(-1)
+        """Log-prob of each target: [S], float32. Without targets, the logits: [S, V], float32."""
+        if targets_S is None:
+            return head_logits(hidden_SE, weight_VE, self.transform)[0]
         return token_logps(hidden_SE, weight_VE, targets_S, self.transform)
 
 
@@ -65,7 +65,7 @@ class PolicyModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Sums of the log-probs of chosen and of rejected completions: [P] each, float32.
 
-        With `predicts`, the likeliest token at each scored position instead: [S], int64.
+        With `predicts`, the logits at each scored position instead: [S, V], float32.
 
         Returns a plain tuple, since ZeRO-3 finds the tensors for its backward hooks in tuples.
         """
@@ -81,8 +81,8 @@ class PolicyModel(nn.Module):
         # Log-probs of scored tokens only. One in the prefix may count for both completions.
         scored = hidden.squeeze(0).index_select(0, batch.score_positions)
         if predicts:
-            tokens: torch.Tensor = self.scoring_head(scored, self.head_weight, None)
-            return tokens
+            logits: torch.Tensor = self.scoring_head(scored, self.head_weight, None)
+            return logits
         logps = self.scoring_head(scored, self.head_weight, batch.score_targets)
         return (
             _sum_by_pair(logps * batch.score_in_chosen, batch),

@@ -37,7 +37,7 @@ from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.monitor import Monitor, SilentMonitor
 from cpo_ds.run.reference import with_reference_logps
-from cpo_ds.run.samples import Sampler
+from cpo_ds.run.samples import Sampler, read_samples
 from cpo_ds.run.trainer import Run, planned_steps
 from cpo_ds.schema import TokenizedPair
 from cpo_ds.storage.metrics_file import cut_back_metrics
@@ -191,8 +191,17 @@ def build_run(inputs: RunInputs) -> Run:
         first_step=first_step,
         stop=inputs.stop,
         interval=SaveInterval(config.checkpoint),
-        sampler=Sampler(config, engine, ranks, monitor, inputs.eval_pairs, inputs.text_tokenizer),
+        sampler=_sampler(inputs, engine, monitor),
     )
+
+
+def _sampler(inputs: RunInputs, engine: Engine, monitor: SilentMonitor) -> Sampler | None:
+    """Makes the translations of evaluations; None if the recipe asks for none."""
+    config, ranks, tokenizer = inputs.config, inputs.ranks, inputs.text_tokenizer
+    if inputs.is_measured or not config.train.sample_translations:
+        return None
+    texts = read_samples(config, ranks, inputs.eval_pairs, tokenizer)
+    return Sampler(config, engine, ranks, monitor, inputs.stop, texts, tokenizer) if texts else None
 
 
 def _start_engine(config: Config, settings: DeepSpeedSettings, ranks: Ranks) -> tuple[Engine, str]:

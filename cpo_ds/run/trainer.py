@@ -18,8 +18,8 @@ from cpo_ds.checkpoint.manifest import Manifest
 from cpo_ds.checkpoint.save import Saver
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
-from cpo_ds.data.pair_columns import count_directions, lengths_of
-from cpo_ds.data.plan import MicroBatch, plan_step, step_indices, step_totals, steps_per_epoch
+from cpo_ds.data.pair_columns import lengths_of
+from cpo_ds.data.plan import plan_step, step_indices, step_totals, steps_per_epoch
 from cpo_ds.engine.engine import Engine, Update
 from cpo_ds.errors import NonFiniteError, Stopped
 from cpo_ds.losses import pair_terms, step_share
@@ -27,11 +27,11 @@ from cpo_ds.model.flops import matrix_weights, step_flops
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.ranks.stopping import StopRequest
 from cpo_ds.run.ahead import planned_steps_on
+from cpo_ds.run.held_out import measure
 from cpo_ds.run.learning_rate import learning_rate
 from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
 from cpo_ds.run.monitor import SilentMonitor
 from cpo_ds.run.samples import Sampler
-from cpo_ds.run.sweep import sweep
 from cpo_ds.run.throughput import Stopwatch, peak_memory_gib, peak_tflops
 from cpo_ds.schema import PackedBatch, StepTotals, TokenizedPair
 
@@ -93,7 +93,7 @@ def train(run: Run) -> None:
         "runs_reference": config.loss.reads_reference_from("model", "adapter"),
     }
     if run.first_step == 0 or _evaluates_after(run, run.first_step):
-        evaluate(run, run.first_step)
+        _evaluate_or_stop(run, run.first_step)
     watch = Stopwatch()
     steps = range(run.first_step + 1, run.total_steps + 1)
     with planned_steps_on(run.ranks.device, partial(plan, run), steps) as planned:
@@ -117,7 +117,7 @@ def train(run: Run) -> None:
             paused_at = watch.pause()
             save_or_stop(run, step)
             if _evaluates_after(run, step):
-                evaluate(run, step)
+                _evaluate_or_stop(run, step)
             watch.go_on(paused_at)
     run.saver.finish()
 
@@ -149,9 +149,8 @@ def save_or_stop(run: Run, step: int) -> None:
     """Saves a checkpoint if one is due, and raises `Stopped` if any rank was asked to stop."""
     # Agree with all ranks: one of them may have got a signal, or still write the last checkpoint,
     # and only rank 0's clock counts.
-    reason = run.stop.reason
-    is_time = run.ranks.rank == 0 and run.interval.is_over
-    stop, is_writing, is_time = run.ranks.any(reason is not None, run.saver.is_writing, is_time)
+    is_time, is_asked = run.ranks.rank == 0 and run.interval.is_over, run.stop.reason is not None
+    stop, is_writing, is_time = run.ranks.any(is_asked, run.saver.is_writing, is_time)
     if run.saver.is_pending and not is_writing:
         run.saver.finish()
     last = step == run.total_steps
@@ -161,14 +160,22 @@ def save_or_stop(run: Run, step: int) -> None:
         run.interval.begin()
     # The last step needs no stop: the run is about to end anyway.
     if stop and not last:
-        run.saver.finish()
-        reasons = sorted({why for why in run.ranks.gather(reason) if why})
-        saved = run.saver.last_saved == step
-        raise Stopped(
-            f"after step {step} of {run.total_steps}, asked to by {' and '.join(reasons)}; "
-            + ("its checkpoint is saved. " if saved else "its checkpoint could NOT be saved. ")
-            + "Run the same command again to go on."
-        )
+        raise _stopped(run, step)
+
+
+def _stopped(run: Run, step: int) -> Stopped:
+    """The end of a run that was asked to stop, once the checkpoint of `step` is written."""
+    run.saver.finish()
+    reasons = sorted({why for why in run.ranks.gather(run.stop.reason) if why})
+    asked = f"asked to by {' and '.join(reasons)}"
+    if step == 0:
+        return Stopped(f"before the first step, {asked}. Run the same command again to begin.")
+    saved = step in (run.saver.last_saved, run.first_step)
+    return Stopped(
+        f"after step {step} of {run.total_steps}, {asked}; "
+        + ("its checkpoint is saved. " if saved else "its checkpoint could NOT be saved. ")
+        + "Run the same command again to go on."
+    )
 
 
 def plan(run: Run, step: int) -> tuple[list[PackedBatch], StepTotals]:
@@ -191,50 +198,41 @@ def plan(run: Run, step: int) -> tuple[list[PackedBatch], StepTotals]:
     return batches, step_totals(planned, run.train_pairs)
 
 
-def evaluate(run: Run, step: int) -> None:
-    """Writes a line of metrics over the held-out pairs, and by direction, under `eval_` names."""
-    pairs, config = run.eval_pairs, run.config
+def evaluate(run: Run, step: int) -> bool:
+    """Writes a line of metrics over the held-out pairs, and by direction, under `eval_` names.
+
+    False, and no line is written, if the run was asked to stop while it translated.
+    """
+    pairs = run.eval_pairs
     if not pairs:
-        return
-    # Sum the columns of each direction over this rank's pairs, then over all ranks.
-    directions = sorted(count_directions(pairs))
-    sums = torch.zeros(len(directions), len(COLUMNS), dtype=torch.float64, device=run.ranks.device)
-    budget = config.batch.tokens_per_rank
-    with run.engine.evaluating():
-        for batch, logps in sweep(run.engine, run.ranks, pairs, tokens_per_rank=budget):
-            rows = [directions.index(pairs[index].direction) for index in batch.pair_indices]
-            columns = pair_columns(pair_terms(logps, config.loss), logps)
-            sums.index_add_(0, torch.tensor(rows, device=sums.device), columns)
-    run.engine.sum_over_ranks(sums)
-    # Average over the pairs of each direction, then over all pairs.
-    by_direction = {}
-    of_direction: dict[str, list[TokenizedPair]] = {name: [] for name in directions}
-    for pair in pairs:
-        of_direction[pair.direction].append(pair)
-    for direction, row in zip(directions, sums.tolist(), strict=True):
-        totals = _totals(of_direction[direction])
-        by_direction[direction or "unknown"] = {"pairs": totals.pairs} | summarize(
-            row, totals, config.loss
-        )
-    metrics = summarize(sums.sum(0).tolist(), _totals(pairs), config.loss)
-    line = {f"eval_{name}": value for name, value in metrics.items()}
+        return True
+    metrics, by_direction = measure(run.engine, run.ranks, run.config, pairs)
+    run.monitor.say(
+        f"held-out pairs at step {step}: loss {metrics['loss']:.4f}  "
+        f"reward accuracy {metrics['reward_accuracy']:.3f}  margin {metrics['reward_margin']:.4f}"
+    )
+    # Translations are written before the line, which shows a later start that all is done.
+    of_samples = run.sampler.translate(step) if run.sampler is not None else {}
+    if of_samples is None:
+        return False
+    line = {f"eval_{name}": value for name, value in metrics.items()} | of_samples
     run.monitor.write(
         {"step": step, "epoch": round(step / run.per_epoch, 4), "eval_pairs": len(pairs)}
         | line
         | {"eval_directions": by_direction}
     )
-    run.monitor.say(
-        f"held-out pairs at step {step}: loss {metrics['loss']:.4f}  "
-        f"reward accuracy {metrics['reward_accuracy']:.3f}  margin {metrics['reward_margin']:.4f}"
-    )
-    if run.sampler is not None:
-        run.sampler.translate(step)
+    return True
 
 
-def _totals(pairs: Sequence[TokenizedPair]) -> StepTotals:
-    """Counts over pairs, each in a micro-batch of its own."""
-    one_each: list[MicroBatch] = [(index,) for index in range(len(pairs))]
-    return step_totals([one_each], pairs)
+def _evaluate_or_stop(run: Run, step: int) -> None:
+    """Evaluates; if the run is asked to stop meanwhile, saves `step` and raises `Stopped`."""
+    if evaluate(run, step):
+        return
+    run.saver.finish()
+    if step > run.first_step and run.saver.last_saved != step:
+        run.monitor.sync()
+        run.saver.save(step)
+    raise _stopped(run, step)
 
 
 def _evaluates_after(run: Run, step: int) -> bool:

@@ -61,7 +61,12 @@ def clean_as_alma(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _without_label(text: str, language: str) -> tuple[str, bool]:
-    """The text without `German:` at its beginning, and whether that was there."""
+    """The text without `German:` at its beginning, and whether that was there.
+
+    `language` is "" if it is not known.
+    """
+    if not language:
+        return text, False
     label = re.match(rf"(\s*(### )?{re.escape(language)}:)+", text)
     return (text[label.end() :], True) if label else (text, False)
 

@@ -13,6 +13,7 @@ from recipes import MINIMAL, load, recipe
 from cpo_ds.errors import UserError
 from cpo_ds.recipe import load_config, parse_config
 
+HOLDS_OUT = ["--data.eval_fraction", "0.1"]
 # Every setting: its text on the command line, its value then, and what else it needs to make sense.
 OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "model.name_or_path": ("folder/model", "folder/model", []),
@@ -74,7 +75,13 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "train.seed": ("0", 0, []),
     "train.deterministic": ("true", True, []),
     "train.eval_every_steps": ("4", 4, []),
-    "train.sample_translations": ("3", 3, []),
+    "train.sample_translations": ("3", 3, HOLDS_OUT),
+    "train.sample_max_tokens": ("64", 64, []),
+    "train.sample_metrics": (
+        "[chrf, bleu]",
+        ["chrf", "bleu"],
+        ["--train.sample_translations", "3", *HOLDS_OUT],
+    ),
     "train.max_hours": ("0.5", 0.5, []),
     "train.stall_minutes": ("none", None, []),
     "checkpoint.every_steps": ("9", 9, []),
