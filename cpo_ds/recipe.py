@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from cpo_ds.config import Config
-from cpo_ds.errors import UserError, did_you_mean
+from cpo_ds.errors import UserError
+from cpo_ds.settings.other_names import meant_setting
 from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 
 # What `deepspeed: auto` chooses from, the one that sends least first.
@@ -39,7 +40,7 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         known = [o for action in parser._actions for o in action.option_strings]
         raise UserError(
             f"unknown argument {unknown[0]} on the command line"
-            + did_you_mean(unknown[0].split("=")[0], known)
+            + meant_setting(unknown[0].split("=")[0], known, SETTINGS, mark="--")
             + "; --help lists every option."
         )
     if arguments.config is None:
@@ -261,7 +262,7 @@ def _check_keys(
         if key not in section.model_fields:
             raise UserError(
                 f"{file}: unknown key {path}{key}"
-                + did_you_mean(str(key), list(section.model_fields))
+                + meant_setting(str(key), section.model_fields, SETTINGS, mark="")
                 + "; docs/configuration.md and --help list every key."
             )
         nested = _section_of(section.model_fields[key].annotation)
