@@ -10,9 +10,11 @@ import argparse
 import contextlib
 import importlib
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
 
-from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from cpo_ds import __version__
+from cpo_ds.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from cpo_ds.ranks.console import CONSOLE, plain_console
 from cpo_ds.ranks.limits import disk_problem, path_problem
 
@@ -83,17 +85,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    original, argv = argv, _joined(argv)
-    # Arguments that the parser does not know are a recipe's options, for commands that take them.
-    parser = _parser(argv)
-    arguments, recipe = parser.parse_known_args(argv)
-    if recipe and not arguments.takes_recipe:
-        parser.error(f"unrecognized arguments: {' '.join(recipe)}")
-    arguments.recipe = recipe
-    arguments.argv = original  # for commands that start themselves again on several ranks
-
     # Problems that the user can solve are one line, without a stack trace.
     try:
+        arguments = _parsed(argv)
         code = arguments.run_command(arguments)
         sys.stdout.flush()
         return code
@@ -112,6 +106,37 @@ def _main(argv: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """The command's arguments. Raises `UserError` for unknown or missing ones."""
+    joined = _joined(argv)
+    _check_command(joined)
+    arguments, recipe = _parser(joined).parse_known_args(joined)
+    # Arguments that the parser does not know are a recipe's options, for commands that take them.
+    if recipe and not arguments.takes_recipe:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(recipe)}")
+    arguments.recipe = recipe
+    arguments.argv = argv  # for commands that start themselves again on several ranks
+    return arguments
+
+
+def _check_command(argv: list[str]) -> None:
+    """Raises `UserError` for a command, or a step of `prepare`, that does not exist."""
+    names = [*COMMANDS, "prepare"]
+    prog, kind = "cpo-ds", "command"
+    if argv[:1] == ["prepare"]:
+        argv, names, prog, kind = argv[1:], list(PREPARE_STEPS), "cpo-ds prepare", "step"
+    if not argv:
+        raise UserError(f"give a {kind}, one of {', '.join(names)}; {prog} --help says more.")
+    given = argv[0]
+    if given not in names and not given.startswith("-"):
+        is_recipe = given.endswith((".yaml", ".yml"))
+        hint = f" (cpo-ds plan --config {given}?)" if is_recipe else did_you_mean(given, names)
+        raise UserError(
+            f"there is no {kind} {given}{hint}; they are {', '.join(names)}. "
+            f"{prog} --help says more."
+        )
+
+
 def _tell_error(text: str) -> None:
     """Prints an error after all that was printed before, also if both go to the same file."""
     with contextlib.suppress(OSError):
@@ -125,9 +150,37 @@ def _joined(argv: list[str]) -> list[str]:
     return [both, *argv[2:]] if both in COMMANDS else argv
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one paragraph, with the closest option for an unknown one."""
+
+    takes_recipe = False  # then an option that it does not know may be a recipe's
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = args or ()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        # An option that is missing may be there, misspelled.
+        unknown = None if self.takes_recipe else next(filter(self._is_unknown, self._given), None)
+        if unknown is not None:
+            hint = did_you_mean(unknown.split("=")[0], list(self._option_string_actions))
+            message = f"there is no option {unknown}{hint}"
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            message = f"it needs {missing}"
+        raise UserError(f"{self.prog}: {message}; {self.prog} --help lists all options.")
+
+    def _is_unknown(self, given: str) -> bool:
+        name = given.split("=")[0]
+        known = [o for o in self._option_string_actions if self.allow_abbrev or o == name]
+        return name.startswith("--") and not any(option.startswith(name) for option in known)
+
+
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     """A parser that knows the names of all commands and the options of the given one."""
-    parser = argparse.ArgumentParser(prog="cpo-ds", description="Tools around a cpo_ds run.")
+    parser = _Parser(prog="cpo-ds", description="Tools around a cpo_ds run.")
+    parser.add_argument("--version", action="version", version=f"cpo-ds {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         is_given = argv[:1] == [name]
@@ -147,7 +200,7 @@ def _add_command(
     parsers: Any, name: str, command: Command, is_given: bool, *, may_abbreviate: bool
 ) -> None:
     """Adds a command to the subparsers of argparse, with its options if it is the given one."""
-    parser: argparse.ArgumentParser = parsers.add_parser(
+    parser: _Parser = parsers.add_parser(
         name,
         help=command.about,
         description=f"{command.about}.",
@@ -156,7 +209,10 @@ def _add_command(
     if is_given:
         module = importlib.import_module(command.module)
         module.add_options(parser)
-        parser.set_defaults(run_command=module.run, takes_recipe=command.takes_recipe)
+        parser.takes_recipe = command.takes_recipe
+        parser.set_defaults(
+            run_command=module.run, takes_recipe=command.takes_recipe, parser=parser
+        )
 
 
 if __name__ == "__main__":

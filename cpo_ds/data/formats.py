@@ -222,9 +222,10 @@ def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
         metrics = [part.strip() for part in scorer.split("+")]
     for metric in metrics:
         if scores.get(metric) is None:
-            available = ", ".join(name for name, values in scores.items() if values is not None)
+            available = [name for name, values in scores.items() if values is not None]
             problem = (
-                f"is missing; data.scorer is {scorer!r}, and the row's scores are: {available}"
+                f"is missing{did_you_mean(metric, available, least_likeness=0.6)}; data.scorer is "
+                f"{scorer!r}, and the row's scores are: {', '.join(available)}"
             )
             raise raw.error(f"scores.{metric}", problem)
         raw.mapping("scores", metric)

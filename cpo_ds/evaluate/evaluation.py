@@ -47,7 +47,7 @@ def metrics_of(names: Sequence[str], directions: Sequence[Direction]) -> tuple[M
         if name in models and "=" not in name:
             metrics.append(Metric(name, models[name] or model_name(name)))
         else:
-            metrics += parse_metrics([name])
+            metrics += parse_metrics([name], others=models)
     parse_metrics([f"{metric.name}=chrf" for metric in metrics])  # each name is given once
     return tuple(metrics)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cpo_ds.data.json_text import UNPAIRED
 from cpo_ds.errors import UserError
+from cpo_ds.prepare.pairs.metric_choice import add_metrics_option, joined_metrics
 from cpo_ds.storage.files import writing
 
 
@@ -15,10 +16,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--input", required=True, type=Path, help="rows with scores, jsonl")
     add("--output", required=True, type=Path, help="the page to write, HTML")
-    add(
-        "--metrics",
-        metavar="kiwi+xcomet",
-        help="choose by the mean of these (all that do not compare with the reference)",
+    add_metrics_option(
+        parser, "choose by the mean of these (all that do not compare with the reference)"
     )
 
 
@@ -35,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--output {output} is not free; name a file to write the page to.")
 
     # The page is written whole or not at all.
-    sections = analyse(path, arguments.metrics)
+    sections = analyse(path, joined_metrics(arguments))
     page = render(f"Scores and choices in {path.name}", sections).encode(errors=UNPAIRED)
     with writing(output) as unfinished:
         unfinished.write_bytes(page)

@@ -20,6 +20,7 @@ from cpo_ds.data.selected import SELECTED_BY, metric_names
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.alma_rows import AlmaFolder
 from cpo_ds.prepare.pairs.choose import Pair
+from cpo_ds.prepare.pairs.metric_choice import add_metrics_option, joined_metrics
 from cpo_ds.prepare.pairs.selection import Options, Selection, Summary, select, summarize
 from cpo_ds.storage.files import replacing
 from cpo_ds.storage.folders import check_replaceable, replacing_folder
@@ -40,10 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a new folder, or one of an earlier select",
     )
-    add(
-        "--metrics",
-        metavar="kiwi+xcomet",
-        help="metrics to average (kiwi+xcomet, the XXL models; else those that all rows have)",
+    add_metrics_option(
+        parser, "metrics to average (kiwi+xcomet, the XXL models; else those that all rows have)"
     )
     add(
         "--pairs",
@@ -176,7 +175,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         raise UserError(f"--check-language is {confidence}; give a probability, like 0.7.")
     return Options(
         pairs=arguments.pairs,
-        metrics=arguments.metrics,
+        metrics=joined_metrics(arguments),
         min_margin=arguments.min_margin,
         directions=directions,
         check_language=confidence,

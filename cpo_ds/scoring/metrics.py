@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +85,11 @@ class Metric:
             return False
 
 
-def parse_metrics(texts: list[str]) -> list[Metric]:
+def parse_metrics(texts: list[str], others: Collection[str] = ()) -> list[Metric]:
     """The metrics given on the command line, as `NAME`, a checkpoint, or `NAME=CHECKPOINT`.
 
-    Raises `UserError` for a malformed or an unknown one, and if two have the same name.
+    `others` are names for the message on an unknown one, besides the known ones. Raises `UserError`
+    for a malformed or an unknown one, and if two have the same name.
     """
     metrics = []
     for text in texts:
@@ -96,15 +98,8 @@ def parse_metrics(texts: list[str]) -> list[Metric]:
             raise UserError(f"--metric {text!r}: write a name, a checkpoint, or NAME=CHECKPOINT.")
         if not is_unicode(name):
             raise UserError(f"--metric {text!r}: the name is not valid UTF-8; give another one.")
-        model = model_name(model or name)
-        _check_served(text, model)
-        if not ("/" in model or model.lower() in LEXICAL or Path(model.removesuffix(_QE)).exists()):
-            raise UserError(
-                f"--metric {text}: there is no metric {model!r}"
-                f"{did_you_mean(model, KNOWN)}; known are {', '.join(KNOWN)}. Any "
-                "other is given as OWNER/NAME on the hub, or as a checkpoint's file or folder."
-            )
-        metrics.append(Metric(name, model.lower() if model.lower() in LEXICAL else model))
+        model = model_of(model or name, f"--metric {text}", others)
+        metrics.append(Metric(name, model))
     names = [metric.name for metric in metrics]
     for name in names:
         if names.count(name) > 1:
@@ -112,14 +107,34 @@ def parse_metrics(texts: list[str]) -> list[Metric]:
     return metrics
 
 
-def _check_served(given: str, model: str) -> None:
+def model_of(metric: str, option: str, others: Collection[str] = ()) -> str:
+    """The model of a metric that has a known name, or is a checkpoint.
+
+    `option` is what the user gave, for messages; `others` are more names to propose. Raises
+    `UserError` for a metric that is unknown or not served.
+    """
+    model = model_name(metric)
+    _check_served(option, model)
+    if model.lower() in LEXICAL:
+        return model.lower()
+    if "/" in model or Path(model.removesuffix(_QE)).exists():
+        return model
+    known = [*others, *KNOWN]
+    raise UserError(
+        f"{option}: there is no metric {model!r}{did_you_mean(model, known)}; known are "
+        f"{', '.join(known)}. Any other is given as OWNER/NAME on the hub, or as a checkpoint's "
+        "file or folder."
+    )
+
+
+def _check_served(option: str, model: str) -> None:
     """Raises `UserError` for a metric that is known and not served."""
     if "metricx-23" in model.lower():
         raise UserError(
-            f"--metric {given}: MetricX-23 reads other inputs than MetricX-24; take metricx-24."
+            f"{option}: MetricX-23 reads other inputs than MetricX-24; take metricx-24."
         )
     if "bleurt" in model.lower():
         raise UserError(
-            f"--metric {given}: BLEURT is not served, since its packages are no longer maintained "
+            f"{option}: BLEURT is not served, since its packages are no longer maintained "
             "or need TensorFlow; take metricx-24 or comet-22."
         )

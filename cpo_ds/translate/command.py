@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cpo_ds.data.prompts import with_names
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
-from cpo_ds.scoring.metrics import parse_metrics
+from cpo_ds.scoring.metrics import LEXICAL, model_of
 from cpo_ds.translate.by_model import RowsByModel
 from cpo_ds.translate.decoding import Decoding
 from cpo_ds.translate.generate import translate_on_ranks
@@ -217,7 +217,8 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
             yield "--rerank needs at least --samples 2."
         if arguments.rerank != MBR and arguments.output is None:
             yield f"--rerank {arguments.rerank} needs --output; {MBR} does not."
-        if arguments.rerank != MBR and parse_metrics([f"m={arguments.rerank}"])[0].is_lexical:
+        rerank = arguments.rerank
+        if rerank != MBR and model_of(rerank, f"--rerank {rerank}") in LEXICAL:
             yield f"--rerank {arguments.rerank} would compare with the reference; give {MBR}."
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow, left_out, read_candidates
-from cpo_ds.errors import UserError
+from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.storage.files import writing
 from cpo_ds.storage.folders import check_replaceable, replacing_folder
 
@@ -152,7 +152,7 @@ def _spans_metric(rows: list[CandidateRow], given: str | None) -> str | None:
         )
     if given is not None and given not in known:
         raise UserError(
-            f"--spans {given}: no row has error spans of that name (known: "
+            f"--spans {given}: no row has such error spans{did_you_mean(given, known)} (known: "
             f"{', '.join(known) or 'none'}); make them by `cpo-ds prepare score --spans`."
         )
     return given or known[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,22 @@ _ALMA_R = "kiwi+xcomet"  # the XXL models that chose the pairs of ALMA-R-Prefere
 # Scales that are not to be averaged with scores from 0 to 1.
 _LIKENESS = "from 0 to 100, not to be averaged with scores from 0 to 1"
 _ERRORS = "from 25 down to 0, not to be averaged with scores from 0 to 1"
+
+
+def add_metrics_option(parser: argparse.ArgumentParser, about: str) -> None:
+    """Declares `--metrics`, also as `--metric`, its name in commands that compute scores."""
+    parser.add_argument(
+        "--metrics",
+        "--metric",
+        action="append",
+        metavar="kiwi+xcomet",
+        help=f"{about}; joined by +, or the option repeated",
+    )
+
+
+def joined_metrics(arguments: argparse.Namespace) -> str | None:
+    """The metrics of `--metrics`, like `kiwi+xcomet`; None without the option."""
+    return None if arguments.metrics is None else "+".join(arguments.metrics)
 
 
 @dataclass(frozen=True)

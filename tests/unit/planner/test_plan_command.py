@@ -1,7 +1,6 @@
 """`cpo-ds plan`: its answers, its refusals, and the page made from it."""
 
 import json
-import re
 from unittest import mock
 
 import pytest
@@ -168,9 +167,8 @@ def test_more_layers_than_the_model_has_are_refused(capsys):
 
 
 def test_other_commands_take_no_recipe_options(capsys):
-    with pytest.raises(SystemExit):
-        main(["report", "runs/x", "--batch.pairs", "3"])
-    assert re.search("unrecognized arguments", capsys.readouterr().err)
+    assert main(["report", "runs/x", "--batch.pairs", "3"]) == 2
+    assert "there is no option --batch.pairs" in capsys.readouterr().err
 
 
 def test_the_scaling_page_is_what_its_script_writes():
