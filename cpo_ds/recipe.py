@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import reprlib
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic.fields import FieldInfo
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.settings.other_names import meant_setting
+from cpo_ds.settings.problems import value_problem, yaml_problem
 from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 
 # What `deepspeed: auto` chooses from, the one that sends least first.
@@ -65,14 +65,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "missing":
-            raise UserError(f"{source}: {field} is missing; add it to the recipe.") from None
-        named = f"{field}: " if field and field.split(".")[0] + "." not in message else ""
-        given = "" if first["type"] == "value_error" else f" (it is {reprlib.repr(first['input'])})"
-        raise UserError(f"{source}: {named}{message}{given}.") from None
+        raise UserError(f"{source}: {value_problem(error)}.") from None
 
 
 def read_deepspeed_file(config: Config) -> tuple[Path, dict[str, Any]]:
@@ -216,7 +209,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             _check_nodes(node, path, {})
         values = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise UserError(f"{path} {yaml_problem(error)}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a mapping of sections; see recipes/demo.yaml.")
     return values

@@ -180,6 +180,9 @@ def meant_setting(name: str, near: Collection[str], settings: Collection[str], m
     `near` are the names that are known in its place, `settings` the dotted names of all settings.
     `mark` is put before a dotted name: `--` for the command line.
     """
+    if mark and not name.startswith("-"):  # a value without an option
+        is_recipe = name.endswith((".yaml", ".yml"))
+        return f" (did you mean {mark}config {name}?)" if is_recipe else ""
     leaf = name.rpartition(".")[2].lstrip("-").replace("-", "_").lower()
 
     # The same name elsewhere, or another trainer's.
@@ -190,6 +193,10 @@ def meant_setting(name: str, near: Collection[str], settings: Collection[str], m
         if field is None:
             return f" ({note})"
         return f" (it is {mark}{field} in cpo_ds{f', {note}' if note else ''})"
+
+    fields = [dotted for dotted in settings if dotted.startswith(f"{leaf}.")]
+    if fields:
+        return f" (it is a section; give its fields, like {mark}{fields[0]})"
 
     # A name that is written alike, in its place or elsewhere.
     if hint := did_you_mean(name, list(near), _ALIKE):
