@@ -31,6 +31,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command("cpo_ds.start.init_command", "write a recipe for your model and pairs"),
+    "recipes": Command("cpo_ds.start.recipes_command", "list the shipped recipes, or copy one"),
     "export": Command("cpo_ds.export.command", "write a model or adapter from a checkpoint"),
     "report": Command(
         "cpo_ds.report.command", "print a table of held-out metrics and draw the curves"
