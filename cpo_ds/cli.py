@@ -63,7 +63,7 @@ COMMANDS = {
     ),
     "doctor": Command(
         "cpo_ds.doctor.command",
-        "check the hosts of a hostfile before a run, and say how to fix what is wrong",
+        "check this machine, or the hosts of a hostfile, and say how to fix what is wrong",
         takes_recipe=True,
     ),
 }

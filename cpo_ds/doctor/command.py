@@ -1,4 +1,4 @@
-"""The command `cpo-ds doctor`: checks every host at once, prints problems and their remedies.
+"""The command `cpo-ds doctor`: checks this machine or all hosts, prints problems and remedies.
 
 No torch, numpy or pydantic is imported, unless a recipe is given or bandwidth is measured.
 """
@@ -34,12 +34,15 @@ _PROGRAMS = {"pdsh": "pdsh", "openmpi": "mpirun"}  # launcher -> the program tha
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `cpo-ds doctor`."""
     parser.description = (
-        f"{parser.description} Exit code 2 if a check finds an error. With recipe options as in "
-        "training (--config, --section.field value) the recipe's files are checked too."
+        f"{parser.description} Without a hostfile it checks this machine. Exit code 2 if a check "
+        "finds an error. With recipe options as in training (--config, --section.field value) the "
+        "recipe's files are checked too."
     )
     # The hosts and the run that is planned on them.
     add = parser.add_argument
-    add("--hostfile", required=True, type=Path, metavar="FILE", help="the launcher's hostfile")
+    add(
+        "--hostfile", type=Path, metavar="FILE", help="the launcher's hostfile (this machine alone)"
+    )
     add(
         "--ssh-port",
         type=int,
@@ -69,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises `UserError` for wrong options and for a hostfile or recipe that cannot be used.
     """
     _check_options(arguments)
+    if arguments.hostfile is None:
+        return _check_machine(arguments)
     hosts = read_hostfile(arguments.hostfile)
     environment = read_environment_files()
     ssh = Ssh(arguments.hostfile, arguments.ssh_port, _exported(environment))
@@ -83,11 +88,29 @@ def run(arguments: argparse.Namespace) -> int:
         row, results = _bandwidth(group, survey, rows, arguments)
         rows.append(row)
 
-    # Print everything as JSON, or as a table as wide as the terminal.
+    return _print(rows, arguments.json, _as_json(survey, results))
+
+
+def _check_machine(arguments: argparse.Namespace) -> int:
+    """Checks this machine, and the recipe's files if one is given. Raises `UserError`."""
+    from cpo_ds.doctor.checks.machine import judge_machine, recipe_row
+    from cpo_ds.doctor.machine import examine
+
+    planned = None
+    if arguments.recipe:
+        planned = _with_recipe(_planned_run(arguments, {}), arguments.recipe)
+    machine = examine(planned.output if planned else Path.cwd())
+    rows = judge_machine(machine, arguments.need_disk, arguments.need_memory)
+    rows += [recipe_row(planned)] if planned else []
+    return _print(rows, arguments.json, {"machine": dataclasses.asdict(machine)})
+
+
+def _print(rows: Sequence[Row], as_json: bool, values: dict[str, Any]) -> int:
+    """Prints all rows, as JSON beside other `values` or as a table; returns the exit code."""
     is_fine = all(row.state != "fix" for row in rows)
-    if arguments.json:
-        print(json.dumps(_as_json(survey, rows, results, is_fine), indent=2))
-    else:
+    if as_json:
+        print(json.dumps({"fine": is_fine, "checks": _rows_as_json(rows), **values}, indent=2))
+    else:  # as wide as the terminal
         width = min(shutil.get_terminal_size((100, 24)).columns, 120)
         colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print_colored(report(rows, width, colored))
@@ -146,6 +169,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} has to be between 1 and 65535.")
     if arguments.write and not arguments.reachable_only:
         raise UserError("--write goes with --reachable-only: give both.")
+    for name in ("reachable_only", "master_addr", "ssh_port"):
+        if getattr(arguments, name) and arguments.hostfile is None:
+            raise UserError(f"--{name.replace('_', '-')} goes with --hostfile: give both.")
     if arguments.reachable_only and arguments.recipe:
         raise UserError(
             f"{arguments.recipe[0]}: --reachable-only takes no recipe options; leave them out."
@@ -164,7 +190,7 @@ def _exported(environment: dict[str, str]) -> dict[str, str]:
 def _planned_run(arguments: argparse.Namespace, environment: dict[str, str]) -> PlannedRun:
     """Describes the run by the options, by this process and, if one is given, by the recipe."""
     planned = PlannedRun(
-        hostfile=arguments.hostfile,
+        hostfile=arguments.hostfile or Path(),
         python=sys.executable,
         package=Path(cpo_ds.__file__).resolve().parent,
         folder=Path.cwd(),
@@ -176,7 +202,7 @@ def _planned_run(arguments: argparse.Namespace, environment: dict[str, str]) -> 
         master_port=arguments.master_port,
         need_disk=arguments.need_disk,
         need_memory=arguments.need_memory,
-        has_marked_hostfile=has_byte_order_mark(arguments.hostfile),
+        has_marked_hostfile=bool(arguments.hostfile) and has_byte_order_mark(arguments.hostfile),
     )
     return _with_recipe(planned, arguments.recipe) if arguments.recipe else planned
 
@@ -211,21 +237,22 @@ def _paths(*names: str | None) -> tuple[Path, ...]:
     )
 
 
-def _as_json(
-    survey: Survey, rows: Sequence[Row], results: Sequence[links.Result], is_fine: bool
-) -> dict[str, Any]:
-    """Returns the values that `--json` prints."""
+def _as_json(survey: Survey, results: Sequence[links.Result]) -> dict[str, Any]:
+    """Returns the values on hosts and bandwidth that `--json` prints."""
     hosts = [
         {"name": host.name, "slots": host.slots, "answered": host.name in survey.facts}
         | ({"hostname": facts.hostname, "commit": facts.commit, "packages": facts.versions}
            if (facts := survey.facts.get(host.name)) else {})
         for host in survey.hosts
     ]  # fmt: skip
-    checks = [
+    figures = [{"kind": r.kind, "hosts": r.hosts, "gib_per_second": r.bandwidth} for r in results]
+    return {"hosts": hosts, "bandwidth": figures}
+
+
+def _rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
         {"check": row.check, "state": row.state, "seen": row.seen,
          "findings": [{"hosts": finding.hosts, "what": finding.problem, "fix": finding.fix,
                        "is_error": finding.is_error} for finding in row.findings]}
         for row in rows
     ]  # fmt: skip
-    figures = [{"kind": r.kind, "hosts": r.hosts, "gib_per_second": r.bandwidth} for r in results]
-    return {"fine": is_fine, "hosts": hosts, "checks": checks, "bandwidth": figures}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from cpo_ds.config import Config
-from cpo_ds.ranks.ranks import Ranks
+
+if TYPE_CHECKING:  # importing it takes seconds, because it needs DeepSpeed
+    from cpo_ds.ranks.ranks import Ranks
 
 _BFLOAT16_CAPABILITY = (8, 0)  # the first GPUs that compute bfloat16 are Ampere's
 
