@@ -66,6 +66,9 @@ COMMANDS = {
         "check this machine, or the hosts of a hostfile, and say how to fix what is wrong",
         takes_recipe=True,
     ),
+    "completion": Command(
+        "cpo_ds.start.completion_command", "print a script for bash, zsh or fish to complete words"
+    ),
 }
 PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
     "candidates": Command(
@@ -117,8 +120,19 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     if recipe and not arguments.takes_recipe:
         arguments.parser.error(f"unrecognized arguments: {' '.join(recipe)}")
     arguments.recipe = recipe
+    arguments.all_commands = _all_commands  # for shells, which complete their words
     arguments.argv = argv  # for commands that start themselves again on several ranks
     return arguments
+
+
+def _all_commands() -> dict[str, tuple[argparse.ArgumentParser, bool]]:
+    """The parser of each command with its options, and whether the command takes a recipe."""
+    steps = {f"prepare {name}": step for name, step in PREPARE_STEPS.items()}
+    parsers: dict[str, tuple[argparse.ArgumentParser, bool]] = {}
+    for name, command in {**COMMANDS, **steps}.items():
+        parsers[name] = (_Parser(prog=f"cpo-ds {name}"), command.takes_recipe)
+        importlib.import_module(command.module).add_options(parsers[name][0])
+    return parsers
 
 
 def _check_command(argv: list[str]) -> None:
