@@ -42,6 +42,12 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         ({"batch": {"pairs": 0}}, r"batch\.pairs: .*greater than 0"),
         ({"batch": {"pairs": 2.5}}, r"batch\.pairs: must be a whole number"),
         ({"optim": {"betas": [0.9]}}, r"optim\.betas"),
+        (
+            {"model": {"name_or_path": "m", "head_chunk_tokens": "x"}},
+            r"model\.head_chunk_tokens: must be a whole number or auto \(it is 'x'\)",
+        ),
+        ({"lora": {"target_modules": 3}}, r"lora\.target_modules: must be a list, .* or a text \("),
+        ({"model": {"name_or_path": "m", "quantization": "int8"}}, r"must be nf4 \(it is 'int8'\)"),
         ({"model": {}}, r"model\.name_or_path is missing"),
         ({"data": {"format": "pairs"}}, r"data\.path is required"),
         (
