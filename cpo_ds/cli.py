@@ -146,7 +146,7 @@ def _check_command(argv: list[str]) -> None:
     given = argv[0]
     if given not in names and not given.startswith("-"):
         is_recipe = given.endswith((".yaml", ".yml"))
-        hint = f" (cpo-ds plan --config {given}?)" if is_recipe else did_you_mean(given, names)
+        hint = f" (did you mean a command with --config {given}?)" if is_recipe else did_you_mean(given, names)
         raise UserError(
             f"there is no {kind} {given}{hint}; they are {', '.join(names)}. "
             f"{prog} --help says more."

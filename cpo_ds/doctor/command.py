@@ -76,12 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
         return _check_machine(arguments)
     hosts = read_hostfile(arguments.hostfile)
     environment = read_environment_files()
-    ssh = Ssh(arguments.hostfile, arguments.ssh_port, _exported(environment))
+    ssh = Ssh(arguments.hostfile, arguments.ssh_port, exported(environment))
     if arguments.reachable_only:
         return reachable.run(ssh, hosts, arguments.write)
 
     # Ask the hosts, judge their answers, then measure the bandwidth over the same sessions.
-    planned = _planned_run(arguments, environment)
+    planned = planned_run(arguments, environment)
     with sessions(ssh, hosts) as group:
         survey = gather(group, hosts, planned)
         rows = judge(survey)
@@ -98,7 +98,7 @@ def _check_machine(arguments: argparse.Namespace) -> int:
 
     planned = None
     if arguments.recipe:
-        planned = _with_recipe(_planned_run(arguments, {}), arguments.recipe)
+        planned = _with_recipe(planned_run(arguments, {}), arguments.recipe)
     machine = examine(planned.output if planned else Path.cwd())
     rows = judge_machine(machine, arguments.need_disk, arguments.need_memory)
     rows += [recipe_row(planned)] if planned else []
@@ -178,7 +178,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
 
 
-def _exported(environment: dict[str, str]) -> dict[str, str]:
+def exported(environment: dict[str, str]) -> dict[str, str]:
     """Returns the variables that DeepSpeed's launcher sets on every host.
 
     These are the lines of `.deepspeed_env`, and this process's variables that begin with PYTHON.
@@ -187,7 +187,7 @@ def _exported(environment: dict[str, str]) -> dict[str, str]:
     return python | environment
 
 
-def _planned_run(arguments: argparse.Namespace, environment: dict[str, str]) -> PlannedRun:
+def planned_run(arguments: argparse.Namespace, environment: dict[str, str]) -> PlannedRun:
     """Describes the run by the options, by this process and, if one is given, by the recipe."""
     planned = PlannedRun(
         hostfile=arguments.hostfile or Path(),

@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     # Commands and options.
     "no command": ([], ("give a command", "recipes", "--help")),
     "misspelled command": (["reprot", "runs/x"], ("there is no command reprot", "report?")),
-    "recipe for a command": (["good.yaml"], ("plan --config good.yaml",)),
+    "recipe for a command": (["good.yaml"], ("a command with --config good.yaml?",)),
     "no step": (["prepare"], ("give a step", "candidates")),
     "misspelled step": (["prepare", "selct"], ("did you mean select?",)),
     "nothing given": (["prepare", "score"], ("it needs --input, --output, --metric", "--help")),
