@@ -145,8 +145,9 @@ def _check_command(argv: list[str]) -> None:
         raise UserError(f"give a {kind}, one of {', '.join(names)}; {prog} --help says more.")
     given = argv[0]
     if given not in names and not given.startswith("-"):
-        is_recipe = given.endswith((".yaml", ".yml"))
-        hint = f" (did you mean a command with --config {given}?)" if is_recipe else did_you_mean(given, names)
+        hint = did_you_mean(given, names)
+        if given.endswith((".yaml", ".yml")):
+            hint = f" (did you mean a command with --config {given}?)"
         raise UserError(
             f"there is no {kind} {given}{hint}; they are {', '.join(names)}. "
             f"{prog} --help says more."
