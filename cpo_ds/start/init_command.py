@@ -7,8 +7,9 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import yaml
 
@@ -21,7 +22,10 @@ from cpo_ds.start.recipe_text import Value, rewritten
 from cpo_ds.start.recipes_command import write_new
 from cpo_ds.storage.hub_names import check_folder_or_name
 
+Answer = TypeVar("Answer")
+
 _TEMPLATE = "own-pairs"
+_NAME = "a folder or a Hugging Face name"
 _LEARNING_RATES = {"lora": 1e-4, "full": 2e-6}  # of ALMA-R, and of recipes/alma-7b-r-full.yaml
 _STEPS, _FEWEST, _MOST = 20, 8, 128  # steps to aim at; limits of batch.pairs
 
@@ -36,8 +40,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="NAME", help="policy to train: a folder or a Hugging Face model name")
     add("--data", metavar="PATH", help="preference data: a file, a folder, or a dataset's name")
     add("--format", choices=tuple(NEEDS), help="format of the data (the one that fits its rows)")
-    add("--method", choices=("lora", "full"), help="train an adapter or all parameters (lora)")
-    add("--gpus", type=int, metavar="N", help="GPUs to train on (those of this machine, or 1)")
+    add(
+        "--method", choices=tuple(_LEARNING_RATES), help="train an adapter or all parameters (lora)"
+    )
+    add("--gpus", metavar="N", help="GPUs to train on (those of this machine, or 1)")
     add("--device", metavar="NAME", help="kind of GPU, like A100-80GB (that of this machine)")
     add("--run", metavar="FOLDER", help="output_dir of the recipe (runs/ and the recipe's name)")
     add("--output", type=Path, metavar="FILE", default=Path("recipe.yaml"), help="(recipe.yaml)")
@@ -54,28 +60,26 @@ def run(arguments: argparse.Namespace) -> int:
     gpus, device = _gpus_here()
     if arguments.device is not None:
         device = device_by_name(arguments.device).name
-    if arguments.gpus is not None and arguments.gpus < 1:
-        raise UserError(f"--gpus is {arguments.gpus}; give 1 or more.")
 
     # Ask for what is missing, or take defaults.
-    model = _answer(arguments.model, "--model", "Model to train (a folder or a Hugging Face name)")
-    _check_model(model)
-    data = _answer(arguments.data, "--data", "Preference data (a file, a folder or a dataset)")
-    data_look = look(data, arguments.format)
+    model = _answer(arguments.model, "--model", f"Model to train ({_NAME})", _checked_model)
+    data, data_look = _answer(
+        arguments.data,
+        "--data",
+        "Preference data (a file, a folder or a dataset)",
+        lambda path: (path, look(path, arguments.format)),
+    )
     print(_seen(data, data_look))
-    method = _answer(arguments.method, "--method", "Train an adapter or all parameters", "lora")
-    if method not in _LEARNING_RATES:
-        raise UserError(f"there is no method {method}; write lora or full.")
-    number = _answer(arguments.gpus, "--gpus", "GPUs to train on", str(gpus or 1))
-    if not str(number).isdigit() or int(number) < 1:
-        raise UserError(f"{number} is no number of GPUs; write 1 or more.")
+    question = "Train an adapter or all parameters (lora or full)"
+    method = _answer(arguments.method, "--method", question, _checked_method, "lora")
+    number = _answer(arguments.gpus, "--gpus", "GPUs to train on", _checked_gpus, str(gpus or 1))
     folder = arguments.run or f"runs/{arguments.output.stem}"
 
     # Write a recipe that training takes, and nothing else.
     text = recipe_for(model, data, data_look, method, folder, str(arguments.output))
     parse_config(yaml.safe_load(text), str(arguments.output))
     write_new(arguments.output, text, replace=arguments.force)
-    print(_next_commands(arguments.output, int(number), device))
+    print(_next_commands(arguments.output, number, device))
     return 0
 
 
@@ -87,7 +91,7 @@ def recipe_for(
     pairs = batch_pairs(rows) if rows else _MOST // 2
     steps = f", about {math.ceil(rows / pairs):,} steps an epoch" if rows else ""
     changes: dict[str, Value] = {
-        "model.name_or_path": Value(model, "a folder or a Hugging Face name"),
+        "model.name_or_path": Value(model, _NAME),
         "data.format": Value(data_look.format, "docs/data.md describes all formats"),
         "data.path": Value(data, f"{rows:,} rows" if rows else "a file, a folder or a dataset"),
         "data.eval_fraction": Value(_eval_fraction(rows)),
@@ -121,29 +125,38 @@ def _eval_fraction(rows: int | None) -> float:
     return 0.1 if rows < 1000 else 0.02
 
 
-def _answer(given: Any, option: str, question: str, default: str | None = None) -> Any:
-    """The option's value, else an answer from the terminal, else the default.
+def _answer(
+    given: str | None,
+    option: str,
+    question: str,
+    checked: Callable[[str], Answer],
+    default: str | None = None,
+) -> Answer:
+    """The checked value of an option, else of an answer from the terminal, else of the default.
 
-    Raises `UserError` if there is none of them.
+    A wrong answer is asked for again. Raises `UserError` for a wrong option, and if there is none.
     """
     if given is not None:
-        return given
-    if sys.stdin.isatty() and sys.stdout.isatty():
+        return checked(given)
+    while sys.stdin.isatty() and sys.stdout.isatty():
         try:
-            answer = input(f"{question}{f' [{default}]' if default else ''}: ").strip()
+            answer = input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
         except EOFError:
-            answer = ""
+            break
         if answer:
-            return answer
+            try:
+                return checked(answer)
+            except UserError as error:
+                print(error)
     if default is None:
         raise UserError(
             f"{option} is missing; give it, as in cpo-ds init --model NAME --data PATH."
         )
-    return default
+    return checked(default)
 
 
-def _check_model(model: str) -> None:
-    """Raises `UserError` for a path without a model."""
+def _checked_model(model: str) -> str:
+    """The model itself. Raises `UserError` for a path without a model."""
     check_folder_or_name("model", model)
     path = Path(model)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -151,6 +164,19 @@ def _check_model(model: str) -> None:
             f"{model} holds no config.json, so it is no model; give the folder that transformers' "
             "save_pretrained wrote, or a Hugging Face name."
         )
+    return model
+
+
+def _checked_method(method: str) -> str:
+    if method not in _LEARNING_RATES:
+        raise UserError(f"there is no method {method}; give lora or full.")
+    return method
+
+
+def _checked_gpus(number: str) -> int:
+    if not number.isdecimal() or int(number) < 1:
+        raise UserError(f"{number} is no number of GPUs; give 1 or more.")
+    return int(number)
 
 
 def _has_chat_template(model: str) -> bool:

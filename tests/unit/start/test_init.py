@@ -101,7 +101,8 @@ def test_nothing_is_overwritten_without_being_told(capsys: pytest.CaptureFixture
         (["--model", "m", "--data", "odd.jsonl"], "no format fits the fields text, label"),
         (["--model", "m", "--data", "near.jsonl"], "as data.format: pairs, near.jsonl, line 1: "),
         (["--model", "m", "--data", "near.jsonl", "--format", "x-alma"], "field directions is"),
-        (["--model", "m", "--data", "d", "--gpus", "0"], "--gpus is 0"),
+        (["--model", "m", "--data", "good.jsonl", "--gpus", "0"], "0 is no number of GPUs"),
+        (["--model", "m", "--data", "good.jsonl", "--method", "lroa"], "invalid choice: 'lroa'"),
         (["--model", "m", "--data", "d", "--device", "H1000"], "there is no device H1000"),
         (["--model", "m", "--data", "good.jsonl", "--output", "mine.txt"], "must end in .yaml"),
     ],
@@ -130,11 +131,12 @@ def test_it_asks_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "cpo_ds.cli", "init", "--output", "asked.yaml"]
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its) as process:
         os.close(its)
-        os.write(ours, b"owner/name\nrows.jsonl\nfull\n2\n")
+        os.write(ours, b"owner/name\nrosw.jsonl\nrows.jsonl\nboth\nfull\n2\n")
         assert process.wait(timeout=60) == 0
         printed = os.read(ours, 100_000).decode()
     os.close(ours)
-    assert "Model to train" in printed and "Train an adapter or all parameters [lora]: " in printed
+    assert "Model to train" in printed and "(lora or full) [lora]: " in printed
+    assert "'rosw.jsonl' does not exist" in printed and "there is no method both" in printed
     config, _ = load_config(["--config", "asked.yaml"])
     assert config.model.name_or_path == "owner/name" and config.lora is None
     assert "cpo-ds train --config asked.yaml --gpus 2" in printed
