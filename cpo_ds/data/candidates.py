@@ -14,7 +14,7 @@ from typing import Any
 from cpo_ds.data.json_text import UNPAIRED, is_unicode
 from cpo_ds.data.prompts import parse_direction
 from cpo_ds.data.sameness import is_blank
-from cpo_ds.data.sources import RawRow, read_raw
+from cpo_ds.data.sources import RawRow, local_path, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.storage.files import writing
 
@@ -53,6 +53,10 @@ class CandidateRows:
         self._state: list[tuple[Any, ...]] | None = None  # before the first iteration
 
     def __iter__(self) -> Iterator[CandidateRow]:
+        if local_path(self.path) is None and "/" not in self.path and "." not in self.path:
+            raise UserError(
+                f"there is no file or folder {self.path}; correct the name, or create the file."
+            )
         if self._state is None:
             self._state = _state(self.path)
             if _is_pipe(self.path):

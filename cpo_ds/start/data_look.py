@@ -12,7 +12,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.settings.data import DataConfig
 
 _ROWS = 100  # to look at
-_MOST_ROWS = 1_000_000  # to count
+_MOST_ROWS = 200_000  # to count, which takes seconds
 # Formats that fit one row alone, each with the fields that a row needs, for messages.
 NEEDS = {
     "pairs": "prompt, chosen, rejected",
@@ -27,13 +27,28 @@ PUBLISHED = {"haoranxu/alma-r-preference": "alma-r", "haoranxu/x-alma-preference
 class Look:
     """The format of preference data, and what its first rows show.
 
-    `rows` is None if the data was not read, since only its name on the hub is known.
+    `rows` is None if the data was not read, since only its name on the hub is known. Counting ends
+    after 200,000 rows.
     """
 
     format: str
     rows: int | None = None
     directions: tuple[str, ...] = ()
     scorer: str | None = None  # for data.scorer, if the default does not fit
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether `rows` are all rows."""
+        return self.rows is not None and self.rows <= _MOST_ROWS
+
+    @property
+    def size(self) -> str:
+        """The number of rows, in words."""
+        if self.rows is None:
+            return "rows that are not counted"
+        if not self.is_counted:
+            return f"more than {_MOST_ROWS:,} rows"
+        return f"{self.rows:,} row{'s' * (self.rows > 1)}"
 
 
 def look(path: str, wanted: str | None = None) -> Look:
@@ -56,8 +71,8 @@ def look(path: str, wanted: str | None = None) -> Look:
             except UserError as error:
                 problems.setdefault(name, str(error))
                 continue
-            number = len(first) + sum(1 for _ in itertools.islice(rows, _MOST_ROWS))
-            return Look(name, number, directions, scorer)
+            more = itertools.islice(rows, _MOST_ROWS - len(first) + 1)
+            return Look(name, len(first) + sum(1 for _ in more), directions, scorer)
     if wanted:
         raise UserError(problems[wanted])
     raise _no_format(first[0], problems)

@@ -89,11 +89,13 @@ def recipe_for(
     """The text of a recipe: the shipped one for own pairs, with values that fit model and data."""
     rows = data_look.rows
     pairs = batch_pairs(rows) if rows else _MOST // 2
-    steps = f", about {math.ceil(rows / pairs):,} steps an epoch" if rows else ""
+    steps = ""
+    if rows and data_look.is_counted:
+        steps = f", about {math.ceil(rows / pairs):,} steps an epoch"
     changes: dict[str, Value] = {
         "model.name_or_path": Value(model, _NAME),
         "data.format": Value(data_look.format, "docs/data.md describes all formats"),
-        "data.path": Value(data, f"{rows:,} rows" if rows else "a file, a folder or a dataset"),
+        "data.path": Value(data, data_look.size if rows else "a file, a folder or a dataset"),
         "data.eval_fraction": Value(_eval_fraction(rows)),
         "optim.learning_rate": Value(
             _LEARNING_RATES[method],
@@ -207,7 +209,7 @@ def _seen(data: str, data_look: Look) -> str:
     if data_look.rows is None:
         return f"{data}: a dataset on the Hugging Face hub, data.format: {data_look.format}"
     directions = f", {', '.join(data_look.directions[:6])}" if data_look.directions else ""
-    return f"{data}: {data_look.rows:,} rows, data.format: {data_look.format}{directions}"
+    return f"{data}: {data_look.size}, data.format: {data_look.format}{directions}"
 
 
 def _next_commands(output: Path, gpus: int, device: str | None) -> str:

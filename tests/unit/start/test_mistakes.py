@@ -95,6 +95,8 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "words for slots": (["doctor", "--hostfile", "hosts"], ("hosts:1: ", "name slots=N")),
     "fewer lines": (["prepare", "candidates", "--input", "three.en", "--language-pair", "en-de",
                      "--output", "c.jsonl", "--system", "a=two.de"], ("two.de", "2", "3")),
+    "no rows": (["prepare", "select", "--input", "scored", "--output", "pairs"],
+                ("there is no file or folder scored; correct the name",)),
     "no scores": (["prepare", "select", "--input", "candidates.jsonl", "--output", "pairs"],
                   ("no row of --input has scores", "cpo-ds prepare score")),
 }  # fmt: skip
