@@ -255,7 +255,7 @@ def _check_keys(
         if key not in section.model_fields:
             raise UserError(
                 f"{file}: unknown key {path}{key}"
-                + meant_setting(str(key), section.model_fields, SETTINGS, mark="")
+                + meant_setting(f"{path}{key}", section.model_fields, SETTINGS, mark="")
                 + "; docs/configuration.md and --help list every key."
             )
         nested = _section_of(section.model_fields[key].annotation)

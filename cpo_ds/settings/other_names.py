@@ -61,6 +61,8 @@ OTHER_NAMES: dict[str, OtherName] = {
     "dataset_name": OtherName("data.path", "with data.format"),
     "dataset_path": OtherName("data.path", "with data.format"),
     "dataset_train_split": OtherName("data.split"),
+    "data_file": OtherName("data.path", "with data.format"),
+    "data_files": OtherName("data.path", "with data.format"),
     "train_file": OtherName("data.path", "with data.format"),
     "train_data": OtherName("data.path", "with data.format"),
     "train_path": OtherName("data.path", "with data.format"),
@@ -99,6 +101,7 @@ OTHER_NAMES: dict[str, OtherName] = {
     "precompute_ref_log_probs": OtherName("loss.reference", "as in loss.reference: precomputed"),
     # The adapter.
     "use_lora": OtherName("lora", "a section with rank and alpha"),
+    "peft": OtherName("lora", "a section with rank and alpha"),
     "use_peft": OtherName("lora", "a section with rank and alpha"),
     "peft_config": OtherName("lora", "a section with rank and alpha"),
     "finetuning_type": OtherName("lora", "a section for LoRA, none for all parameters"),
@@ -121,7 +124,7 @@ OTHER_NAMES: dict[str, OtherName] = {
     "adam_epsilon": OtherName("optim.eps"),
     "gradient_clipping": OtherName("optim.max_grad_norm"),
     "max_gradient_norm": OtherName("optim.max_grad_norm"),
-    "optimizer": OtherName(None, "leave it out, since every run takes AdamW"),
+    "optimizer": OtherName("optim", "the section of AdamW, which every run takes"),
     # The batch.
     "batch_size": OtherName("batch.pairs", "the pairs of a whole step over all GPUs"),
     "global_batch_size": OtherName("batch.pairs"),
@@ -132,6 +135,8 @@ OTHER_NAMES: dict[str, OtherName] = {
     "train_micro_batch_size_per_gpu": OtherName("batch.tokens_per_rank", _MEMORY),
     "per_device_eval_batch_size": OtherName("batch.tokens_per_rank", _MEMORY),
     # The course of the run.
+    "training": OtherName("train"),
+    "trainer": OtherName("train"),
     "num_train_epochs": OtherName("train.epochs"),
     "num_epochs": OtherName("train.epochs"),
     "max_train_steps": OtherName("train.max_steps"),
@@ -183,26 +188,36 @@ def meant_setting(name: str, near: Collection[str], settings: Collection[str], m
     if mark and not name.startswith("-"):  # a value without an option
         is_recipe = name.endswith((".yaml", ".yml"))
         return f" (did you mean {mark}config {name}?)" if is_recipe else ""
-    leaf = name.rpartition(".")[2].lstrip("-").replace("-", "_").lower()
+    dotted = name.lstrip("-").replace("-", "_").lower()
+    leaf = dotted.rpartition(".")[2]
 
-    # The same name elsewhere, or another trainer's.
-    if same := [dotted for dotted in settings if dotted.rpartition(".")[2] == leaf]:
-        return f" (did you mean {' or '.join(mark + dotted for dotted in same)}?)"
-    if leaf in OTHER_NAMES:
-        field, note = OTHER_NAMES[leaf]
-        if field is None:
-            return f" ({note})"
-        return f" (it is {mark}{field} in cpo_ds{f', {note}' if note else ''})"
-
-    fields = [dotted for dotted in settings if dotted.startswith(f"{leaf}.")]
+    # Another trainer's name, like model.name for model_name, or the same name elsewhere.
+    if "." in dotted and (meaning := _meaning(dotted.replace(".", "_"), mark)):
+        return meaning
+    if same := [setting for setting in settings if setting.rpartition(".")[2] == leaf]:
+        return f" (did you mean {' or '.join(mark + setting for setting in same)}?)"
+    if meaning := _meaning(leaf, mark):
+        return meaning
+    fields = [setting for setting in settings if setting.startswith(f"{leaf}.")]
     if fields:
         return f" (it is a section; give its fields, like {mark}{fields[0]})"
 
     # A name that is written alike, in its place or elsewhere.
-    if hint := did_you_mean(name, list(near), _ALIKE):
+    written = name if mark else leaf
+    if hint := did_you_mean(written, list(near), _ALIKE):
         return hint
-    by_leaf = {dotted.rpartition(".")[2]: dotted for dotted in reversed(list(settings))}
+    by_leaf = {setting.rpartition(".")[2]: setting for setting in reversed(list(settings))}
     if hint := did_you_mean(leaf, list(by_leaf), _ALIKE):
         alike = hint.removeprefix(" (did you mean ").removesuffix("?)")
         return f" (did you mean {mark}{by_leaf[alike]}?)"
-    return did_you_mean(name, list(near), _LIKE)
+    return did_you_mean(written, list(near), _LIKE)
+
+
+def _meaning(name: str, mark: str) -> str:
+    """The hint for another trainer's name; "" for any other."""
+    if name not in OTHER_NAMES:
+        return ""
+    field, note = OTHER_NAMES[name]
+    if field is None:
+        return f" ({note})"
+    return f" (it is {mark}{field} in cpo_ds{f', {note}' if note else ''})"

@@ -38,6 +38,11 @@ MEANT = {
     "data.max_stepz": "train.max_steps",
     "learning_rat": "optim.learning_rate",
     "beta": "loss.beta",
+    "model.name": "model.name_or_path",
+    "loss.type": "loss.name",
+    "data.file": "data.path",
+    "data.dataset": "data.path",
+    "optimizer": "optim",
     "model_name_or_path": "model.name_or_path",
 }
 
