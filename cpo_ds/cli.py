@@ -99,6 +99,16 @@ def _main(argv: list[str]) -> int:
     except UserError as error:
         _tell_error(str(error))
         return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "cpo_ds"):
+            raise
+        _tell_error(
+            f"the package {package} is not installed in {sys.executable}; activate the "
+            "environment, or set it up: bash scripts/setup.sh, or pip install cpo-ds. cpo-ds doctor "
+            "checks it."
+        )
+        return EXIT_USER_ERROR
     except OSError as error:
         if isinstance(error, BrokenPipeError) and error.filename == CONSOLE:
             return EXIT_NO_READER

@@ -115,7 +115,7 @@ def _ask_torch() -> tuple[dict[str, Any], str]:
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK)), ""
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return {}, f"torch cannot be imported ({one_line(last)})"
+    return {}, f"torch cannot be asked ({one_line(last)})"
 
 
 def _ask_hub() -> tuple[str, float | None, str]:
@@ -137,11 +137,11 @@ def _ask_hub() -> tuple[str, float | None, str]:
 
 def _supported() -> tuple[dict[str, str], str]:
     """The supported versions of required packages and of Python, as this package declares them."""
-    from packaging.requirements import Requirement
-
     try:
+        from packaging.requirements import Requirement
+
         ours = metadata.distribution("cpo-ds")
-    except metadata.PackageNotFoundError:  # a checkout that was not installed
+    except ImportError:  # no packaging, or a checkout that was not installed
         return {}, ""
     requirements = [Requirement(text) for text in ours.requires or []]
     return {

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 
-import psutil
-
 _VIRTUAL = ("docker", "br-", "virbr", "veth")  # bridges to containers and virtual machines
 _ANY_PORT = 9  # no packet is sent to it
 
@@ -30,6 +28,8 @@ def interface_towards(master_address: str) -> str | None:
     127.0.1.1), it is the first interface with an address that other hosts could reach. Returns None
     if there is no such interface, or if all ranks run on this host.
     """
+    import psutil  # imported late, for `cpo-ds doctor` where packages are missing
+
     if master_address == "localhost" or _is_loopback(master_address):
         return None
     own_address = _address_towards(master_address)

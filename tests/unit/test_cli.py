@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from repository import ROOT
+
 from cpo_ds.cli import COMMANDS, PREPARE_STEPS
 
 
@@ -30,3 +32,18 @@ def test_the_help_of_each_command_is_quick() -> None:
         assert f"cpo-ds {name} [-h]" in help_of(name, without=heavy)
     for name in PREPARE_STEPS:
         assert f"cpo-ds prepare {name} [-h]" in help_of("prepare", name, without=heavy)
+
+
+def test_a_python_without_the_packages_is_told_so() -> None:
+    """`-S -I` leaves out all installed packages, as if the environment were not active."""
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cpo_ds.cli import main; "
+    for command, code, said in (
+        (["init"], 2, "is not installed in"),
+        (["plan", "--config", "demo"], 2, "cpo-ds doctor checks it"),
+        (["recipes"], 0, ""),
+        (["--version"], 0, "cpo-ds "),
+    ):
+        program = [sys.executable, "-S", "-I", "-c", f"{start}sys.exit(main({command!r}))"]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
+        assert "Traceback" not in done.stderr

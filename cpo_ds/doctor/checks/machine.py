@@ -85,7 +85,7 @@ def _packages(machine: Machine) -> Row:
     if not findings and machine.required:
         shown.append(f"all {len(machine.required)} required packages are supported")
     elif not machine.required:
-        shown.append("not judged, since cpo-ds is not installed")
+        shown.append("not judged: install cpo-ds, which declares the versions that it needs")
     return _row("packages", ", ".join(shown), *findings)
 
 
@@ -122,7 +122,7 @@ def _devices(machine: Machine) -> Row:
 
 def _precision(machine: Machine) -> Row:
     if not machine.torch:
-        fix = "install it again: bash scripts/setup.sh, or pip install --force-reinstall torch"
+        fix = "install the packages again: bash scripts/setup.sh, or pip install cpo-ds"
         return _row("precision", "not known", _error(machine.torch_problem, fix))
     return _row("precision", f"{machine.torch['dtype']}: {machine.torch['dtype_because']}")
 
