@@ -105,8 +105,8 @@ def _main(argv: list[str]) -> int:
             raise
         _tell_error(
             f"the package {package} is not installed in {sys.executable}; activate the "
-            "environment, or set it up: bash scripts/setup.sh, or pip install cpo-ds. cpo-ds doctor "
-            "checks it."
+            "environment, or set it up: bash scripts/setup.sh, or pip install cpo-ds. "
+            "cpo-ds doctor checks it."
         )
         return EXIT_USER_ERROR
     except OSError as error:
