@@ -27,6 +27,7 @@ _MOVING = "earlier-unfinished"  # where a move collects what it has moved so far
 _OF_A_RUN = (
     *("config.yaml", "metrics.jsonl", "curves.png", "report.html", "samples.jsonl"),
     *("checkpoints", "export", "finished.json", "logs", "non_finite.json", "stacks"),
+    "held_out_pairs.jsonl",
     *("tensorboard", _BEGUN),
 )
 # Variables that name a start, each with the one that counts how often it was made again; a name

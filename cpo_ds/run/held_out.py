@@ -20,11 +20,15 @@ from cpo_ds.schema import StepTotals, TokenizedPair
 
 def measure(
     engine: Engine, ranks: Ranks, config: Config, pairs: Sequence[TokenizedPair]
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The metrics over all pairs, and those of each direction; all ranks share the work."""
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[float]]:
+    """The metrics over all pairs and those of each direction, and the reward margin of each pair.
+
+    All ranks share the work.
+    """
     # Sum the columns of each direction over this rank's pairs, then over all ranks.
     directions = sorted(count_directions(pairs))
     sums = torch.zeros(len(directions), len(COLUMNS), dtype=torch.float64, device=ranks.device)
+    margins = torch.zeros(len(pairs), dtype=torch.float64, device=ranks.device)
     with engine.evaluating():
         for batch, logps in sweep(
             engine, ranks, pairs, tokens_per_rank=config.batch.tokens_per_rank
@@ -32,7 +36,9 @@ def measure(
             rows = [directions.index(pairs[index].direction) for index in batch.pair_indices]
             columns = pair_columns(pair_terms(logps, config.loss), logps)
             sums.index_add_(0, torch.tensor(rows, device=sums.device), columns)
+            margins[list(batch.pair_indices)] = columns[:, COLUMNS.index("margin")]
     engine.sum_over_ranks(sums)
+    engine.sum_over_ranks(margins)  # each is zero on all ranks but one
 
     # Average over the pairs of each direction, then over all pairs.
     by_direction = {}
@@ -44,7 +50,8 @@ def measure(
         by_direction[direction or "unknown"] = {"pairs": totals.pairs} | summarize(
             row, totals, config.loss
         )
-    return summarize(sums.sum(0).tolist(), _totals(pairs), config.loss), by_direction
+    metrics = summarize(sums.sum(0).tolist(), _totals(pairs), config.loss)
+    return metrics, by_direction, margins.tolist()
 
 
 def _totals(pairs: Sequence[TokenizedPair]) -> StepTotals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from tqdm import tqdm
 from cpo_ds.errors import UserError
 from cpo_ds.run.line_file import LineFile
 from cpo_ds.run.tensorboard import EventFile, as_markdown
+from cpo_ds.schema import TokenizedPair
+from cpo_ds.storage.held_out_file import PAIRS_FILE, PairMargin, kept_indices, write_margins
 from cpo_ds.storage.metrics_file import METRICS_FILE, SAMPLES_FILE, Line
 
 _SAMPLES_TAG = "eval/samples/text_summary"
@@ -26,6 +28,11 @@ class SilentMonitor:
 
     def write_samples(self, samples: list[Line]) -> None:
         """Appends translations to samples.jsonl, and their text to TensorBoard's events."""
+
+    def write_margins(
+        self, step: int, pairs: Sequence[TokenizedPair], margins: Sequence[float]
+    ) -> None:
+        """Keeps the reward margins of held-out pairs in held_out_pairs.jsonl."""
 
     def sync(self) -> None:
         """Waits until the written lines are on disk."""
@@ -83,6 +90,19 @@ class Monitor(SilentMonitor):
         self._samples.write(*samples)
         text = as_markdown(samples[:_SHOWN_SAMPLES])
         self._to_events(lambda events: events.write_text(samples[0]["step"], _SAMPLES_TAG, text))
+
+    def write_margins(
+        self, step: int, pairs: Sequence[TokenizedPair], margins: Sequence[float]
+    ) -> None:
+        """Keeps the reward margins of held-out pairs in held_out_pairs.jsonl."""
+        kept = [
+            PairMargin(step, pairs[index].origin, pairs[index].direction, margins[index])
+            for index in kept_indices(len(pairs))
+        ]
+        try:
+            write_margins(self._metrics.path.parent, kept)
+        except OSError as error:
+            self._warn(f"{PAIRS_FILE} cannot be written", error)
 
     def _to_events(self, write: Callable[[EventFile], None]) -> None:
         """Writes TensorBoard's events, if they are asked for and there was room so far."""

@@ -206,7 +206,7 @@ def evaluate(run: Run, step: int) -> bool:
     pairs = run.eval_pairs
     if not pairs:
         return True
-    metrics, by_direction = measure(run.engine, run.ranks, run.config, pairs)
+    metrics, by_direction, margins = measure(run.engine, run.ranks, run.config, pairs)
     run.monitor.say(
         f"held-out pairs at step {step}: loss {metrics['loss']:.4f}  "
         f"reward accuracy {metrics['reward_accuracy']:.3f}  margin {metrics['reward_margin']:.4f}"
@@ -221,6 +221,7 @@ def evaluate(run: Run, step: int) -> bool:
         | line
         | {"eval_directions": by_direction}
     )
+    run.monitor.write_margins(step, pairs, margins)
     return True
 
 
