@@ -35,7 +35,7 @@ COMMANDS = {
     "recipes": Command("cpo_ds.start.recipes_command", "list the shipped recipes, or copy one"),
     "export": Command("cpo_ds.export.command", "write a model or adapter from a checkpoint"),
     "report": Command(
-        "cpo_ds.report.command", "print a table of held-out metrics and draw the curves"
+        "cpo_ds.report.command", "print held-out metrics of runs, and write their curves and a page"
     ),
     "checkpoints": Command(
         "cpo_ds.checkpoint.list_command", "list a run's checkpoints and verify every byte"

@@ -36,9 +36,9 @@ FLOORS: list[dict[str, str]] = [
     {"run": "training"},
     {"doctor": "checks of hosts"},
     {
+        "report": "curves of runs",
         "prepare": "candidates to pairs",
         "evaluate": "what was gained",
-        "report": "curves of runs",
         "start": "how a run is begun",
     },
     {"train": "the script", "cli": "cpo-ds"},

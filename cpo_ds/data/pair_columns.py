@@ -101,6 +101,21 @@ class PairColumns(Sequence[TokenizedPair]):
         """Unique tokens of each pair: [pairs], int64."""
         return self._column(lambda block: np.diff(block.offsets))
 
+    def lengths_by_part(self) -> dict[str, np.ndarray]:
+        """Tokens of each pair's prompt, and scored tokens of both completions: [pairs] each."""
+
+        def rejected(block: Block) -> np.ndarray:
+            # A sequence is the prefix and its branch; the rejected branch is what is left.
+            return np.diff(block.offsets) - block.num_chosen - block.rejected_start
+
+        return {
+            "prompt": self._column(lambda block: block.chosen_start),
+            "chosen": self._column(
+                lambda block: block.num_prefix + block.num_chosen - block.chosen_start
+            ),
+            "rejected": self._column(rejected),
+        }
+
     def directions(self) -> list[str]:
         """The direction of each pair."""
         codes = self._column(lambda block: block.direction).tolist()

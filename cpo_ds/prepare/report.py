@@ -24,8 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page and prints its findings; returns the exit code. Raises `UserError`."""
     # Imported late: the charts need numpy and matplotlib, which take a second to import.
-    from cpo_ds.prepare.analyses.page import render
     from cpo_ds.prepare.analyses.sections import analyse
+    from cpo_ds.report.page import render
 
     # Refuse an output that would replace the input, before the work begins.
     path, output = arguments.input, arguments.output

@@ -1,6 +1,6 @@
-"""Reports on a finished or running run: a table of held-out metrics, a picture of the curves.
+"""Reports on finished or running runs: a table of held-out metrics, curves, and a page.
 
-python -m cpo_ds.report.command runs/demo        # prints the table, writes runs/demo/curves.png
+python -m cpo_ds.report.command runs/demo   # prints the table, writes curves.png and report.html
 """
 
 from __future__ import annotations
@@ -8,10 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from cpo_ds.data.json_text import UNPAIRED
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
+from cpo_ds.report.directions_section import by_direction
+from cpo_ds.report.run_folder import names_of, read_run
+from cpo_ds.report.run_page import run_page
+from cpo_ds.report.series import number, series_of
 from cpo_ds.storage.files import writing
-from cpo_ds.storage.metrics_file import Line, read_metrics
+from cpo_ds.storage.metrics_file import Line
 
 _TABLE = {
     "eval_loss": "loss",
@@ -24,18 +30,26 @@ def summary(held_out: list[Line]) -> str:
     """Held-out metrics before and after training, and reward accuracy by direction, as text."""
     # All held-out pairs, before and after.
     first, last = held_out[0], held_out[-1]
-    rows = [f"held-out pairs: {last['eval_pairs']}   step {first['step']:>6} -> {last['step']}"]
+    rows = [f"held-out pairs: {last.get('eval_pairs')}   step {first['step']:>6} -> {last['step']}"]
     for key, name in _TABLE.items():
-        rows.append(f"  {name:<20}{first[key]:>10.4f} -> {last[key]:.4f}")
+        rows.append(f"  {name:<20}{_text(first.get(key), 4):>10} -> {_text(last.get(key), 4)}")
     # The same pairs by direction.
-    rows.append("reward accuracy by direction (pairs)")
-    for direction, after in last["eval_directions"].items():
-        before = first["eval_directions"][direction]
+    directions = by_direction(held_out)
+    if directions:
+        rows.append("reward accuracy by direction (pairs)")
+    for direction, (before, after) in directions.items():
+        accuracies = [_text(values.get("reward_accuracy"), 3) for values in (before, after)]
         rows.append(
-            f"  {direction + ' (' + str(after['pairs']) + ')':<20}"
-            f"{before['reward_accuracy']:>10.3f} -> {after['reward_accuracy']:.3f}"
+            f"  {direction + ' (' + str(after.get('pairs')) + ')':<20}"
+            f"{accuracies[0]:>10} -> {accuracies[1]}"
         )
     return "\n".join(rows)
+
+
+def _text(value: Any, decimals: int) -> str:
+    """A number as text; a dash for null, which stands for one that was not finite."""
+    given = number(value)
+    return "-" if given is None else f"{given:.{decimals}f}"
 
 
 def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> None:
@@ -49,17 +63,16 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     titles = ("Loss", "Reward accuracy", "Reward margin")
     for panel, key, title in zip(panels, _TABLE, titles, strict=True):
-        steps = [line["step"] for line in training]
-        values = [line[key.removeprefix("eval_")] for line in training]
-        panel.plot(steps, values, color="0.65", linewidth=1, label="training, each step")
+        raw = series_of(training, key.removeprefix("eval_"))
+        panel.plot(*raw, color="0.65", linewidth=1, label="training, each step")
         if held_out:  # a dot for each evaluation
+            pairs = number(held_out[-1].get("eval_pairs")) or 0
             panel.plot(
-                [line["step"] for line in held_out],
-                [line[key] for line in held_out],
+                *series_of(held_out, key),
                 color="C0",
                 marker="o",
                 markersize=4,
-                label=f"held out, {held_out[-1]['eval_pairs']} pairs",
+                label=f"held out, {pairs:.0f} pairs",
             )
         panel.set_title(title)
         panel.set_xlabel("optimizer step")
@@ -76,30 +89,50 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `cpo-ds report`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="output_dir of a run")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="output_dir of a run")
+    parser.add_argument(
+        "--output", type=Path, help="the page to write, .html (report.html in the first run)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table and draws the curves; returns 0.
+    """Prints tables, draws the curves and writes the page; returns 0.
 
-    Raises `UserError` if the folder has no metrics, or cannot be written to.
+    Raises `UserError` if a folder has no metrics, or if a file cannot be written.
     """
-    folder: Path = arguments.run
-    training, held_out = read_metrics(folder)
-    if held_out:
-        print(summary(held_out))
-    draw_curves(training, held_out, folder / "curves.png")
-    print(f"curves: {folder / 'curves.png'}")
+    # Read everything before anything is printed or written.
+    folders = list(dict.fromkeys(arguments.runs))
+    output: Path = arguments.output or folders[0] / "report.html"
+    if output.suffix not in (".html", ".htm") or output.is_dir():
+        raise UserError(
+            f"--output {output} is not free for a page; give a name that ends in .html."
+        )
+    runs = [read_run(*one) for one in zip(folders, names_of(folders), strict=True)]
+
+    # The terminal gets the held-out metrics, and a single run its picture.
+    for one in runs:
+        if len(runs) > 1:
+            print(f"{one.name}:")
+        print(summary(one.held_out) if one.held_out else "no held-out pairs were evaluated")
+    if len(runs) == 1:
+        draw_curves(runs[0].training, runs[0].held_out, folders[0] / "curves.png")
+        print(f"curves: {folders[0] / 'curves.png'}")
+
+    # The page has everything.
+    page = run_page(runs).encode(errors=UNPAIRED)
+    with writing(output) as unfinished:
+        unfinished.write_bytes(page)
+    print(f"report: {output}")
     return 0
 
 
 def main(argv: list[str]) -> int:
-    """Runs `python -m cpo_ds.report.command RUN_FOLDER`; returns the exit code."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python -m cpo_ds.report.command RUN_FOLDER", file=sys.stderr)
+    """Runs `python -m cpo_ds.report.command RUN...`; returns the exit code."""
+    if not argv or any(argument.startswith("-") for argument in argv):
+        print("usage: python -m cpo_ds.report.command RUN...", file=sys.stderr)
         return EXIT_USER_ERROR
     try:
-        return run(argparse.Namespace(run=Path(argv[0])))
+        return run(argparse.Namespace(runs=[Path(argument) for argument in argv], output=None))
     except UserError as error:
         print(f"cpo_ds: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

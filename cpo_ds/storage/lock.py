@@ -69,6 +69,21 @@ def hold_folder(folder: Path) -> FolderLock:
     return lock
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process holds a folder's lock at this moment."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # and let go at once
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _locked(descriptor: int) -> bool:
     """Locks an open file or folder; returns False if another process holds its lock."""
     try:

@@ -35,8 +35,10 @@ def _lines(path: Path) -> list[Line]:
     lines = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            lines.append(json.loads(line))
-            int(lines[-1]["step"])
+            content = json.loads(line)
+            if not isinstance(content["step"], int):
+                raise ValueError(line)
+            lines.append(content)
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{path}, line {number}: not a line of metrics, a JSON object with a step; remove "

@@ -96,7 +96,7 @@ def test_it_starts_anew_and_reports(checkout: Path) -> None:
     done = demo(checkout, "--train.epochs", "3")
     assert done.code == 0, done.output
     assert "curves: runs/demo/curves.png" in done.output
-    assert contents(checkout / "runs" / "demo") == {"metrics.jsonl", "curves.png"}
+    assert contents(checkout / "runs" / "demo") == {"metrics.jsonl", "curves.png", "report.html"}
 
 
 @pytest.mark.parametrize("how", ["on the command line", "in another recipe", "inside the demo's"])
@@ -112,7 +112,12 @@ def test_a_run_elsewhere_is_reported_and_nothing_deleted(checkout: Path, how: st
     done = demo(checkout, *arguments)
     assert done.code == 0, done.output
     assert f"curves: {folder}/curves.png" in done.output
-    assert contents(checkout / folder) == {"checkpoints", "metrics.jsonl", "curves.png"}
+    assert contents(checkout / folder) == {
+        "checkpoints",
+        "metrics.jsonl",
+        "curves.png",
+        "report.html",
+    }
     assert (checkout / "runs" / "demo" / "export").exists()
 
 

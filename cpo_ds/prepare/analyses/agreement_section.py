@@ -16,7 +16,8 @@ from cpo_ds.prepare.analyses.agreement import (
     same_choices,
     spearman,
 )
-from cpo_ds.prepare.analyses.page import (
+from cpo_ds.prepare.analyses.view import ALL, CHART_METRICS, View
+from cpo_ds.report.page import (
     Chart,
     Section,
     Table,
@@ -25,7 +26,6 @@ from cpo_ds.prepare.analyses.page import (
     first_findings,
     share,
 )
-from cpo_ds.prepare.analyses.view import ALL, CHART_METRICS, View
 
 ANCHOR, TITLE = "agreement", "How far metrics agree on translations of the same source"
 ONE_METRIC = "There is one metric: it takes two to compare. Score the rows by another one as well."

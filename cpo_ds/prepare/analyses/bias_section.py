@@ -9,7 +9,8 @@ import numpy as np
 from cpo_ds.prepare.analyses import charts
 from cpo_ds.prepare.analyses.agreement import Gain, deviation_within, gain
 from cpo_ds.prepare.analyses.agreement_section import ONE_METRIC
-from cpo_ds.prepare.analyses.page import (
+from cpo_ds.prepare.analyses.view import CHART_METRICS, View
+from cpo_ds.report.page import (
     Chart,
     Section,
     Table,
@@ -20,7 +21,6 @@ from cpo_ds.prepare.analyses.page import (
     join_names,
     share,
 )
-from cpo_ds.prepare.analyses.view import CHART_METRICS, View
 
 ANCHOR, TITLE = "bias", "Whether choosing by a metric favours that metric"
 

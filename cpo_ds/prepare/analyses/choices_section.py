@@ -8,9 +8,9 @@ import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE
 from cpo_ds.prepare.analyses import charts
-from cpo_ds.prepare.analyses.page import Chart, Section, Table, count, join_names, share
 from cpo_ds.prepare.analyses.systems import Provenance, provenance
 from cpo_ds.prepare.analyses.view import OTHERS, View
+from cpo_ds.report.page import Chart, Section, Table, count, join_names, share
 
 
 def choices_section(view: View) -> Section:

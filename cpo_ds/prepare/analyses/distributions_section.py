@@ -7,7 +7,9 @@ import math
 import numpy as np
 
 from cpo_ds.prepare.analyses import charts
-from cpo_ds.prepare.analyses.page import (
+from cpo_ds.prepare.analyses.systems import Distribution, distribution
+from cpo_ds.prepare.analyses.view import ALL, View
+from cpo_ds.report.page import (
     Chart,
     Section,
     Table,
@@ -16,8 +18,6 @@ from cpo_ds.prepare.analyses.page import (
     decimals_for,
     first_findings,
 )
-from cpo_ds.prepare.analyses.systems import Distribution, distribution
-from cpo_ds.prepare.analyses.view import ALL, View
 
 
 def distributions_section(view: View) -> Section:

@@ -8,7 +8,9 @@ import numpy as np
 
 from cpo_ds.data.candidates import REFERENCE
 from cpo_ds.prepare.analyses import charts
-from cpo_ds.prepare.analyses.page import (
+from cpo_ds.prepare.analyses.systems import ReferenceComparison, versus_reference
+from cpo_ds.prepare.analyses.view import View
+from cpo_ds.report.page import (
     Chart,
     Section,
     Table,
@@ -18,8 +20,6 @@ from cpo_ds.prepare.analyses.page import (
     first_findings,
     share,
 )
-from cpo_ds.prepare.analyses.systems import ReferenceComparison, versus_reference
-from cpo_ds.prepare.analyses.view import View
 
 
 def reference_section(view: View) -> Section:

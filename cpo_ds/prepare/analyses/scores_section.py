@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE
-from cpo_ds.prepare.analyses.page import Section, Table, count, join_names
 from cpo_ds.prepare.analyses.scored import Metric
 from cpo_ds.prepare.analyses.view import View
+from cpo_ds.report.page import Section, Table, count, join_names
 
 
 def scores_section(view: View, file: str) -> Section:

@@ -8,11 +8,11 @@ from cpo_ds.prepare.analyses.agreement_section import agreement_section
 from cpo_ds.prepare.analyses.bias_section import bias_section
 from cpo_ds.prepare.analyses.choices_section import choices_section
 from cpo_ds.prepare.analyses.distributions_section import distributions_section
-from cpo_ds.prepare.analyses.page import Section
 from cpo_ds.prepare.analyses.reference_section import reference_section
 from cpo_ds.prepare.analyses.scored import read_scored
 from cpo_ds.prepare.analyses.scores_section import scores_section
 from cpo_ds.prepare.analyses.view import make_view, selecting_metrics
+from cpo_ds.report.page import Section
 
 
 def analyse(path: Path, metrics: str | None) -> tuple[Section, ...]:

@@ -33,7 +33,7 @@ _COMMANDS = [
     "cpo_ds.cli",
     "cpo_ds.checkpoint.universal_command",
     "cpo_ds.export.from_checkpoint",
-    "cpo_ds.prepare.analyses.page",
+    "cpo_ds.report.page",
     "cpo_ds.prepare.analyses.sections",
     "cpo_ds.prepare.candidates",
     "cpo_ds.prepare.noise",

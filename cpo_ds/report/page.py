@@ -1,4 +1,4 @@
-"""Renders the report as one HTML file: sections of text, charts and tables."""
+"""Renders a report as one HTML file: sections of text, charts, tables and examples."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jinja2
+from markupsafe import Markup
 
 _TEMPLATE = "page.html.jinja"
 _MOST_FINDINGS = 6
@@ -26,6 +28,8 @@ class Table:
     columns: tuple[str, ...]
     groups: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
     texts: tuple[str, ...] = ()
+    is_folded: bool = False  # until the reader unfolds it
+    kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,73 @@ class Chart:
     text: str
     caption: str
     legend: tuple[tuple[str, str], ...] = ()  # (colour, name)
+    kind: ClassVar[str] = "chart"
 
     @property
     def address(self) -> str:
         """The SVG as a data URL. As an image it runs no scripts, and its ids do not clash."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG inside the page, whose colours follow the reader's light or dark theme."""
+
+    title: str
+    svg: Markup
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Drawings side by side, as many as the window is wide; `legend` names their colours.
+
+    A colour is the number of one of the page's.
+    """
+
+    drawings: tuple[Drawing, ...]
+    caption: str = ""
+    legend: tuple[tuple[int, str], ...] = ()
+    kind: ClassVar[str] = "drawings"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Numbers to read first: what it is, the number, and a remark."""
+
+    tiles: tuple[tuple[str, str, str], ...]
+    caption: str = ""
+    kind: ClassVar[str] = "tiles"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Texts that belong together, like a source and its translations, each with its label."""
+
+    title: str
+    remark: str
+    texts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Cards under a caption."""
+
+    caption: str
+    cards: tuple[Card, ...]
+    kind: ClassVar[str] = "cards"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A long text that the reader may unfold."""
+
+    title: str
+    text: str
+    kind: ClassVar[str] = "fold"
+
+
+Part = Table | Chart | Drawings | Tiles | Cards | Fold
 
 
 @dataclass(frozen=True)
@@ -51,12 +117,15 @@ class Section:
     title: str
     findings: tuple[str, ...] = ()
     explanation: tuple[str, ...] = ()
-    parts: tuple[Table | Chart, ...] = ()
+    parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def render(title: str, sections: tuple[Section, ...]) -> str:
-    """The page as HTML. Every text is escaped, since names of systems come from users."""
+def render(title: str, sections: tuple[Section, ...], *, hovers: bool = False) -> str:
+    """The page as HTML. Every text is escaped, since texts and names come from users.
+
+    With `hovers`, a small script shows the values of line charts under the pointer.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -64,7 +133,8 @@ def render(title: str, sections: tuple[Section, ...]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(_TEMPLATE).render(title=title, sections=sections)
+    template = environment.get_template(_TEMPLATE)
+    return template.render(title=title, sections=sections, hovers=hovers)
 
 
 def count(number: int, noun: str = "") -> str:
