@@ -22,8 +22,8 @@ AGREEMENT_MARKERS = {
     "rows with the same best": ("s", "#009E73"),
     "rows with the same worst": ("^", "#D55E00"),
 }
-_PANELS_PER_LINE = 4
-_WIDTH = 6.6  # inches; a phone shows it at half that size, so letters must be large
+_PANELS_PER_LINE = 2
+_WIDTH = 4.6  # inches; a phone shows nearly all of them, so that letters stay large
 _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": [
@@ -87,7 +87,7 @@ def shares_chart(
                 panel.barh(lines, share, 0.74, left=left, color=colour, edgecolor="white")
                 left += share
             panel.set_xlim(0, 1)
-            panel.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "25", "50", "75", "100"))
+            panel.set_xticks((0, 0.5, 1), ("0", "50", "100"))
         _name_lines(panels, directions)
         figure.supxlabel("% of pairs", fontsize=10.5)
         return _svg(figure)
@@ -100,32 +100,32 @@ def distribution_chart(
     colours: Sequence[str],
     metric: str,
 ) -> bytes:
-    """On the left a violin of every system's scores, on the right their means.
+    """A violin of every system's scores, and below them their means.
 
     `means` is [directions, systems].
     """
     with matplotlib.rc_context(_STYLE):
-        height = 1.1 + 0.3 * max(len(scores), len(directions))
-        figure = Figure(figsize=(_WIDTH, max(height, 2.2)), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        heights = [max(1.8, 1.0 + 0.27 * len(lines)) for lines in (scores, directions)]
+        figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
+        upper, lower = figure.subplots(2, 1, height_ratios=heights)
 
         # Violins: histograms with the same bins for all systems.
         fewest = min(len(values) for values in scores.values())
         bins = int(np.clip(np.sqrt(fewest), 6, 48))
         edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), bins)
         for line, (values, colour) in enumerate(zip(scores.values(), colours, strict=True)):
-            _violin(left, line, values, edges, colour)
-        _name_lines([left], list(scores))
-        left.set_title("all rows")
+            _violin(upper, line, values, edges, colour)
+        _name_lines([upper], list(scores))
+        upper.set_title("all rows")
 
         # Means: a dot for each system and direction.
         for column, colour in zip(means.T, colours, strict=True):
-            right.plot(column, np.arange(len(directions)), "o", color=colour, markersize=5.5)
-        _name_lines([right], directions)
-        right.set_title("means by direction")
+            lower.plot(column, np.arange(len(directions)), "o", color=colour, markersize=5.5)
+        _name_lines([lower], directions)
+        lower.set_title("means by direction")
 
         # Both panels show scores, on the same kind of axis.
-        for panel in (left, right):
+        for panel in (upper, lower):
             panel.grid(axis="x", color="#E3E5E8")
             panel.xaxis.set_major_locator(MaxNLocator(5))
             panel.set_xlabel(short(metric))
@@ -159,7 +159,7 @@ def agreement_chart(pairs: Sequence[str], values: Mapping[str, Sequence[float]])
         panel.set_xlim(0, 1)
         panel.xaxis.set_major_formatter(PercentFormatter(1))
         panel.grid(axis="both", color="#E3E5E8")
-        _name_lines([panel], pairs, longest=40)
+        _name_lines([panel], pairs, longest=26)
         return _svg(figure)
 
 
@@ -180,12 +180,12 @@ def gain_chart(selecting: Sequence[str], evaluating: Sequence[str], gains: np.nd
             panel.text(column, line, text, ha="center", va="center", color=colour)
 
         # The names of the metrics, as long as they fit.
-        room = min(24, 46 // len(evaluating))  # letters
+        room = max(4, min(24, 30 // len(evaluating)))  # letters
         panel.set_xticks(range(len(evaluating)), [short(name, room) for name in evaluating])
         panel.xaxis.tick_top()
         panel.xaxis.set_label_position("top")
         panel.set_xlabel("evaluated by")
-        panel.set_yticks(range(len(selecting)), [short(name, 24) for name in selecting])
+        panel.set_yticks(range(len(selecting)), [short(name, 16) for name in selecting])
         panel.set_ylabel("chosen by")
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
@@ -230,5 +230,5 @@ def _svg(figure: Figure) -> bytes:
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # browsers have fonts for all scripts
-        figure.savefig(file, format="svg", metadata=no_metadata)
+        figure.savefig(file, format="svg", metadata=no_metadata, transparent=True)
     return file.getvalue()

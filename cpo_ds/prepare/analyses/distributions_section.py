@@ -36,7 +36,7 @@ def distributions_section(view: View) -> Section:
         parts.append(_distribution_table(view, metric, scored, columns, decimals))
     explanation = (
         "A violin is a histogram of one system's scores, mirrored; its thick line spans the middle "
-        "half and the white dot is the median.",
+        "half and the dot on it is the median.",
         "Compare systems within a direction only: levels differ between directions for reasons "
         "that have nothing to do with the systems.",
     )
@@ -67,7 +67,7 @@ def _distribution_chart(
         ),
         f"Violins of the scores of each system by {metric}, and dots for their means in each "
         "direction. The table below has the numbers.",
-        f"Scores by {metric}: left all of them, right the mean of each direction.",
+        f"Scores by {metric}: first all of them, then the mean of each direction.",
         tuple((view.colours[system], system) for system in systems),
     )
 

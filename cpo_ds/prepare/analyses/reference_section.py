@@ -83,7 +83,7 @@ def _versus_chart(
         f"Bars: share of rows in which each system scores above the reference by {metric}, for "
         "each direction. The table below has the numbers.",
         f"By {metric}: rows in which a system scores above, equal to and below the reference. "
-        "The black line is the 95% interval of the first share.",
+        "The thin line is the 95% interval of the first share.",
         ((charts.BETTER, "above the reference"), (charts.EQUAL, "equal"), (charts.WORSE, "below")),
     )
 

@@ -8,6 +8,7 @@ from cpo_ds.prepare.analyses.agreement_section import agreement_section
 from cpo_ds.prepare.analyses.bias_section import bias_section
 from cpo_ds.prepare.analyses.choices_section import choices_section
 from cpo_ds.prepare.analyses.distributions_section import distributions_section
+from cpo_ds.prepare.analyses.margins_section import margins_section
 from cpo_ds.prepare.analyses.reference_section import reference_section
 from cpo_ds.prepare.analyses.scored import read_scored
 from cpo_ds.prepare.analyses.scores_section import scores_section
@@ -26,6 +27,7 @@ def analyse(path: Path, metrics: str | None) -> tuple[Section, ...]:
         scores_section(view, path.name),
         reference_section(view),
         choices_section(view),
+        margins_section(view),
         distributions_section(view),
         agreement_section(view),
         bias_section(view),
