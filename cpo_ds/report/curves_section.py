@@ -59,15 +59,16 @@ def curves_section(runs: Sequence[RunFolder]) -> Section:
     legend = [(colour_of(index), run.name) for index, run in enumerate(runs)]
     if alone:
         legend = [(1, "training")] + [(2, "held-out pairs")] * bool(runs[0].held_out)
-    counts = {len(run.training) for run in runs} - {0}
-    reaches = sorted({reach_of(count) for count in counts})
-    around = " to ".join(str(reach) for reach in dict.fromkeys((reaches[0], reaches[-1])))
+    reaches = [reach_of(len(run.training)) for run in runs if run.training] or [0]
+    around = " to ".join(str(reach) for reach in sorted({min(reaches), max(reaches)}))
     smoothing = (
         f"Bold lines are smoothed: a point is the mean of its step and {around} logged ones on "
         "either side, fewer near the ends. The raw values are behind, paler. "
     )
     explanation = (
-        smoothing * any(reaches) + "Dots on dashed lines are evaluations of the held-out pairs. "
+        smoothing
+        * (max(reaches) > 0)
+        + "Dots on dashed lines are evaluations of the held-out pairs. "
         "The horizontal axis has the optimizer steps.",
     )
     part = Drawings(tuple(drawings), legend=tuple(legend))
@@ -106,7 +107,8 @@ def _drawing(metric: Metric, runs: Sequence[RunFolder], *, alone: bool) -> Drawi
     if not spanned:
         return None
     # Among many values, a few spikes must not press the rest flat.
-    shares = (0.01, 0.99) if len(raw_values) > _MANY else (0.0, 1.0)
+    is_long = max(len(run.training) for run in runs) > _MANY
+    shares = (0.01, 0.99) if is_long else (0.0, 1.0)
     ends = [quantile(raw_values, share) for share in shares] if raw_values else []
     bounds = [bound for bound in (metric.low, metric.high) if bound is not None]
     low, high = min(spanned + ends + bounds), max(spanned + ends + bounds)

@@ -12,7 +12,7 @@ from cpo_ds.report.pair_texts import Key, PairTexts, find_texts
 from cpo_ds.report.run_folder import RunFolder
 from cpo_ds.report.series import quantile
 
-_SHOWN = 4  # pairs that gained most, and as many that lost most
+_SHOWN, _SHOWN_OF_SEVERAL = 4, 2  # pairs of a run that gained most, and as many that lost most
 _LONGEST = 700  # letters of a text
 
 
@@ -36,14 +36,14 @@ def pairs_section(runs: Sequence[RunFolder]) -> Section | None:
     for run in runs:
         moves, steps = moves_of(run)
         if moves:
-            own, reason = _parts(run, moves, steps)
+            own, reason = _parts(run, moves, steps, _SHOWN_OF_SEVERAL if runs[1:] else _SHOWN)
             parts += own
             if reason:
                 notes.append(f"Texts of {run.name} are not shown: {reason}.")
     if not parts:
         return None
     explanation = (
-        "A margin above zero means that the model finds the chosen translation likelier. A pair "
+        "A margin above zero means that the chosen translation has the higher reward. A pair "
         "that lost margin is worth reading: perhaps its chosen translation is not the better one.",
     )
     return Section(
@@ -64,10 +64,12 @@ def moves_of(run: RunFolder) -> tuple[list[Move], tuple[int, int]]:
     return sorted(moves, key=lambda move: -move.change), (steps[0], steps[-1])
 
 
-def _parts(run: RunFolder, moves: list[Move], steps: tuple[int, int]) -> tuple[list[Part], str]:
+def _parts(
+    run: RunFolder, moves: list[Move], steps: tuple[int, int], shown: int
+) -> tuple[list[Part], str]:
     """A histogram of margins and the cards of a run, and why texts are missing."""
-    gained = [move for move in moves[:_SHOWN] if move.change > 0]
-    lost = [move for move in moves[::-1][:_SHOWN] if move.change < 0]
+    gained = [move for move in moves[:shown] if move.change > 0]
+    lost = [move for move in moves[::-1][:shown] if move.change < 0]
     wanted = {move.key for move in (*gained, *lost)}
     texts, reason = find_texts(run.config.get("data"), wanted)
     grown = sum(move.change > 0 for move in moves)

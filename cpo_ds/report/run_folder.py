@@ -22,7 +22,7 @@ from cpo_ds.storage.metrics_file import Line, read_metrics
 _SAMPLES = "samples.jsonl"
 _START = re.compile(r"--- rank 0 on host (?P<host>.+), process \d+, (?P<time>.+)")
 _RESUMED = re.compile(r"resumed from .+ at step (\d+)")
-_DATA = re.compile(r"(read \d+ rows, kept |training pairs: |held-out pairs: |held out:$|  )")
+_DATA = re.compile(r"read \d+ rows, kept |training pairs: |held-out pairs: \d+$|held out:$")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 def _state(path: Path) -> str:
     if (path / "finished.json").is_file():
         return "finished"
-    return "in progress" if is_held(path) else "stopped before its end"
+    return "in progress" if is_held(path) else "not finished"
 
 
 def _text(path: Path) -> str:
@@ -138,14 +138,16 @@ def _read_log(text: str) -> tuple[list[Start], list[str]]:
     """The starts of a run, and what the first of them that read data said of it."""
     starts: list[Start] = []
     blocks: list[list[str]] = []
+    is_data = False
     for line in text.splitlines():
         if start := _START.fullmatch(line):
             starts.append(Start(start["time"], start["host"], 0))
             blocks.append([])
         elif starts and (resumed := _RESUMED.match(line)):
             starts[-1] = Start(starts[-1].time, starts[-1].host, int(resumed[1]))
-        elif starts and _DATA.match(line):
-            # The lines of an evaluation begin alike, but name a step.
-            blocks[-1] += [line] if "at step" not in line else []
+        elif starts:
+            # A heading, or one of the indented lines below it.
+            is_data = bool(_DATA.match(line)) or (is_data and line.startswith("  "))
+            blocks[-1] += [line] * is_data
     reading = [block for block in blocks if any(line.startswith("read ") for line in block)]
     return starts, (reading or blocks or [[]])[0]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cpo_ds.report.curves_section import colour_of
 from cpo_ds.report.drawings import histogram_chart
 from cpo_ds.report.page import Drawing, Drawings, Fold, Part, Section, Table
 from cpo_ds.report.pair_lengths import histogram, read_lengths
 from cpo_ds.report.run_folder import RunFolder
-from cpo_ds.report.series import quantile
 
 
 def data_section(runs: Sequence[RunFolder]) -> Section:
@@ -23,7 +24,7 @@ def data_section(runs: Sequence[RunFolder]) -> Section:
             ("chosen", "Chosen, tokens"),
             ("rejected", "Rejected, tokens"),
         )
-        if (drawing := _lengths(part, title, [lengths[run.name].get(part, []) for run in runs]))
+        if (drawing := _lengths(part, title, [lengths[run.name].get(part) for run in runs]))
     ]
     legend = tuple((colour_of(index), run.name) for index, run in enumerate(runs))
     parts: list[Part] = []
@@ -49,18 +50,15 @@ def data_section(runs: Sequence[RunFolder]) -> Section:
     return Section("data", "Data", tuple(dropped), (), tuple(parts), tuple(notes))
 
 
-def _lengths(part: str, title: str, of_runs: Sequence[list[int]]) -> Drawing | None:
-    together = [length for lengths in of_runs for length in lengths]
-    if not together:
+def _lengths(part: str, title: str, of_runs: Sequence[np.ndarray | None]) -> Drawing | None:
+    numbered = [(index, one) for index, one in enumerate(of_runs) if one is not None and len(one)]
+    if not numbered:
         return None
-    ends = (0.0, max(float(quantile(together, 0.995)), 1.0))
-    charts = [
-        histogram(part, colour_of(index), [float(length) for length in lengths], ends)
-        for index, lengths in enumerate(of_runs)
-        if lengths
-    ]
-    middle, longest = quantile(together, 0.5), max(together)
+    together = np.concatenate([one for _, one in numbered])
+    ends = (0.0, max(1.0, float(np.quantile(together, 0.995))))
+    charts = [histogram(part, colour_of(index), one, ends) for index, one in numbered]
     text = f"Histogram of the {part}'s tokens."
+    middle, longest = np.median(together), together.max()
     note = f"median {middle:g}, longest {longest:,} (longer ones than the axis are in its last bar)"
     return Drawing(title, histogram_chart(charts, text, whole=True), note)
 

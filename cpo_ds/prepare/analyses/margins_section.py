@@ -42,7 +42,7 @@ def margins_section(view: View) -> Section:
     finding = f"Half of {count(len(margins), 'pair')} have a margin of {middle} or more."
     explanation = (
         f"A pair's margin is the mean score by {view.selecting_name} of its chosen translation "
-        "minus that of its rejected one. `cpo-ds prepare select --min-margin CUT` drops pairs with "
+        "minus that of its rejected one. cpo-ds prepare select --min-margin CUT drops pairs with "
         "less. A small margin may be noise of the metric. A large one may mean that a translation "
         "is broken, so that the pair teaches little about good and better: read both kinds.",
     )

@@ -92,9 +92,11 @@ def test_a_run_in_each_state(tmp_path: Path) -> None:
     lock = hold_folder(run)
     assert "run is in progress" in page_of(run).text
     lock.close()
+    write_lines(run, [{"step": 0, "eval_loss": 2.0}])  # evaluated, and not trained
+    assert "On held-out pairs, step 0 → 0: loss 2.000 → 2.000" in page_of(run).text
     write_lines(run, [{"step": 1, "loss": 2.0, "epoch": 0.5}])
     page = page_of(run)
-    assert "stopped before its end: 1 step logged" in page.text
+    assert "run is not finished: 1 step logged" in page.text
     assert "No held-out pairs were evaluated" in page.text
     (run / "finished.json").write_text("{}")
     assert "run is finished" in page_of(run).text
