@@ -46,6 +46,11 @@ METRICS = (
     Metric(
         "peak_memory_gib", "Peak memory, GiB", "of the rank that uses most so far", 0, smooths=False
     ),
+    *(
+        Metric(f"sample_{name}{ending}", f"{says} of sample translations", f"against {texts}", 0)
+        for ending, texts in (("", "references"), ("_to_chosen", "chosen texts, not references"))
+        for name, says in (("chrf", "chrF"), ("bleu", "BLEU"))
+    ),
 )
 
 

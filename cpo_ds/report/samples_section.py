@@ -23,7 +23,8 @@ def samples_section(runs: Sequence[RunFolder]) -> Section | None:
     if not parts:
         return None
     explanation = (
-        "Greedy translations of a few held-out sources. Chosen and rejected are those of the data.",
+        "Greedy translations of a few held-out sources, to read rather than to compare with "
+        "published ones.",
     )
     return Section("samples", "Translations while training", (), explanation, parts)
 
@@ -40,10 +41,16 @@ def _card(direction: str, prompt: str, samples: list[Line]) -> Card:
     first, last = samples[0], samples[-1]
     texts = [("source", cut(source_of(prompt, direction) or prompt))]
     texts += [
-        (f"step {sample['step']}", cut(sample["translation"]) or "(nothing)")
+        (_label(sample), cut(sample["translation"]) or "(nothing)")
         for sample in ([first, last] if last["step"] > first["step"] else [last])
     ]
-    for key, label in (("reference", "chosen in the data"), ("rejected", "rejected in the data")):
+    for key in ("reference", "chosen", "rejected"):
         if isinstance(last.get(key), str):
-            texts.append((label, cut(last[key])))
+            texts.append((f"{key} in the data", cut(last[key])))
     return Card(direction or "source", "", tuple(texts))
+
+
+def _label(sample: Line) -> str:
+    """The step of a translation, and whether it did not come to its end."""
+    is_cut = sample.get("is_whole") is False
+    return f"step {sample['step']:,}{', cut at the limit of tokens' * is_cut}"

@@ -154,7 +154,7 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
     write(path, [{"prompt": NASTY, "chosen": f"{NASTY} c", "rejected": f"{NASTY} r"}])
     data = {"format": "pairs", "path": str(path)}
     run = with_pairs(tmp_path / NASTY.replace("/", ""), data, [(f"{path}:1", ""), ("x:1", NASTY)])
-    sample = {"language_pair": NASTY, "prompt": NASTY, "translation": NASTY, "reference": NASTY}
+    sample = {"language_pair": NASTY, "prompt": NASTY, "translation": NASTY, "chosen": NASTY}
     write(run / "samples.jsonl", [sample | {"step": step, "rejected": NASTY} for step in (0, 3)])
     (run / "logs").mkdir()
     (run / "logs" / "rank_0.txt").write_text(
@@ -242,3 +242,22 @@ def test_a_long_run_has_a_small_page(tmp_path: Path) -> None:
     run = write_lines(tmp_path / "run", lines)
     text = run_page([read_run(run, "run")])
     assert len(checked(text).text) < len(text) < 150_000
+
+
+def test_translations_at_the_first_and_the_latest_evaluation(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run)
+    lines = [
+        {"step": step, "language_pair": "en-de", "prompt": "Good day.", "translation": text}
+        | {"is_whole": step > 0, "reference": "Guten Tag.", "rejected": "Schlechten Tag."}
+        for step, text in ((0, "Tag Tag"), (20, "Gute Tag"), (1000, "Guten Tag!"))
+    ]
+    write(run / "samples.jsonl", lines)
+    values = {"eval_loss": 1.0, "eval_sample_chrf": 44.0, "eval_sample_bleu_to_chosen": 3.0}
+    write_lines(run, [{"step": step} | values for step in (0, 1000)])
+    page = page_of(run)
+    shown = page.text.partition("Greedy translations")[2]
+    assert "step 0, cut at the limit of tokensTag Tag" in shown and "Gute Tag" not in shown
+    assert "step 1,000Guten Tag!" in shown and "reference in the dataGuten Tag." in shown
+    assert "chrF of sample translations" in page.text
+    assert "against chosen texts, not references" in page.text and page.tags["svg"] == 3
