@@ -215,13 +215,13 @@ def evaluate(run: Run, step: int) -> bool:
     of_samples = run.sampler.translate(step) if run.sampler is not None else {}
     if of_samples is None:
         return False
+    run.monitor.write_margins(step, pairs, margins)
     line = {f"eval_{name}": value for name, value in metrics.items()} | of_samples
     run.monitor.write(
         {"step": step, "epoch": round(step / run.per_epoch, 4), "eval_pairs": len(pairs)}
         | line
         | {"eval_directions": by_direction}
     )
-    run.monitor.write_margins(step, pairs, margins)
     return True
 
 
