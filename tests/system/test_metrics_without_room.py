@@ -7,11 +7,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_disk import Disk
 
 from cpo_ds.errors import UserError
 from cpo_ds.run.monitor import Monitor
+from cpo_ds.schema import TokenizedPair
+from cpo_ds.storage.held_out_file import PairMargin, read_margins
 from cpo_ds.storage.metrics_file import cut_back_metrics
 
 
@@ -69,3 +72,21 @@ def test_lines_that_found_no_room_till_the_end_are_said_to_be_lost(disk: Disk) -
     write(again, 11, 60)
     again.close()
     assert steps_in(disk.folder) == list(range(1, 61))
+
+
+def test_margins_without_room_leave_those_before(
+    disk: Disk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pair = TokenizedPair(np.arange(9, dtype=np.int32), 3, 3, 2, 2, "en-de", "pairs.jsonl:1")
+    out = monitor(disk.folder)
+    out.write_margins(0, [pair], [1.0])
+    disk.fill()
+    for step in (5, 6):
+        out.write_margins(step, [pair], [2.0])
+    assert capfd.readouterr().out.count("held_out_pairs.jsonl cannot be written") == 1
+    first = PairMargin(0, "pairs.jsonl:1", "en-de", 1.0)
+    assert read_margins(disk.folder) == [first]
+    disk.make_room()
+    out.write_margins(7, [pair], [3.0])
+    assert read_margins(disk.folder) == [first, PairMargin(7, "pairs.jsonl:1", "en-de", 3.0)]
+    out.close()
