@@ -71,10 +71,10 @@ def curves_section(runs: Sequence[RunFolder]) -> Section:
         "either side, fewer near the ends. The raw values are behind, paler. "
     )
     explanation = (
-        smoothing
-        * (max(reaches) > 0)
-        + "Dots on dashed lines are evaluations of the held-out pairs. "
-        "The horizontal axis has the optimizer steps.",
+        smoothing * (max(reaches) > 0)
+        + "Dashed lines connect evaluations of the held-out pairs. "
+        * any(run.held_out for run in runs)
+        + "The horizontal axis has the optimizer steps.",
     )
     part = Drawings(tuple(drawings), legend=tuple(legend))
     return Section("curves", title, explanation=explanation, parts=(part,))
