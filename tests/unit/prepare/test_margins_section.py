@@ -7,15 +7,27 @@ from typing import Any
 
 import pytest
 from preference_data import write
-from report_page import report, report_of, row, rows
+from report_page import Page, report, row, rows
 
 from cpo_ds import cli
+from cpo_ds.prepare.analyses.margins_section import margins_section
+from cpo_ds.prepare.analyses.scored import read_scored
+from cpo_ds.prepare.analyses.view import make_view, selecting_metrics
+from cpo_ds.report.page import render
 
 
 def scored(number: int, best: float, worst: float, **values: Any) -> dict[str, Any]:
     """A row whose candidates a and b have these scores by kiwi, around the reference's."""
     scores = {"kiwi": {"reference": (best + worst) / 2, "a": best, "b": worst}}
     return row("en-de", ["a", "b"], ["kiwi"], number, scores=scores, **values)
+
+
+def margins_of(path: Path) -> Page:
+    """The section alone, as a page: the other sections draw for seconds."""
+    data = read_scored(str(path))
+    return Page(
+        render("margins", (margins_section(make_view(data, selecting_metrics(data, None))),))
+    )
 
 
 def test_pairs_left_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +46,7 @@ def test_pairs_left_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_cuts_leave_the_pairs_that_select_leaves(tmp_path: Path) -> None:
     path = write(tmp_path / "scored.jsonl", rows(60))
-    page = report_of(path, tmp_path / "report.html")
+    page = margins_of(path)
     cuts = [line for line in page.lines if len(line) == 3 and line[2].endswith("%")]
     assert len(cuts) > 3
     for number, (cut, left, _) in enumerate(cuts):
@@ -47,7 +59,7 @@ def test_cuts_leave_the_pairs_that_select_leaves(tmp_path: Path) -> None:
 def test_rows_of_each_kind_are_shown_with_their_texts(tmp_path: Path) -> None:
     lines = [scored(i, 0.1 + i / 100, 0.1) for i in range(1, 50)]
     lines[10]["source"] = lines[48]["source"] = "<script>alert(1)</script>"
-    page = report(tmp_path, lines)
+    page = margins_of(write(tmp_path / "scored.jsonl", lines))
     largest, middle = page.text.index("largest margins"), page.text.index("in the middle")
     smallest = page.text.index("smallest margins")
     assert "<script>alert(1)</script>" in page.text[largest:middle]
@@ -57,10 +69,11 @@ def test_rows_of_each_kind_are_shown_with_their_texts(tmp_path: Path) -> None:
 def test_a_person_s_choice_has_no_margin(tmp_path: Path) -> None:
     preference = {"chosen": "b", "rejected": "a"}
     lines = [scored(1, 0.9, 0.1, preference=preference), scored(2, 0.6, 0.4)]
-    page = report(tmp_path, lines)
+    page = margins_of(write(tmp_path / "scored.jsonl", lines))
     assert "Half of 1 pair have a margin of 0.2" in page.text
     assert "Pairs that a person decided have no margin here: 1." in page.text
 
 
 def test_rows_without_a_choice_have_no_margins(tmp_path: Path) -> None:
-    assert "so there are no margins" in report(tmp_path, [scored(1, 0.5, 0.5)]).text
+    path = write(tmp_path / "scored.jsonl", [scored(1, 0.5, 0.5)])
+    assert "so there are no margins" in margins_of(path).text
