@@ -66,6 +66,7 @@ class Monitor(SilentMonitor):
             total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty()
         )
         self._warnings: set[str] = set()  # each is printed once
+        self._margins: list[list[PairMargin]] = []  # of evaluations that wait for room
         self._metrics = LineFile(folder / METRICS_FILE, self._warn)
         self._samples = LineFile(folder / SAMPLES_FILE, self._warn)
         self._metrics.open()
@@ -99,10 +100,18 @@ class Monitor(SilentMonitor):
             PairMargin(step, pairs[index].origin, pairs[index].direction, margins[index])
             for index in kept_indices(len(pairs))
         ]
+        # Only the first and the latest evaluation are kept.
+        self._margins = [*self._margins[:1], kept]
+        self._flush_margins()
+
+    def _flush_margins(self) -> None:
+        """Writes the evaluations that wait, if there is room."""
         try:
-            write_margins(self._metrics.path.parent, kept)
+            while self._margins:
+                write_margins(self._metrics.path.parent, self._margins[0])
+                del self._margins[0]
         except OSError as error:
-            self._warn(f"{PAIRS_FILE} cannot be written", error)
+            self._warn(f"{PAIRS_FILE} cannot be written, its lines wait in memory", error)
 
     def _to_events(self, write: Callable[[EventFile], None]) -> None:
         """Writes TensorBoard's events, if they are asked for and there was room so far."""
@@ -120,6 +129,7 @@ class Monitor(SilentMonitor):
 
     def sync(self) -> None:
         """Waits until the written lines are on disk."""
+        self._flush_margins()
         self._metrics.sync()
         self._samples.sync()
 
@@ -150,6 +160,7 @@ class Monitor(SilentMonitor):
         self._bar.close()
         if self._events is not None:
             self._events.close()
+        self._flush_margins()
         unwritten = {file.path: file.close() for file in (self._metrics, self._samples)}
         for path, lines in unwritten.items():
             if lines:

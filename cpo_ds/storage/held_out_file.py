@@ -35,9 +35,9 @@ def write_margins(folder: Path, margins: Sequence[PairMargin]) -> None:
     """Replaces the latest evaluation by this one; the first one stays.
 
     A run that begins anew evaluates before its first step, and then nothing of another run is
-    left. Raises `OSError` if the file cannot be written.
+    left. Raises `OSError` if the file cannot be read or written.
     """
-    earlier = [margin for margin in read_margins(folder) if margin.step < margins[0].step]
+    earlier = [margin for margin in _read(folder) if margin.step < margins[0].step]
     first = min((margin.step for margin in earlier), default=None)
     kept = [margin for margin in earlier if margin.step == first]
     with (
@@ -54,8 +54,16 @@ def write_margins(folder: Path, margins: Sequence[PairMargin]) -> None:
 def read_margins(folder: Path) -> list[PairMargin]:
     """The margins in a run's folder; lines that are damaged or hold no number are left out."""
     try:
-        text = (folder / PAIRS_FILE).read_text(encoding="utf-8", errors="replace")
+        return _read(folder)
     except OSError:
+        return []
+
+
+def _read(folder: Path) -> list[PairMargin]:
+    """The margins of a folder's file, if it has one. Raises `OSError`."""
+    try:
+        text = (folder / PAIRS_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return []
     margins = []
     for line in text.splitlines():

@@ -86,7 +86,23 @@ def test_margins_without_room_leave_those_before(
     assert capfd.readouterr().out.count("held_out_pairs.jsonl cannot be written") == 1
     first = PairMargin(0, "pairs.jsonl:1", "en-de", 1.0)
     assert read_margins(disk.folder) == [first]
+    # What waits is written as soon as there is room.
     disk.make_room()
+    out.sync()
+    assert read_margins(disk.folder) == [first, PairMargin(6, "pairs.jsonl:1", "en-de", 2.0)]
+    disk.fill()
     out.write_margins(7, [pair], [3.0])
-    assert read_margins(disk.folder) == [first, PairMargin(7, "pairs.jsonl:1", "en-de", 3.0)]
+    disk.make_room()
     out.close()
+    assert read_margins(disk.folder) == [first, PairMargin(7, "pairs.jsonl:1", "en-de", 3.0)]
+
+
+def test_the_first_margins_wait_too(disk: Disk) -> None:
+    pair = TokenizedPair(np.arange(9, dtype=np.int32), 3, 3, 2, 2, "en-de", "pairs.jsonl:1")
+    out = monitor(disk.folder)
+    disk.fill()
+    for step in (0, 5, 9):
+        out.write_margins(step, [pair], [float(step)])
+    disk.make_room()
+    out.close()
+    assert [(m.step, m.reward_margin) for m in read_margins(disk.folder)] == [(0, 0.0), (9, 9.0)]
