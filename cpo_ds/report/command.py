@@ -14,7 +14,6 @@ from cpo_ds.data.json_text import UNPAIRED
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.report.directions_section import by_direction
 from cpo_ds.report.run_folder import names_of, read_run
-from cpo_ds.report.run_page import run_page
 from cpo_ds.report.series import number, series_of
 from cpo_ds.storage.files import writing
 from cpo_ds.storage.metrics_file import Line
@@ -100,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises `UserError` if a folder has no metrics, or if a file cannot be written.
     """
+    from cpo_ds.report.run_page import run_page  # here, since --help needs no numpy
+
     # Read everything before anything is printed or written.
     folders = list(dict.fromkeys(arguments.runs))
     output: Path = arguments.output or folders[0] / "report.html"
