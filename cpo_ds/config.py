@@ -186,6 +186,26 @@ class LoggingConfig(Section):
 
     every_steps: int = Field(1, gt=0, description="steps between two lines of metrics")
     tensorboard: bool = Field(True, description="also write the metrics as TensorBoard events")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        [],
+        description="also send the metrics to these trackers, which must be installed where rank 0 "
+        "runs; see docs/trackers.md",
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _read_trackers(cls, value: object) -> object:
+        """Takes one name for a list of one, and none for no trackers."""
+        return [value] if isinstance(value, str) else value or []
+
+    @model_validator(mode="after")
+    def _check_trackers(self) -> LoggingConfig:
+        if "tensorboard" in self.trackers and not self.tensorboard:
+            raise ValueError(
+                "logging.trackers names tensorboard, but logging.tensorboard is false; leave one "
+                "of them out"
+            )
+        return self
 
 
 class Config(Section):

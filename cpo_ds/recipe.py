@@ -178,6 +178,8 @@ def _type_text(annotation: Any) -> str:
         return " or ".join(_type_text(part) for part in get_args(annotation))
     if get_origin(annotation) is dict:
         return "mapping"
+    if get_origin(annotation) is list:
+        return f"list[{_type_text(get_args(annotation)[0])}]"
     if get_origin(annotation) is Annotated:  # with limits
         return _type_text(get_args(annotation)[0])
     text = annotation.__name__ if type(annotation) is type else str(annotation)

@@ -28,7 +28,7 @@ _OF_A_RUN = (
     *("config.yaml", "metrics.jsonl", "curves.png", "report.html", "samples.jsonl"),
     *("checkpoints", "export", "finished.json", "logs", "non_finite.json", "stacks"),
     "held_out_pairs.jsonl",
-    *("tensorboard", _BEGUN),
+    *("tensorboard", "trackers", _BEGUN),
 )
 # Variables that name a start, each with the one that counts how often it was made again; a name
 # without a count belongs to one start alone.

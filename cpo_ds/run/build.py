@@ -38,6 +38,7 @@ from cpo_ds.recipe import parse_config
 from cpo_ds.run.monitor import Monitor, SilentMonitor
 from cpo_ds.run.reference import with_reference_logps
 from cpo_ds.run.samples import Sampler, read_samples
+from cpo_ds.run.trackers import open_trackers
 from cpo_ds.run.trainer import Run, planned_steps
 from cpo_ds.schema import TokenizedPair
 from cpo_ds.storage.metrics_file import cut_back_metrics
@@ -231,6 +232,7 @@ def _open_monitor(inputs: RunInputs, first_step: int) -> SilentMonitor:
         tensorboard=config.logging.tensorboard and not inputs.is_measured,
         first_step=first_step,
         total_steps=planned_steps(config, len(inputs.train_pairs)),
+        trackers=[] if inputs.is_measured else open_trackers(config, resumes=first_step > 0),
     )
 
 

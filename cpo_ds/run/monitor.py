@@ -1,4 +1,4 @@
-"""Writes a run's metrics to metrics.jsonl and TensorBoard, and shows progress in the terminal."""
+"""Writes a run's metrics to metrics.jsonl, TensorBoard and trackers, and shows its progress."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cpo_ds.errors import UserError
 from cpo_ds.run.line_file import LineFile
 from cpo_ds.run.tensorboard import EventFile, as_markdown
+from cpo_ds.run.trackers import TrackerThread, end_trackers
 from cpo_ds.schema import TokenizedPair
 from cpo_ds.storage.held_out_file import PAIRS_FILE, PairMargin, kept_indices, write_margins
 from cpo_ds.storage.metrics_file import METRICS_FILE, SAMPLES_FILE, Line
@@ -58,7 +59,13 @@ class Monitor(SilentMonitor):
     """
 
     def __init__(
-        self, folder: Path, *, tensorboard: bool, first_step: int, total_steps: int
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool,
+        first_step: int,
+        total_steps: int,
+        trackers: Sequence[TrackerThread] = (),
     ) -> None:
         """Opens the files in `folder`. `first_step` is 0, or the checkpoint's that is resumed."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +77,8 @@ class Monitor(SilentMonitor):
         self._metrics = LineFile(folder / METRICS_FILE, self._warn)
         self._samples = LineFile(folder / SAMPLES_FILE, self._warn)
         self._metrics.open()
+        self._last_step = first_step
+        self._trackers = trackers
         self._events: EventFile | None = None
         if tensorboard:
             self._events = self._open_events(folder / "tensorboard", first_step)
@@ -82,9 +91,13 @@ class Monitor(SilentMonitor):
             return None
 
     def write(self, line: Line) -> None:
-        """Appends a line to metrics.jsonl, and its numbers to TensorBoard's events."""
+        """Appends a line to metrics.jsonl, and hands it to TensorBoard and the trackers."""
         self._metrics.write(line)
         self._to_events(lambda events: events.write(line["step"], _scalars(line)))
+        self._last_step = line["step"]
+        for tracker in self._trackers:
+            tracker.write(line)
+        self._say_of_trackers()
 
     def write_samples(self, samples: list[Line]) -> None:
         """Appends translations to samples.jsonl, and the first of them to TensorBoard's events."""
@@ -121,6 +134,11 @@ class Monitor(SilentMonitor):
             except OSError as error:
                 self._warn("TensorBoard events are not written any more", error)
                 self._events = None
+
+    def _say_of_trackers(self) -> None:
+        for tracker in self._trackers:
+            for message in tracker.messages():
+                self.say(message)
 
     def _warn(self, problem: str, error: OSError) -> None:
         if problem not in self._warnings:
@@ -160,6 +178,8 @@ class Monitor(SilentMonitor):
         self._bar.close()
         if self._events is not None:
             self._events.close()
+        end_trackers(self._trackers, complete=self._last_step == self._bar.total)
+        self._say_of_trackers()
         self._flush_margins()
         unwritten = {file.path: file.close() for file in (self._metrics, self._samples)}
         for path, lines in unwritten.items():

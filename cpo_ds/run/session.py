@@ -46,6 +46,7 @@ from cpo_ds.run.folder import (
 from cpo_ds.run.pair_sharing import load_pairs
 from cpo_ds.run.pairs import tokenizer_fingerprints, with_template_date
 from cpo_ds.run.planned import with_plan
+from cpo_ds.run.tracker_kinds import check_trackers
 from cpo_ds.run.trainer import planned_steps, train
 from cpo_ds.storage.lock import FolderLock, hold_folder
 
@@ -77,6 +78,7 @@ def _run(
     config: Config, ranks: Ranks, watch: Watch, stop: StopRequest, *, verbose: bool
 ) -> RankLog:
     """Prepares the run's folder, then trains; returns this rank's log."""
+    ranks.on_first(lambda: check_trackers(config.logging.trackers))
     config, precision = with_precision(config, ranks)
     folder = Path(config.output_dir)
     restarts = config.checkpoint.resume == "restart"

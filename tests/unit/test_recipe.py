@@ -95,6 +95,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "checkpoint.verify_export": ("false", False, []),
     "logging.every_steps": ("2", 2, []),
     "logging.tensorboard": ("false", False, []),
+    "logging.trackers": ("[wandb, trackio]", ["wandb", "trackio"], []),
     "deepspeed": ("ds.json", "ds.json", []),
     "output_dir": ("runs/x", "runs/x", []),
 }
