@@ -17,9 +17,12 @@ from cpo_ds.data.selected import SELECTED_BY
 from cpo_ds.errors import UserError
 from cpo_ds.settings.data import DataConfig
 from cpo_ds.settings.objective import LOSS_FIELDS
+from cpo_ds.storage.hub_names import looks_like_path
 from cpo_ds.storage.metrics_file import Line, read_metrics
 
 Row = tuple[object, ...]  # the cells of a table's row
+
+_OF_FILES = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv", ".tmx")
 
 _METRICS = {"loss": "loss", "reward_accuracy": "reward accuracy", "reward_margin": "reward margin"}
 
@@ -60,7 +63,7 @@ def card_facts(config: Config, step: int, *, as_adapter: bool, dtype: str) -> Ca
 def _public_name(name_or_path: str) -> str:
     """Returns a name of the hub unchanged, and of a local path only the last part."""
     path = Path(name_or_path)
-    local = path.is_absolute() or path.exists() or name_or_path.startswith((".", "~"))
+    local = path.exists() or looks_like_path(name_or_path) or path.suffix in _OF_FILES
     return path.resolve().name if local else name_or_path
 
 

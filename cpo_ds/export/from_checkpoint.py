@@ -47,6 +47,7 @@ def export(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     verify: bool = True,
+    check_base: Callable[..., None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Exports a checkpoint as the run itself exports its last step; returns the new folder.
@@ -54,8 +55,9 @@ def export(
     `run` is a run's output_dir or a step-... folder. `checkpoint` is a step or a folder; without it
     the newest intact checkpoint is exported. `merge` adds a trained adapter to its base model.
     `dtype` is the precision to write in, else the run's. `verify` loads the export again and
-    compares every weight. Raises `UserError` if the checkpoint is missing or damaged, if its base
-    model is missing or changed, and if the export cannot be written or differs after loading.
+    compares every weight. `check_base(config, as_adapter=...)` may refuse the export before weights
+    are read. Raises `UserError` if the checkpoint is missing or damaged, if its base model is
+    missing or changed, and if the export cannot be written or differs after loading.
     """
     # Find the checkpoint, and the folder to write to.
     path, manifest, _hold = find_intact(run, checkpoint, say)
@@ -68,6 +70,8 @@ def export(
     for name in (unfinished_name, replaced_name, unverified_name):  # writing would overwrite these
         if output and (taken := output.with_name(name(output.name))).exists():
             raise UserError(f"{taken} is in the way of --output {output}; give another name.")
+    if check_base:
+        check_base(config, as_adapter=config.trains_adapter and not merges)
     # Read the weights, each when it is needed, and merge them if asked to.
     tokenizer = load_tokenizer(config.model.name_or_path)
     model = outline(config)

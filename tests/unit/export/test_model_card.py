@@ -161,3 +161,17 @@ def test_local_folders_are_named_without_their_paths(tmp_path: Path) -> None:
     card = model_card(config, MANIFEST, facts)
     assert str(tmp_path) not in card
     assert front_matter(card)["library_name"] == "peft"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/data/customers/pairs.jsonl", "pairs.jsonl"),
+        ("customers/pairs.jsonl", "pairs.jsonl"),  # of the folder that the run began in
+        ("customers/2026/pairs", "pairs"),
+        ("haoranxu/ALMA-R-Preference", "haoranxu/ALMA-R-Preference"),
+    ],
+)
+def test_paths_are_reduced_to_names_though_they_are_gone(path: str, shown: str) -> None:
+    facts = card_facts(make(data={"path": path, "format": "pairs"}), 1, as_adapter=False, dtype="x")
+    assert facts.data == shown
