@@ -6,6 +6,7 @@ import json
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,12 +163,14 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def wandb_numbers(folder: Path) -> tuple[Numbers, dict[str, Any]]:
     """Numbers and settings in the files of a run offline, which must all have one id."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # as at a program's end; its own process may still be writing
     numbers: Numbers = {}
     settings: dict[str, Any] = {}
     files = sorted((folder / "x" / "trackers" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len({file.name for file in files}) == 1
+    assert len({file.name for file in files}) == 1 and len(files) == 2
     for data in (data for file in files for data in records(file.read_bytes())):
         record = Record.FromString(data)
         line = {
@@ -240,6 +243,7 @@ def test_a_resume_goes_on_with_the_run_of_the_tracker(offline: Path, name: str) 
     check_trackers([name])
     first = start(offline, name, [EVALUATION, *STEPS[:2]], resumes=False, beta=0.1)
     note = (offline / "x" / "trackers" / f"{name}.json").read_text()
+    time.sleep(1.1)  # W&B names a start's folder by the second, and real starts are further apart
     second = start(offline, name, [STEPS[1], STEPS[2]], resumes=True, beta=0.2)
     assert (offline / "x" / "trackers" / f"{name}.json").read_text() == note
     for messages in (first, second):
