@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
+from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 
@@ -30,6 +32,50 @@ def shard_frozen(module: nn.Module, fill: Callable[[str, nn.Module], None], worl
     return engine
 
 
+@contextmanager
+def split_while_loading(dtype: str, world_size: int) -> Iterator[None]:
+    """Makes transformers split each parameter over the ranks as it loads a model."""
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    precision = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype)
+    settings = _settings(1, world_size) | ({precision: {"enabled": True}} if precision else {})
+    keep = HfDeepSpeedConfig(settings)  # transformers finds it by a weak reference
+    try:
+        yield
+    finally:
+        del keep
+        unset_hf_deepspeed_config()
+
+
+def gather_by_layer(model: nn.Module, world_size: int) -> Any:
+    """Makes the layers of a split model whole while they compute; returns the engine that does it.
+
+    Parameters that are whole yet, like those of an adapter, are split too. A layer is gathered with
+    all that it holds, since modules inside may use each other's parameters. Keep the engine as long
+    as the model is in use. All ranks must call the model equally often.
+    """
+    layers = list(_layers(model))
+    for layer in layers:
+        set_z3_leaf_module(layer, True)
+    largest = max(sum(getattr(p, "ds_numel", p.numel()) for p in x.parameters()) for x in layers)
+    settings = _settings(largest, world_size)
+    engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
+    engine.eval()
+    return engine
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The elements of a model's lists of layers, and its modules beside them."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        elif any(isinstance(inner, nn.ModuleList) for inner in child.modules()):
+            yield from _layers(child)
+        else:
+            yield child
+
+
 def _with_parameters(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Submodules that have parameters of their own, with their names, inner ones first."""
     named = reversed(list(module.named_modules()))
@@ -48,5 +94,8 @@ def _settings(largest: int, world_size: int) -> dict[str, Any]:
             "stage3_prefetch_bucket_size": largest,
             "stage3_max_live_parameters": 2 * largest,
             "stage3_max_reuse_distance": 0,
+            # DeepSpeed's own product of a linear layer saves memory in training, and rounds
+            # differently from torch's.
+            "memory_efficient_linear": False,
         },
     }

@@ -22,6 +22,13 @@ from cpo_ds.model.hub import adapter_weights, unavailable
 from cpo_ds.model.merging import Merging
 from cpo_ds.ranks.liveness import count_work
 
+# Kinds that peft can add to weights that are split over ranks, each one tested.
+SPLIT_KINDS = (
+    "ADALORA", "BOFT", "C3A", "FOURIERFT", "GRALORA", "HIRA", "HRA", "IA3", "LOKR", "LORA", "MISS",
+    "OFT", "PEANUT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "RANDLORA", "ROAD", "SHIRA",
+    "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+)  # fmt: skip
+
 # Makes sharded parameters whole inside a `with` block and keeps what is written to them.
 GatherParameters = Callable[[Iterable[nn.Parameter]], AbstractContextManager[Any]]
 
@@ -52,17 +59,36 @@ def starting_adapter(causal_lm: Any, config: Config, adapter: str) -> Any:
 
     Raises `UserError` if the adapter is missing, incomplete or does not fit the model.
     """
+    settings, is_trained = starting_settings(config, adapter), config.continues_adapter
+
+    def load() -> Any:
+        return peft.PeftModel.from_pretrained(
+            causal_lm, adapter, config=settings, is_trainable=is_trained,
+            autocast_adapter_dtype=False,
+        )  # fmt: skip
+
+    return _complete(load, adapter)
+
+
+def adapter_on_split(causal_lm: Any, config: Config, adapter: str, gather: GatherParameters) -> Any:
+    """Adds an adapter to a model whose weights are split over the ranks.
+
+    The adapter, of one of `SPLIT_KINDS`, is whole on every rank. Raises `UserError` as
+    `starting_adapter` does.
+    """
     settings = starting_settings(config, adapter)
+    return _complete(lambda: _added(causal_lm, settings, adapter, gather), adapter)
+
+
+def _complete(load: Callable[[], Any], adapter: str) -> Any:
+    """The result of `load`, a model with the adapter.
+
+    Raises `UserError` if the adapter is missing, incomplete or does not fit the model.
+    """
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")  # peft only warns of weights that the files lack
-            adapted = peft.PeftModel.from_pretrained(
-                causal_lm,
-                adapter,
-                config=settings,
-                is_trainable=config.continues_adapter,
-                autocast_adapter_dtype=False,
-            )
+            adapted = load()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise unavailable("LoRA adapter", adapter, error) from None
     messages = [str(warning.message) for warning in caught]
@@ -79,22 +105,29 @@ def _continued_adapter(
     causal_lm: Any, config: Config, adapter: str, gather: GatherParameters
 ) -> Any:
     """Adds a checked adapter to a model that may be sharded, to train it further."""
-    settings = starting_settings(config, adapter)
-    rows = getattr(settings, "trainable_token_indices", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _added(causal_lm, starting_settings(config, adapter), adapter, gather)
+
+
+def _added(causal_lm: Any, settings: Any, adapter: str, gather: GatherParameters) -> Any:
+    """Adds an adapter of PEFT's `settings`, with its weights, to a model that may be sharded."""
+    rows = getattr(settings, "trainable_token_indices", None) or getattr(
+        settings, "token_indices", None
+    )
     layers = tuple(f"{name}.weight" for name in rows) if isinstance(rows, dict) else ()
     layers = ("embed_tokens.weight",) if rows and not layers else layers
     read = [weight for name, weight in causal_lm.named_parameters() if name.endswith(layers)]
     stored = adapter_weights(adapter)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with gather(read), _rows_of_whole_weights():
-            adapted = peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
-        # Weights of the base that the file replaces have their own names in it.
-        replaced = [weight for name, weight in adapted.named_parameters() if name in stored]
-        with gather(replaced):
-            adapted.load_adapter(
-                adapter, "default", is_trainable=True, autocast_adapter_dtype=False
-            )
+    with gather(read), _rows_of_whole_weights():
+        adapted = peft.get_peft_model(causal_lm, settings, autocast_adapter_dtype=False)
+    # Weights of the base that the file replaces have their own names in it.
+    replaced = [weight for name, weight in adapted.named_parameters() if name in stored]
+    with gather(replaced):
+        adapted.load_adapter(
+            adapter, "default", is_trainable=not settings.inference_mode,
+            autocast_adapter_dtype=False,
+        )  # fmt: skip
     return adapted
 
 

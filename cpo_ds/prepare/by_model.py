@@ -33,8 +33,7 @@ from cpo_ds.translate.tokens import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
+    from cpo_ds.ranks.ranks import Ranks
     from cpo_ds.translate.local_model import LocalModel
 
 _TOO_LONG = "prompt longer than the model's context"
@@ -122,10 +121,12 @@ def _work(
         budget, longest = arguments.batch_tokens or 16384, longest_unchanged(config)
         return plan_batches(items, generation, budget, longest=longest)
 
-    def load(tokenizer: Any, device: torch.device) -> LocalModel:
+    def load(tokenizer: Any, ranks: Ranks) -> LocalModel:
         from cpo_ds.translate.local_model import LocalModel
 
-        return LocalModel(arguments.model, arguments.adapter, generation.dtype, tokenizer, device)
+        return LocalModel(
+            arguments.model, arguments.adapter, generation.dtype, tokenizer, ranks.device
+        )
 
     def translate(model: LocalModel, batch: list[Item]) -> list[Translation]:
         # The seed depends on the batch alone, so any rank samples the same translations for it.

@@ -22,8 +22,7 @@ from cpo_ds.translate.rerank import MBR, choose_by_chrf, choose_by_metric
 from cpo_ds.translate.tokens import template_date, tokenize_prompts
 
 if TYPE_CHECKING:
-    import torch
-
+    from cpo_ds.ranks.ranks import Ranks
     from cpo_ds.translate.local_model import LocalModel
     from cpo_ds.translate.vllm_model import VllmModel
 
@@ -44,6 +43,7 @@ class RowsByModel:
             self._load,
             self._translate,
             self._finish,
+            in_step=request.shard,
         )
 
     def finish_scoring(self) -> list[str]:
@@ -62,15 +62,21 @@ class RowsByModel:
             planned, [[texts[i]] for texts, i in zip(self._texts, best, strict=True)]
         )
 
-    def _load(self, tokenizer: Any, device: torch.device) -> LocalModel | VllmModel:
-        """The model, on one device. vLLM runs on rank 0 alone."""
+    def _load(self, tokenizer: Any, ranks: Ranks) -> LocalModel | VllmModel:
+        """The model: whole on this rank, or its share of it. vLLM runs on rank 0 alone."""
         from cpo_ds.translate.local_model import LocalModel
         from cpo_ds.translate.vllm_model import VllmModel
 
         choice, dtype = self.request.choice, self.request.dtype
         if not self.request.is_vllm:
             return LocalModel(
-                choice.model, choice.adapter, dtype, tokenizer, device, choice.quantization
+                choice.model,
+                choice.adapter,
+                dtype,
+                tokenizer,
+                ranks.device,
+                choice.quantization,
+                shards=ranks.world_size if self.request.shard else 0,
             )
         planned = self._planned
         assert planned is not None
@@ -140,7 +146,7 @@ def _plan(
     # Imported late: they need torch.
     from cpo_ds.model.load import check_token_ids
     from cpo_ds.model.positions import longest_unchanged
-    from cpo_ds.translate.local_model import generation_settings, identity
+    from cpo_ds.translate.local_model import check_shardable, generation_settings, identity
     from cpo_ds.translate.vllm_model import check_vllm
 
     # Read the sources, and the model's own settings.
@@ -152,6 +158,8 @@ def _plan(
     decoding = request.decoding.with_own(own.applied)
     if request.is_vllm:
         check_vllm(request.choice.adapter, request.choice.quantization, own.applied)
+    if request.shard:
+        check_shardable(request.choice.adapter, request.choice.quantization, config)
     print("\n".join([*source_lines(sources), *own.lines]), flush=True)
 
     # Make the prompts, with the day that a chat template prints.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import sys
 import tempfile
@@ -52,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="(bfloat16; on a CPU, float32)")
     add("--ranks", type=int, default=1, help="processes on this host (1)")
     add("--hostfile", help="hosts and slots, as for training, in place of --ranks")
+    add("--shard", action="store_true", help="split the model over the ranks (ZeRO-3)")
     add("--batch-tokens", type=int, help="most tokens of a batch (16384; with --vllm, 2**20)")
     add("--vllm", action="store_true", help="by vLLM: greedy or samples, on one process")
 
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with as_one_of_ranks() as ranks:
         rows = _translate(request, ranks)
-        _free_memory(ranks.device)  # for the metric, which runs in processes of its own
+        _free_memory()  # for the metric, which runs in processes of its own
     if request.rerank not in (None, MBR) and ranks.rank == 0:
         print("\n".join(rows.finish_scoring()), flush=True)
     return 0
@@ -136,13 +136,11 @@ def _fast_dtype(device: torch.device) -> str:
     return gpu_precision(torch.cuda.get_device_capability(device)).dtype
 
 
-def _free_memory(device: torch.device) -> None:
-    """Gives memory that torch keeps for later back to the GPU."""
-    import torch
+def _free_memory() -> None:
+    """Frees the model, and gives memory that torch keeps for later back to the GPU."""
+    from cpo_ds.engine.release import free_models
 
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_models()
 
 
 def _print_translation(request: Request) -> None:
@@ -188,12 +186,13 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the values of options, as whole sentences."""
     if arguments.references and (arguments.input is None or arguments.input.is_dir()):
         yield "--references belongs to --input with plain text; leave it out."
-    if arguments.text is not None and (arguments.ranks > 1 or arguments.hostfile):
-        yield "--text is translated by one process; leave --ranks and --hostfile out."
+    on_ranks = arguments.ranks > 1 or arguments.hostfile or arguments.shard
+    if arguments.text is not None and on_ranks:
+        yield "--text is translated by one process; leave --ranks, --hostfile and --shard out."
     if arguments.vllm and arguments.samples is None and arguments.beam != 1:
         yield "--vllm has no beam search here; give --beam 1 or --samples, or leave --vllm out."
-    if arguments.vllm and (arguments.ranks > 1 or arguments.hostfile):
-        yield "--vllm runs on one process; leave --ranks and --hostfile out."
+    if arguments.vllm and on_ranks:
+        yield "--vllm runs on one process; leave --ranks, --hostfile and --shard out."
     if arguments.long == SPLIT and arguments.prompt == "few-shot":
         yield f"--long {SPLIT} cannot be combined with --prompt few-shot; take --long {SERVE}."
     for key, least in _LEAST.items():
@@ -254,6 +253,7 @@ def _request(arguments: argparse.Namespace, choice: ModelChoice, decoding: Decod
             data.template_date,
         )
     parts = [part for part in (arguments.model, arguments.adapter) if part]
+    ranks = str(arguments.ranks)
     name = arguments.name or "+".join(Path(part).name for part in parts)
     check_name(name, "--name")
 
@@ -284,7 +284,9 @@ def _request(arguments: argparse.Namespace, choice: ModelChoice, decoding: Decod
         rerank=arguments.rerank,
         batch_tokens=arguments.batch_tokens or (2**20 if arguments.vllm else 16384),
         is_vllm=arguments.vllm,
-        scoring=("--hostfile", arguments.hostfile)
-        if arguments.hostfile
-        else ("--ranks", str(arguments.ranks)),
+        shard=arguments.shard,
+        scoring=(
+            *(("--hostfile", arguments.hostfile) if arguments.hostfile else ("--ranks", ranks)),
+            *(("--shard",) if arguments.shard else ()),
+        ),
     )

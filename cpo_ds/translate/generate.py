@@ -19,8 +19,6 @@ from cpo_ds.storage.results import cache_of, hold_cache
 from cpo_ds.translate.job import KeptTranslations, Translation
 
 if TYPE_CHECKING:
-    import torch
-
     from cpo_ds.ranks.ranks import Ranks
 
 
@@ -50,18 +48,20 @@ class Work:
     """What to translate, by which model, and what to do with the translations.
 
     Rank 0 alone calls `plan`, with tokenizer, model configuration and the folder of kept
-    translations; it returns all batches. Each rank calls `load` with tokenizer and device, and
+    translations; it returns all batches. Each rank calls `load` with tokenizer and ranks, and
     `translate` with what that returned and a batch. Rank 0 alone calls `finish` with all
-    translations by key; it returns lines to print.
+    translations by key; it returns lines to print. With `in_step`, as a model that is split over
+    the ranks needs it, all ranks call `translate` equally often.
     """
 
     model: str
     dtype: str
     output: Path
     plan: Callable[[Any, Any, Path], list[list[Item]]]
-    load: Callable[[Any, torch.device], Any]
+    load: Callable[[Any, Ranks], Any]
     translate: Callable[[Any, list[Item]], Sequence[Translation]]
     finish: Callable[[Mapping[str, Translation]], list[str]]
+    in_step: bool = False
 
 
 def plan_batches(
@@ -116,8 +116,12 @@ def translate_on_ranks(work: Work, ranks: Ranks) -> None:
     if batches:
         if ranks.device.type == "cpu" and work.dtype != "float32":
             ranks.say("note: most CPUs are slow in 16 bits; --dtype float32 is faster")
-        model = ranks.everywhere(lambda: work.load(tokenizer, ranks.device))
-        ranks.everywhere(lambda: _translate_share(work, model, batches, kept, ranks))
+        if work.in_step:
+            # A rank that fails ends at once: the others cannot finish what they compute together.
+            _translate_share(work, work.load(tokenizer, ranks), batches, kept, ranks)
+        else:
+            model = ranks.everywhere(lambda: work.load(tokenizer, ranks))
+            ranks.everywhere(lambda: _translate_share(work, model, batches, kept, ranks))
 
     # Rank 0 uses the translations of all ranks.
     ranks.say("\n".join(ranks.on_first(lambda: work.finish(kept.read()))))
@@ -162,4 +166,8 @@ def _translate_share(
         translations = work.translate(model, batch)
         kept.add(dict(zip((item.key for item in batch), translations, strict=True)))
         progress.advance(len(batch), cost(batch))
+    if work.in_step and len(own) < -(-len(batches) // ranks.world_size):
+        work.translate(model, batches[-1][:1])  # a stand-in that does not count
+    if work.in_step:
+        ranks.wait_for_all()
     ranks.say(f"translated in {duration(progress.seconds)}")

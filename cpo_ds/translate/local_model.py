@@ -1,4 +1,7 @@
-"""Translates batches of prompts by a causal language model of transformers, on one device."""
+"""Translates batches of prompts by a causal language model of transformers.
+
+The model is whole on this rank's device, or split over the ranks, which then work in step.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,16 @@ import transformers
 from transformers.utils import cached_file
 
 from cpo_ds.config import Config, ModelConfig
+from cpo_ds.engine.engine import gather_parameters
+from cpo_ds.engine.frozen import gather_by_layer, split_while_loading
 from cpo_ds.errors import UserError, one_line
-from cpo_ds.model.adapter import starting_adapter
+from cpo_ds.model.adapter import (
+    SPLIT_KINDS,
+    adapter_on_split,
+    starting_adapter,
+    starting_settings,
+)
+from cpo_ds.model.base_settings import quantization_of
 from cpo_ds.model.hub import adapter_fingerprint, unavailable
 from cpo_ds.model.load import load_causal_lm, read_model_config
 from cpo_ds.model.quantization import quantizer
@@ -23,6 +34,7 @@ from cpo_ds.translate.job import Translation
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # of model and tokenizer
+_SPLIT_IT = "split it over N processes: `cpo-ds translate` with --ranks N --shard."
 _BLOCK, _STRIDE = 2**12, 2**22  # bytes: 4 KiB of every 4 MiB of weights are read
 
 
@@ -79,8 +91,46 @@ def padding_id(preferred: Iterable[int | None], embeddings: int) -> int:
     return next(valid, 0)
 
 
+def check_shardable(adapter: str | None, quantization: str | None, config: Any) -> None:
+    """Raises `UserError` for a model or an adapter that cannot be split over ranks exactly."""
+    if quantization or quantization_of(config):
+        raise UserError("--shard cannot split a quantized model; leave --shard out.")
+    if adapter is None:
+        return
+    model = ModelConfig(name_or_path="", adapter=adapter, adapter_mode="merge")
+    settings = starting_settings(Config(model=model, data=DataConfig(format="sample")), adapter)
+    kind = str(getattr(settings.peft_type, "value", settings.peft_type))
+    if kind not in SPLIT_KINDS:
+        raise UserError(
+            f"the adapter {adapter} is of the kind {kind}, which peft cannot add to weights that "
+            "are split over ranks; leave --shard out, or merge it into its base by peft "
+            "(merge_and_unload, save_pretrained) and give that model."
+        )
+
+
+def _load(settings: ModelConfig, device: torch.device, shards: int) -> tuple[Any, Any]:
+    """The model with its adapter; if it is split, also the engine that makes its layers whole."""
+    attention: Any = None  # None: transformers chooses
+    base, adapter = read_model_config(settings.name_or_path), settings.adapter
+    recipe = Config(model=settings, data=DataConfig(format="sample"))
+    # The adapter stays unmerged, as it was trained: merging would round the weights.
+    if not shards:
+        model = load_causal_lm(settings, base, attention, device, True, quantizer(settings))
+        return starting_adapter(model, recipe, adapter) if adapter else model, None
+    with split_while_loading(settings.dtype, shards):
+        model = inner = load_causal_lm(settings, base, attention, device, False)
+        if adapter:
+            model = adapter_on_split(model, recipe, adapter, gather_parameters)
+            inner = model.get_base_model()
+    return model, gather_by_layer(inner, shards)
+
+
 class LocalModel:
-    """A model with its adapter and its tokenizer. Raises `UserError` if one cannot be loaded."""
+    """A model with its adapter and its tokenizer. Raises `UserError` if one cannot be loaded.
+
+    With `shards`, the number of ranks, the model is split over them. All ranks must then call
+    `translate` equally often.
+    """
 
     def __init__(
         self,
@@ -90,27 +140,30 @@ class LocalModel:
         tokenizer: Any,
         device: torch.device,
         quantization: Any = None,
+        *,
+        shards: int = 0,
     ) -> None:
         # Load the model as training does.
         settings = ModelConfig(
             name_or_path=name_or_path, adapter=adapter, dtype=dtype, quantization=quantization,
             adapter_mode="merge" if adapter else "continue",
         )  # fmt: skip
-        attention: Any = None  # None: transformers chooses
-        model = load_causal_lm(
-            settings, read_model_config(name_or_path), attention, device, True, quantizer(settings)
-        )
-        config = Config(model=settings, data=DataConfig(format="sample"))
-        if adapter is not None:
-            # The adapter stays unmerged, as it was trained: merging would round the weights.
-            model = starting_adapter(model, config, adapter)
+        try:
+            model, engine = _load(settings, device, shards)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{device} has too little memory for {'its share of ' if shards else ''}the model; "
+                + ("give more ranks." if shards else _SPLIT_IT)
+            ) from None
         self._model, self._tokenizer, self._device = model.eval(), tokenizer, device
+        self._engine: Any = engine  # None if the model is whole
+        self._steps_with_others = shards > 1
 
         # An answer ends with one of the model's tokens for that; padding fills the batch up.
         ends = model.generation_config.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
-        embeddings = len(self._model.get_input_embeddings().weight)
+        embeddings = model.config.get_text_config().vocab_size
         self._padding = padding_id((tokenizer.pad_token_id, *self._ends), embeddings)
 
     @property
@@ -118,7 +171,7 @@ class LocalModel:
         """The model's settings of generation that differ from transformers' defaults."""
         return self._model.generation_config.to_diff_dict()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def translate(
         self, prompts: Sequence[Sequence[int]], seed: int, **generation: Any
     ) -> list[Translation]:
@@ -142,13 +195,15 @@ class LocalModel:
                 # A model's own settings may ask for more than the sequences.
                 num_return_sequences=1,
                 return_dict_in_generate=False,
+                # Ranks that are done go on computing with those that are not.
+                synced_gpus=self._steps_with_others,
                 **generation,
             )
         except torch.OutOfMemoryError:
             raise UserError(
                 f"{self._device} has too little memory for {len(prompts)} sentences at a time; "
                 "give the same command with a lower --batch-tokens or fewer --beams: what is "
-                "finished is kept."
+                f"finished is kept.{'' if self._engine else f' Or {_SPLIT_IT}'}"
             ) from None
 
         # Cut the answers out and decode them.

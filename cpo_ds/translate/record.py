@@ -45,6 +45,7 @@ class Request:
     rerank: str | None
     batch_tokens: int
     is_vllm: bool = False
+    shard: bool = False  # split the model over the ranks
     scoring: tuple[str, ...] = ()  # options of the metric that re-ranks: its ranks
 
     @property
