@@ -13,6 +13,7 @@ from cpo_ds.data.sources import RawRow, read_raw
 from cpo_ds.errors import UserError, did_you_mean
 
 # Codes of countries that are taken for those of languages, which would get the wrong tokenizer.
+_ANY_LANGUAGE = "xx"  # in the names of means
 _COUNTRIES = {"jp": "ja", "cn": "zh", "cz": "cs", "dk": "da", "gr": "el", "ua": "uk"}
 ENGLISH = ("en", "eng")
 
@@ -103,6 +104,12 @@ def _row(raw: RawRow) -> EvaluationRow:
         codes = parse_direction(language_pair)
     except UserError as error:
         raise raw.error("language_pair", f"has an {error}") from None
+    if _ANY_LANGUAGE in codes:
+        raise raw.error(
+            "language_pair",
+            f"is {language_pair!r}, but xx is no language: it stands for all of them in the names "
+            "of means; write the language's own code",
+        )
     for code in codes:
         if code in _COUNTRIES:
             raise raw.error(

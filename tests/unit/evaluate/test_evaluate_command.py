@@ -33,6 +33,11 @@ NO_REFERENCE = {key: value for key, value in row().items() if key != "reference"
         ([row("en-de"), row("en_de")], CHRF, "line 2: field language_pair has an unknown"),
         ([row("English-German")], CHRF, "did you mean en-de?"),
         ([row("en-jp")], CHRF, "jp is the code of a country; did you mean ja?"),
+        (
+            [row(), row("en-xx")],
+            CHRF,
+            "line 2: field language_pair is 'en-xx', but xx",
+        ),
         ([row(candidates={})], CHRF, "has no translations"),
         ([row(candidates={"one": 5})], CHRF, "field candidates.one is not a string but 5"),
         ([row(source="")], CHRF, "field source is empty"),
