@@ -18,7 +18,6 @@ LIMITS = ("--max-new-tokens", "12", "--batch-tokens", "400", "--dtype", "float32
 SEARCHES: dict[str, list[object]] = {
     "beams": [],
     "greedy": ["--beam", 1],
-    "samples": ["--samples", 2, "--temperature", 1.5],
     "re-ranked": ["--samples", 3, "--temperature", 1.5, "--rerank", "mbr"],
 }
 
