@@ -29,9 +29,9 @@ _MOST_VALUES = 100_000  # of a recipe, written out
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     """Reads `--config FILE` and overrides; returns the configuration and the other arguments.
 
-    The namespace has `verbose` (bool) and `config`, the recipe's file. Raises `UserError` for a
-    missing file, an unknown key or a bad value; its message names the file and the closest known
-    key.
+    The namespace has `verbose` and `dry_run` (bool) and `config`, the recipe's file. Raises
+    `UserError` for a missing file, an unknown key or a bad value; its message names the file and
+    the closest known key.
     """
     # Read the command line.
     parser = _parser()
@@ -154,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="recipe: a YAML file, or a shipped one's name"
     )
     parser.add_argument("--verbose", action="store_true", help="show all library messages")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check everything, show two pairs, write nothing"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     for dotted, field in SETTINGS.items():
         help_text = f"{field.description} [{type_name(field)}, {default_text(field)}]"

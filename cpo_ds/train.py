@@ -8,7 +8,12 @@
 
 import importlib.util
 import os
+import signal
 import sys
+
+# Ctrl-C during the imports ends this script without a traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Python puts the folder of a script first on the import path. Modules in this one would shadow
 # libraries of the same name, so the path gets the folder that holds the package instead.

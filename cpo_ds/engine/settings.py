@@ -96,11 +96,13 @@ class DeepSpeedSettings:
         return replace(self, file=self.file | {"zero_optimization": zero})
 
 
-def read_deepspeed_settings(config: Config, planned: Place | None = None) -> DeepSpeedSettings:
+def read_deepspeed_settings(
+    config: Config, planned: Place | None = None, *, on_this_machine: bool = False
+) -> DeepSpeedSettings:
     """Reads and checks the recipe's DeepSpeed file. Raises `UserError` for a bad one.
 
-    `planned` is a cluster to plan for. Without it the settings are for the ranks of this run, and
-    this machine must have the devices that they need.
+    `planned` is a cluster to plan for. Without it the settings are for the ranks of this run. In
+    that case, or with `on_this_machine`, this machine must have the devices that they need.
     """
     path, file = read_deepspeed_file(config)
     _check_file(file, path)
@@ -124,7 +126,7 @@ def read_deepspeed_settings(config: Config, planned: Place | None = None) -> Dee
         )
     if config.optim.states == "bfloat16":
         _check_bfloat16_states(config, zero, file, path)
-    if planned is None:
+    if planned is None or on_this_machine:
         _check_devices(config, zero, path)
     if zero.secondary_partition > 1 and config.loss.reads_reference_from("model"):
         raise UserError(

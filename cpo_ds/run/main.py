@@ -7,7 +7,6 @@ Exit codes: 0 done, 2 something for the user to put right, 3 a loss or gradient 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 
@@ -25,22 +24,27 @@ from cpo_ds.errors import (
 from cpo_ds.ranks.console import plain_console
 from cpo_ds.ranks.environment_file import apply_environment_files
 from cpo_ds.ranks.launchers import launchers_above
-from cpo_ds.ranks.place import place
+from cpo_ds.ranks.place import Place, place
 from cpo_ds.ranks.quiet import silence_libraries
+from cpo_ds.ranks.stopping import end_by_signals, interrupt_by_signals
 from cpo_ds.recipe import load_config
 from cpo_ds.run.allocators import let_gpu_memory_grow
 from cpo_ds.run.imports import quick_imports
 
 
-def main(argv: list[str]) -> int:
-    """Runs a recipe; returns the exit code."""
+def main(argv: list[str], planned: Place | None = None) -> int:
+    """Runs a recipe; returns the exit code.
+
+    `planned` is a rank for a dry run, which starts no others; by default this process is one.
+    """
     with plain_console(may_lose_text=True):
-        return _main(argv)
+        return _main(argv, planned)
 
 
-def _main(argv: list[str]) -> int:
+def _main(argv: list[str], planned: Place | None) -> int:
     if "--verbose" not in argv:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    interrupt_by_signals()
     launchers = launchers_above()  # now, because one may be gone when the imports are done
     try:
         # Set the environment that torch, DeepSpeed and transformers read when they are imported.
@@ -54,9 +58,15 @@ def _main(argv: list[str]) -> int:
         let_gpu_memory_grow()
         with quick_imports(with_bitsandbytes=config.model.quantization is not None):
             _choose_accelerator()
-            from cpo_ds.run.session import run_recipe  # imports these libraries
+            if arguments.dry_run:
+                from cpo_ds.run.dry_run import dry_run  # as below
+            else:
+                from cpo_ds.run.session import run_recipe  # imports these libraries
 
-        run_recipe(config, verbose=arguments.verbose, launchers=launchers)
+        if not arguments.dry_run:
+            run_recipe(config, verbose=arguments.verbose, launchers=launchers)
+        elif own_place.rank == 0:
+            dry_run(config, planned or own_place, verbose=arguments.verbose)
     except UserError as error:
         return _fail("error", str(error), error.exit_code)
     except NonFiniteError as error:
@@ -64,7 +74,7 @@ def _main(argv: list[str]) -> int:
     except Stopped as error:
         return EXIT_STOPPED if _rank() else _fail("stopped", str(error), EXIT_STOPPED)
     except KeyboardInterrupt:
-        return _fail("stopped", "interrupted.", 130)  # 128 + SIGINT, as shells count
+        return _fail("stopped", "asked to before training began; nothing is lost.", EXIT_STOPPED)
     except Exception as error:
         from cpo_ds.ranks.limits import limit_problem  # both import torch
         from cpo_ds.ranks.watch import is_loss_of_others
@@ -97,8 +107,8 @@ def _fail(kind: str, message: str, code: int) -> int:
     All ranks raise the same error. Rank 0 prints it at once and ends, after which a launcher ends
     the others; one that is not ended within 10 seconds prints it as well.
     """
+    end_by_signals()  # launchers send SIGTERM
     if _rank():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # launchers send it
         time.sleep(10)
         message = f"(rank {_rank()}) {message}"
     print(f"\ncpo_ds: {kind}: {message}", file=sys.stderr, flush=True)

@@ -108,6 +108,7 @@ def _follow(
         stdout=printed,
         stderr=subprocess.STDOUT,
         pass_fds=[send],
+        start_new_session=True,  # Ctrl-C is for the run, which may finish its step after it
     )
     os.close(send)
     progress, size, rest = ByteWatch(process.pid), 0, b""
