@@ -33,6 +33,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "init": Command("cpo_ds.start.init_command", "write a recipe for your model and pairs"),
     "recipes": Command("cpo_ds.start.recipes_command", "list the shipped recipes, or copy one"),
+    "train": Command(
+        "cpo_ds.start.train",
+        "train a recipe on the GPUs of this machine, or on several hosts",
+        takes_recipe=True,
+    ),
     "export": Command("cpo_ds.export.command", "write a model or adapter from a checkpoint"),
     "report": Command(
         "cpo_ds.report.command", "print held-out metrics of runs, and write their curves and a page"

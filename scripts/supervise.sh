@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a training command and starts it again after a fault, a bounded number of times:
 #   bash scripts/supervise.sh [--restarts N] [--pause SECONDS] [--min-hosts N] \
-#     deepspeed ... cpo_ds/train.py ...
+#     deepspeed ... cpo_ds/train.py ...    # or: cpo-ds train ...
 # With checkpoint.resume: auto (the default) each start goes on from the newest intact checkpoint.
 #
 # It waits --pause seconds before a restart. Without this option it waits 1 s after a start that
@@ -10,8 +10,9 @@
 # A command with --hostfile is restarted on those of its hosts that can take part by then. If these
 # are fewer than --min-hosts (1), it waits --pause seconds (10) and uses up one of the --restarts.
 #
-# SIGTERM, SIGINT and SIGUSR1 ask the ranks to finish their step, save and end (exit code 4). The
-# request goes to the ranks directly, not through the launcher, which would kill them after 30 s.
+# SIGTERM, Ctrl-C and SIGUSR1 ask the ranks to finish their step, save and end (exit code 4). The
+# request goes to the ranks directly, not through the launcher, which would kill them after 30 s. A
+# second Ctrl-C kills them.
 #
 # Ends with the command's exit code. 0 means done. After 2, 3 and 4 a restart would not help or is
 # not wanted (see README.md). Any other code comes from the last of the restarts.
@@ -39,7 +40,7 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     -h | --help)
-      sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     -*)
@@ -67,6 +68,7 @@ hostfile=
 hostfile_at=
 ssh_port=()
 is_run=false
+is_cpo_ds=false # `cpo-ds train`, whose own options and those of the run come in any order
 run_arguments=()
 words=("$@")
 for ((i = 0; i < $#; i++)); do
@@ -77,16 +79,29 @@ for ((i = 0; i < $#; i++)); do
       break
       ;;
     *.py) break ;;
+    train)
+      if [ "$i" -gt 0 ] && [[ "${words[i - 1]}" == *cpo-ds ]]; then
+        is_run=true
+        is_cpo_ds=true
+      fi
+      ;;
     -H | --hostfile)
       hostfile=${words[i + 1]:-}
       hostfile_at=$i
+      i=$((i + 1))
       ;;
     --hostfile=*)
       hostfile=${words[i]#*=}
       hostfile_at=$i
       ;;
-    --ssh_port) ssh_port=(-p "${words[i + 1]:-}") ;;
-    --ssh_port=*) ssh_port=(-p "${words[i]#*=}") ;;
+    --ssh_port | --ssh-port)
+      ssh_port=(-p "${words[i + 1]:-}")
+      i=$((i + 1))
+      ;;
+    --ssh_port=* | --ssh-port=*) ssh_port=(-p "${words[i]#*=}") ;;
+    --gpus | --master-addr | --master-port) i=$((i + 1)) ;;
+    --gpus=* | --master-addr=* | --master-port=* | --skip-check) ;;
+    *) ! $is_cpo_ds || run_arguments+=("${words[i]}") ;;
   esac
 done
 used_hostfile=$hostfile
@@ -154,10 +169,20 @@ on_some_host() {
   return 1
 }
 
-# Asks the ranks of one host to stop; they tell all others. Without any rank, asks the launcher.
+# Asks the ranks of one host to stop; they tell all others. Without any rank, asks the launcher. The
+# second of two Ctrl-C kills them; the ranks of other hosts notice.
 ask_to_stop() {
+  local before=$stop
   stop=$1
   [ -n "$command_pid" ] || return 0
+  if [ "$before $stop" = "SIGINT SIGINT" ]; then
+    echo "supervise.sh: a second Ctrl-C: ending now." >&2
+    on_some_host "$signal_ranks" "$mark=$run_name" KILL
+    kill -KILL -- "-$command_pid" 2>/dev/null # the session of the launcher
+    return 0
+  fi
+  [ "$stop" != SIGINT ] || echo "supervise.sh: Ctrl-C: asking the ranks to save and end; a second" \
+    "one ends them now." >&2
   on_some_host "$signal_ranks" "$mark=$run_name" USR1 || kill -TERM "$command_pid" 2>/dev/null
 }
 

@@ -25,6 +25,7 @@ _LAUNCHERS = {
     "torchrun", "torch.distributed.run", "torch.distributed.launch",
     "mpirun", "mpiexec", "orterun", "orted", "prterun", "prte", "prted",
     "mpiexec.hydra", "hydra_pmi_proxy",
+    "cpo-ds", "cpo_ds.cli",  # as `cpo-ds train`
 }  # fmt: skip
 
 

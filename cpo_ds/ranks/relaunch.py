@@ -50,19 +50,25 @@ def become_ranks(python: str, argv: list[str], ranks: int, hostfile: str | None)
         if hostfile:
             command += ["--hostfile", _without_mark(hostfile)]
         else:
-            command += ["--num_accelerators", str(ranks), "--master_port", str(_free_port())]
+            command += ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
         command += ["--module"]
     command += ["cpo_ds.cli", *argv]
 
-    # Prepare what the new process inherits.
-    if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process warns that it has no GPU
-    os.environ["PATH"] = os.path.dirname(python) + os.pathsep + os.environ.get("PATH", "")
+    os.environ.update(for_launcher(python))  # the new process inherits it
     sys.stdout.flush()
     try:
         os.execv(python, command)
     except OSError as error:
         raise UserError(f"{python} cannot be started: {error.strerror}.") from None
+
+
+def for_launcher(python: str) -> dict[str, str]:
+    """Variables for DeepSpeed's launcher of ranks that run under `python`."""
+    variables = {"PATH": os.path.dirname(python) + os.pathsep + os.environ.get("PATH", "")}
+    if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):
+        # Else each process warns that it has no GPU.
+        variables["DS_ACCELERATOR"] = os.environ.get("DS_ACCELERATOR", "cpu")
+    return variables
 
 
 def _check(ranks: int, hostfile: str | None) -> None:
@@ -89,7 +95,8 @@ def _without_mark(hostfile: str) -> str:
     return f"/proc/self/fd/{descriptor}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that is free on this host."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
