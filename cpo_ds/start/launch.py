@@ -113,7 +113,7 @@ class Launch:
     def follow(self) -> int:
         """Waits for the end of the launcher; returns the exit code of the ranks."""
         numbers = [signal.SIGTERM, signal.SIGUSR1, *([signal.SIGINT] * takes_interrupts())]
-        with _handling(numbers, self._ask):
+        with _handling(numbers, self._ask), _handling([signal.SIGTSTP], self._suspend):
             code = self._process.wait()
             if self._ended_by is None:
                 self._wait_for_ranks()
@@ -131,17 +131,23 @@ class Launch:
         sent = number if number == signal.SIGINT else signal.SIGUSR1
         self._is_early = not self._ranks.send(sent, self._hosts)
         if self._is_early:
-            self._end_launcher()
+            self._signal_session(signal.SIGKILL)
+
+    def _suspend(self, number: int, _: Any) -> None:
+        """Suspends the ranks of this host together with this process, until it goes on."""
+        self._signal_session(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._signal_session(signal.SIGCONT)
 
     def _end(self, number: int) -> None:
         self._ended_by = number
         print(f"\ncpo_ds: a second {name_of(number)} arrived; ending now.", file=sys.stderr)
         self._ranks.send(signal.SIGKILL, self._hosts, to_all=True)
-        self._end_launcher()
+        self._signal_session(signal.SIGKILL)
 
-    def _end_launcher(self) -> None:
+    def _signal_session(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, number)
 
     def _wait_for_ranks(self) -> None:
         """Waits for the ranks of this host that a killed launcher left behind; then kills them."""

@@ -116,6 +116,20 @@ def test_a_second_ctrl_c_ends_all_now() -> None:
     assert "cpo_ds: a second Ctrl-C arrived; ending now." in output
 
 
+def test_ctrl_z_suspends_the_ranks_too() -> None:
+    run = Started(RANK)
+    run.wait_for_ranks()
+    run.process.send_signal(signal.SIGTSTP)
+    stopped = psutil.STATUS_STOPPED
+    while not all(process.status() == stopped for process in run.family):
+        time.sleep(0.01)
+    run.process.send_signal(signal.SIGCONT)
+    while any(process.status() == stopped for process in run.family):
+        time.sleep(0.01)
+    run.process.send_signal(signal.SIGINT)
+    assert run.end()[0] == 4
+
+
 def test_before_there_are_ranks_nothing_is_lost() -> None:
     run = Started(RANK, launcher="import time\nprint('importing', flush=True)\ntime.sleep(60)")
     assert run.process.stdout and run.process.stdout.readline() == "importing\n"
