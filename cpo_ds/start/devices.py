@@ -22,8 +22,8 @@ def ranks_and_gpus(wanted: int | None) -> tuple[int, list[str]]:
         cores = len(os.sched_getaffinity(0))
         if (ranks := wanted or 1) > (most := _RANKS_PER_CORE * cores):
             raise UserError(
-                f"this machine has no GPU, so --gpus {ranks} would start {ranks} ranks on its "
-                f"{cores} CPU core(s); give at most {most}."
+                f"{ranks} ranks are asked for, but this machine has no GPU and {cores} CPU "
+                f"core(s), which are enough for {most}; give --gpus {most} or less."
             )
         return ranks, []
     if wanted and wanted > len(gpus):
