@@ -212,6 +212,20 @@ def test_a_launcher_s_0_counts_only_with_a_mark_of_this_start(mark: str, tmp_pat
     assert ("1 restart(s) did not help" in done.stderr) == (code == 5)
 
 
+@pytest.mark.parametrize(("named", "code"), [(True, 0), (False, 5)])
+def test_a_run_by_cpo_ds_train_is_one_too(named: bool, code: int, tmp_path: Path) -> None:
+    """Its options for the launch are not those of the run."""
+    output, recipe, program = tmp_path / "out", small_recipe(tmp_path), tmp_path / "cpo-ds"
+    output.mkdir()
+    program.write_text("#!/bin/sh\n")  # as if ended before there is any rank
+    program.chmod(0o755)
+    if named:
+        (output / "finished.json").write_text(json.dumps({"step": 8, "start": None}))
+    options = ("--gpus", "2", "--config", str(recipe), "--master-port=1", f"--output_dir={output}")
+    done = supervise("--restarts", "0", str(program), "train", *options)
+    assert done.returncode == code, done.stderr
+
+
 def test_help_of_a_run_is_no_run() -> None:
     assert supervise("--restarts", "0", "true", "cpo_ds/train.py", "--help").returncode == 0
 
