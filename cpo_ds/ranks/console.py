@@ -64,8 +64,10 @@ def to_nowhere(stream: TextIO) -> None:
 
 def print_colored(text: str) -> None:
     """Prints a text whose parts are escaped already, with the colors that it has."""
-    stream = sys.stdout
-    print(text, file=stream.console if isinstance(stream, _Escaping) else stream)
+    stream: Any = sys.stdout
+    while isinstance(stream, _Escaping):  # several, if a command calls another program's `main`
+        stream = stream.console
+    print(text, file=stream)
 
 
 class _Escaping:

@@ -40,6 +40,12 @@ def test_everything_printed_is_escaped(capsys: pytest.CaptureFixture[str]) -> No
     assert captured.err == "err \\x07\n"
 
 
+def test_colors_pass_a_console_inside_another(capsys: pytest.CaptureFixture[str]) -> None:
+    with plain_console(), plain_console(may_lose_text=True):
+        print_colored("\x1b[32mok\x1b[0m")
+    assert capsys.readouterr().out == "\x1b[32mok\x1b[0m\n"
+
+
 def test_letters_that_a_console_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", newline="")
     monkeypatch.setattr(sys, "stdout", stream)
