@@ -22,6 +22,8 @@ from cpo_ds.planner.outlines import Outlines
 from cpo_ds.ranks.console import print_colored
 from cpo_ds.ranks.place import Place
 from cpo_ds.ranks.quiet import silence_after_import
+from cpo_ds.run.anew import check_inputs_stay
+from cpo_ds.run.folder import is_finished
 from cpo_ds.run.pair_cache import keep_pairs
 from cpo_ds.run.pairs import PreparedPairs, check_pairs, open_inputs, with_template_date
 from cpo_ds.run.planned import memory_of, settled
@@ -48,7 +50,7 @@ def dry_run(config: Config, place: Place, *, verbose: bool = False) -> None:
     settings = read_deepspeed_settings(config, place, on_this_machine=is_here)
     if not verbose:
         silence_after_import()
-    folder = folder_line(config)
+    check_folder(config)
 
     # Model and tokenizer, then the data; the tokenized pairs go to a folder that is removed.
     config = with_template_date(config)
@@ -61,7 +63,9 @@ def dry_run(config: Config, place: Place, *, verbose: bool = False) -> None:
     _show(prepared, colored=colored)
 
     # The run.
-    print(f"\n{steps_line(config, len(prepared.train))}\n{memory}\n{folder}")
+    num_pairs = len(prepared.train)
+    folder = folder_line(config, planned_steps(config, num_pairs))
+    print(f"\n{steps_line(config, num_pairs)}\n{memory}\n{folder}")
     print("dry run: nothing was trained or written. Without --dry-run this run starts.", flush=True)
 
 
@@ -124,11 +128,10 @@ def _memory_line(
     return f"memory: about {need} of each GPU's {size:.1f} ({parts} GiB, ...){host}{verdict}"
 
 
-def folder_line(config: Config) -> str:
-    """What a run would do in its output folder. Raises `UserError` if it cannot be written.
-
-    It changes nothing in the folder.
-    """
+def check_folder(config: Config) -> None:
+    """Raises `UserError` if a run cannot write to its output folder; changes nothing there."""
+    if config.checkpoint.resume == "restart":
+        check_inputs_stay(config)
     folder = Path(config.output_dir)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -137,7 +140,11 @@ def folder_line(config: Config) -> str:
             f"output_dir {folder} cannot be written: {nearest}: {reason}; mend the permissions, or "
             "choose another output_dir."
         )
-    resume = config.checkpoint.resume
+
+
+def folder_line(config: Config, steps: int) -> str:
+    """What a run of so many steps would do in its output folder; changes nothing there."""
+    folder, resume = Path(config.output_dir), config.checkpoint.resume
     if resume not in ("auto", "restart", "never"):
         return f"output_dir: {folder}; the run would go on from {resume}"
     saved = resume_candidates(folder / "checkpoints")
@@ -147,4 +154,6 @@ def folder_line(config: Config) -> str:
         return f"output_dir: {folder}; the earlier run in it would be moved aside"
     if resume == "never":
         return f"output_dir: {folder}; the run would begin anew beside earlier checkpoints"
+    if is_finished(config, steps):
+        return f"output_dir: {folder}; the run in it is finished, so that nothing would be trained"
     return f"output_dir: {folder}; the run would go on from {saved[0].name}"

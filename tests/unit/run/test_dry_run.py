@@ -14,7 +14,7 @@ from preference_data import write
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.place import Place
 from cpo_ds.recipe import parse_config
-from cpo_ds.run.dry_run import dry_run, folder_line
+from cpo_ds.run.dry_run import check_folder, dry_run, folder_line
 
 ROWS = [
     {"prompt": f"Say {n}:", "chosen": f" {n}!", "rejected": f" {n}?", "direction": "en-de"}
@@ -87,14 +87,19 @@ def test_the_output_folder_is_looked_at_alone(model: Path, tmp_path: Path) -> No
     config = config_of(model, tmp_path)
     (tmp_path / "out" / "checkpoints" / "step-00000003").mkdir(parents=True)
     before = files(tmp_path)
-    assert folder_line(config).endswith("the run would go on from step-00000003")
+    assert folder_line(config, 9).endswith("the run would go on from step-00000003")
     again = config_of(model, tmp_path, checkpoint={"resume": "restart"})
-    assert folder_line(again).endswith("the earlier run in it would be moved aside")
+    assert folder_line(again, 9).endswith("the earlier run in it would be moved aside")
+    check_folder(config)
     assert files(tmp_path) == before
+    (tmp_path / "out" / "export").mkdir()
+    (tmp_path / "out" / "finished.json").write_text('{"step": 3}')
+    assert "is finished, so that nothing would be trained" in folder_line(config, 3)
+    assert "would go on" in folder_line(config, 9)
 
     below_file = config.model_copy(update={"output_dir": str(tmp_path / "p.jsonl" / "out")})
     with pytest.raises(UserError, match=r"p\.jsonl: it is no folder; mend"):
-        folder_line(below_file)
+        check_folder(below_file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -103,4 +108,4 @@ def test_a_folder_without_permission_is_refused(model: Path, tmp_path: Path) -> 
     config = config_of(model, tmp_path)
     closed = config.model_copy(update={"output_dir": str(tmp_path / "closed" / "out")})
     with pytest.raises(UserError, match="no permission to write"):
-        folder_line(closed)
+        check_folder(closed)
