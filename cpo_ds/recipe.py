@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cpo_ds/train.py",
         description="Trains a translator with Contrastive Preference Optimization.",
-        epilog="Under several ranks: deepspeed --num_accelerators N cpo_ds/train.py --config ...",
+        epilog="On several GPUs or hosts: cpo-ds train --help",
         allow_abbrev=False,
     )
     parser.add_argument(
