@@ -97,24 +97,37 @@ class Launch:
     ) -> None:
         self._ranks = Marked(f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}", ssh_port)
         self._hosts = hosts
+        self._command = command
+        self._environment = os.environ | environment | {MARK: self._ranks.mark}
+        self._process: subprocess.Popen[bytes] | None = None
         self._asked: int | None = None  # the first signal, and when it came
         self._asked_at = 0.0
         self._ended_by: int | None = None  # the signal that ended all at once
         self._is_early = False  # a signal came before there was any rank
-        marked = os.environ | environment | {MARK: self._ranks.mark}
-        sys.stdout.flush()
-        try:
-            self._process = subprocess.Popen(
-                command, env=marked, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        except OSError as error:
-            raise UserError(f"{command[0]} cannot be started: {error.strerror}.") from None
 
     def follow(self) -> int:
-        """Waits for the end of the launcher; returns the exit code of the ranks."""
+        """Starts the launcher and waits for its end; returns the exit code of the ranks.
+
+        Raises `UserError` if it cannot be started.
+        """
         numbers = [signal.SIGTERM, signal.SIGUSR1, *([signal.SIGINT] * takes_interrupts())]
         with _handling(numbers, self._ask), _handling([signal.SIGTSTP], self._suspend):
-            code = self._process.wait()
+            sys.stdout.flush()
+            try:
+                process = subprocess.Popen(
+                    self._command,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise UserError(
+                    f"{self._command[0]} cannot be started: {error.strerror}."
+                ) from None
+            self._process = process
+            if self._is_early:  # a signal came meanwhile
+                self._end_all()
+            code = process.wait()
             if self._ended_by is None:
                 self._wait_for_ranks()
         return self._exit_code(code)
@@ -129,9 +142,9 @@ class Launch:
         self._asked, self._asked_at = number, now
         # The ranks say what they do. Without any yet, there is nothing to save.
         sent = number if number == signal.SIGINT else signal.SIGUSR1
-        self._is_early = not self._ranks.send(sent, self._hosts)
+        self._is_early = not self._ranks.ask(sent, self._hosts)
         if self._is_early:
-            self._signal_session(signal.SIGKILL)
+            self._end_all()
 
     def _suspend(self, number: int, _: Any) -> None:
         """Suspends the ranks of this host together with this process, until it goes on."""
@@ -142,12 +155,17 @@ class Launch:
     def _end(self, number: int) -> None:
         self._ended_by = number
         print(f"\ncpo_ds: a second {name_of(number)} arrived; ending now.", file=sys.stderr)
-        self._ranks.send(signal.SIGKILL, self._hosts, to_all=True)
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """Kills the launcher, and then its processes on all hosts, so that nothing new starts."""
         self._signal_session(signal.SIGKILL)
+        self._ranks.kill(self._hosts)
 
     def _signal_session(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def _wait_for_ranks(self) -> None:
         """Waits for the ranks of this host that a killed launcher left behind; then kills them."""
@@ -157,7 +175,7 @@ class Launch:
         deadline = time.monotonic() + _LAST_SECONDS
         while self._ranks.here() and time.monotonic() < deadline:
             time.sleep(0.5)
-        self._ranks.send(signal.SIGKILL, [])
+        self._ranks.kill([])
 
     def _exit_code(self, code: int) -> int:
         """The exit code for one of the launcher, which is 256 - N if signal N ended a rank."""

@@ -16,10 +16,11 @@ from cpo_ds.ranks.processes import parent_and_start
 # DeepSpeed's launchers copy variables whose names begin with PYTHON to all hosts.
 MARK = "PYTHON_CPO_DS_LAUNCH"
 
-# For sh on another host, with the mark and a signal as arguments. Fails if there is no rank.
+# For sh on another host. The arguments are the mark, a signal, and a pattern of a variable: all
+# processes that have both get the signal. Fails if there are none.
 _SEND = r"""
-ranks=$(grep -lsz "^$1\$" /proc/[0-9]*/environ | xargs -r grep -lsz "^RANK=" | cut -d/ -f3)
-[ -n "$ranks" ] && kill -s "$2" $ranks
+marked=$(grep -lsz "^$1\$" /proc/[0-9]*/environ | xargs -r grep -lsz "$3" | cut -d/ -f3)
+[ -n "$marked" ] && kill -s "$2" $marked
 """
 
 
@@ -32,42 +33,45 @@ class Marked:
 
     def here(self) -> list[int]:
         """Process numbers of the ranks on this host, without processes that a rank started."""
-        variable = f"{MARK}={self.mark}".encode()
-        ranks = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            pid = int(folder.name)
-            if variable in _environment(pid) and _is_rank(pid) and not _is_rank(_parent(pid)):
-                ranks.append(pid)
-        return ranks
+        ranks = [pid for pid in self._marked() if _is_rank(pid)]
+        return [pid for pid in ranks if not _is_rank(_parent(pid))]
 
-    def send(self, number: int, hosts: Sequence[str], *, to_all: bool = False) -> bool:
+    def ask(self, number: int, hosts: Sequence[str]) -> bool:
         """Sends a signal to the ranks of this host or of the first that has some.
 
-        These ranks tell all others. With `to_all` each of the hosts gets it. Returns whether any
-        rank was reached.
+        These ranks tell all others. Returns whether any rank was reached.
         """
         ranks = self.here()
-        for pid in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        if ranks and not to_all:
-            return True
-        reached = bool(ranks)
-        for host in hosts:
-            reached |= self._send_to(host, number)
-            if reached and not to_all:
-                break
-        return reached
+        _send(ranks, number)
+        return bool(ranks) or any(self._send_to(host, number, "^RANK=") for host in hosts)
 
-    def _send_to(self, host: str, number: int) -> bool:
+    def kill(self, hosts: Sequence[str]) -> None:
+        """Kills the ranks and their launchers on this host and the given ones."""
+        _send(self._marked(), signal.SIGKILL)
+        for host in hosts:
+            self._send_to(host, signal.SIGKILL, "^")
+
+    def _marked(self) -> list[int]:
+        """Process numbers of all that inherited the mark on this host."""
+        variable = f"{MARK}={self.mark}".encode()
+        pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+        return [pid for pid in pids if variable in _environment(pid)]
+
+    def _send_to(self, host: str, number: int, pattern: str) -> bool:
         port = ["-p", str(self.ssh_port)] if self.ssh_port else []
         options = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *port]
         name = signal.Signals(number).name.removeprefix("SIG")
-        script = shlex.join(["sh", "-s", f"{MARK}={self.mark}", name])
+        script = shlex.join(["sh", "-s", f"{MARK}={self.mark}", name, pattern])
         done = subprocess.run(
             ["ssh", *options, host, script], input=_SEND, text=True, capture_output=True
         )
         return done.returncode == 0
+
+
+def _send(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _environment(pid: int) -> list[bytes]:
