@@ -39,7 +39,7 @@ class CandidateRow:
 
 
 class CandidateRows:
-    """The rows of a jsonl, jsonl.gz or parquet file, which each iteration reads anew.
+    """The rows of a file of any kind that `data.sources` reads, which each iteration reads anew.
 
     So memory does not grow with the number of rows. A row is `{"language_pair", "source",
     "reference"?, "candidates"?: {name: text}}`; other fields are kept. Rows with a blank source and

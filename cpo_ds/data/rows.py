@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from cpo_ds.data.chat import render_answers
+from cpo_ds.data.columns import missing_field, other_format
 from cpo_ds.data.formats import SAME_TEXTS, Format, Texts, format_of, rewrites_prompt
 from cpo_ds.data.prompts import (
     Languages,
@@ -21,7 +22,7 @@ from cpo_ds.data.prompts import (
     with_names,
 )
 from cpo_ds.data.sameness import same_text
-from cpo_ds.data.sources import RawRow, read_folder, read_raw
+from cpo_ds.data.sources import MissingField, RawRow, read_folder, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
 from cpo_ds.schema import PreferenceRow
@@ -95,28 +96,37 @@ class RowReader:
         Raises `UserError` for a row that does not fit `data.format`, and for a language without a
         name that a prompt needs.
         """
-        data, render_chat = self._data, self._render_chat
         for raw in raw_rows:
             count_work()
             if raw is None:
                 report.dropped["blank line"] += 1
                 continue
             report.read += 1
-            for direction in self._format.directions(raw):
-                report.offered.add(direction)
-                if data.directions is not None and direction not in data.directions:
-                    report.dropped["direction not selected"] += 1
-                    continue
-                row = _make_row(
-                    raw, direction, self._format, data, self.languages, render_chat, self._plain
-                )
-                if isinstance(row, str):
-                    report.dropped[row] += 1
-                    continue
-                report.kept[direction] += 1
-                yield row
-                if data.format == "pairs" and row.is_chat and render_chat is not None:
-                    report.rewritten += rewrites_prompt(raw, row.prompt, render_chat)
+            try:
+                yield from self._pairs_of(raw, report)
+            except MissingField as error:
+                wanted = self._data.format
+                if missing_field(raw.values, wanted) is None:  # it is inside of another field
+                    raise
+                raise UserError(f"{error} {other_format(raw.values, wanted)}") from None
+
+    def _pairs_of(self, raw: RawRow, report: RowReport) -> Iterator[PreferenceRow]:
+        data, render_chat = self._data, self._render_chat
+        for direction in self._format.directions(raw):
+            report.offered.add(direction)
+            if data.directions is not None and direction not in data.directions:
+                report.dropped["direction not selected"] += 1
+                continue
+            row = _make_row(
+                raw, direction, self._format, data, self.languages, render_chat, self._plain
+            )
+            if isinstance(row, str):
+                report.dropped[row] += 1
+                continue
+            report.kept[direction] += 1
+            yield row
+            if data.format == "pairs" and row.is_chat and render_chat is not None:
+                report.rewritten += rewrites_prompt(raw, row.prompt, render_chat)
 
 
 def raw_rows_of(data: DataConfig, path: str | None = None) -> Iterator[RawRow | None]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os.path
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.data.json_text import parse_json
-from cpo_ds.data.parquet import DamagedParquet, parquet_rows
+from cpo_ds.data.file_kinds import SUFFIXES, is_in_folder, no_rows_in, unit_and_rows
+from cpo_ds.data.json_text import shown
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.storage.hub_names import is_unreachable, why_not_provided
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-_FILE_LIKE = (*_SUFFIXES, ".json", ".json.gz", ".gz", ".csv", ".tsv", ".txt", ".arrow", ".zst")
 _DATASET_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+class MissingField(UserError):
+    """A row has no value for a field that it needs."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class RawRow:
         return UserError(f"{self.where}: field {field} {problem}{end}")
 
     def get(self, *path: str) -> Any:
-        """The value at a path of keys. Raises `UserError` if it is missing or null."""
+        """The value at a path of keys. Raises `MissingField` if it is missing or null."""
         value: Any = self.values
         for depth, key in enumerate(path):
             if not isinstance(value, dict):
-                raise self.error(".".join(path[:depth]), f"is not an object but {_show(value)}")
+                raise self.error(".".join(path[:depth]), f"is not an object but {shown(value)}")
             value = value.get(key)
             if value is None:
                 field = ".".join(path[: depth + 1])
-                raise self.error(field, "is missing; every row needs it")
+                raise MissingField(str(self.error(field, "is missing; every row needs it")))
         return value
 
     def text(self, *path: str) -> str:
@@ -69,7 +69,7 @@ class RawRow:
         A text of invisible characters only is blank.
         """
         if not isinstance(value, str):
-            raise self.error(field, f"is not a string but {_show(value)}")
+            raise self.error(field, f"is not a string but {shown(value)}")
         if is_blank(value):
             raise self.error(field, "is empty; fill it in or remove the row")
         try:
@@ -82,16 +82,16 @@ class RawRow:
         """The JSON object at a path of keys. Raises `UserError` if it is missing or no object."""
         value = self.get(*path)
         if not isinstance(value, dict):
-            raise self.error(".".join(path), f"is not an object but {_show(value)}")
+            raise self.error(".".join(path), f"is not an object but {shown(value)}")
         return value
 
     def number_at(self, *path: str) -> float:
         """The number at a path of keys. Raises `UserError` if it is missing or not finite."""
         value, field = self.get(*path), ".".join(path)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(field, f"is not a number but {_show(value)}")
+            raise self.error(field, f"is not a number but {shown(value)}")
         if (number := finite(value)) is None:
-            raise self.error(field, f"is {_show(value)}; give it a number or remove the row")
+            raise self.error(field, f"is {shown(value)}; give it a number or remove the row")
         return number
 
 
@@ -121,21 +121,25 @@ def read_raw(path: str, split: str) -> Iterator[RawRow | None]:
 
 
 def read_folder(folder: Path, label: str) -> Iterator[RawRow | None]:
-    """Reads every jsonl, jsonl.gz and parquet file below `folder`.
+    """Reads every file below `folder` that holds rows (see `data_files`).
 
     `label` is the name of the folder in messages. Raises `UserError` if there is no such file.
     """
     files = data_files(folder)
     if not files:
-        raise UserError(f"{label} has no file ending in {', '.join(_SUFFIXES)}; add one.")
+        raise UserError(no_rows_in([name for name, _ in _inside(folder)], label))
     for name, path in files:
         yield from _read_file(path, f"{label}/{name}")
 
 
 def data_files(folder: Path) -> list[tuple[str, Path]]:
     """The files that `read_folder` reads, in order, each with its name below the folder."""
+    return [(name, path) for name, path in _inside(folder) if is_in_folder(name)]
+
+
+def _inside(folder: Path) -> list[tuple[str, Path]]:
     inside = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
-    return [(name, path) for name, path in inside if _is_data_file(name) and path.is_file()]
+    return [(name, path) for name, path in inside if path.is_file()]
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -149,12 +153,8 @@ def local_path(path: str) -> Path | None:
     return local if path and local.exists() else None
 
 
-def _is_data_file(name: str) -> bool:
-    return name.endswith(_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
-
-
 def _looks_like_path(path: str) -> bool:
-    return path.endswith(_FILE_LIKE) or _DATASET_NAME.fullmatch(path) is None
+    return path.lower().endswith(SUFFIXES) or _DATASET_NAME.fullmatch(path) is None
 
 
 def _read_local(path: Path, split: str) -> Iterator[RawRow | None]:
@@ -167,10 +167,11 @@ def _read_local(path: Path, split: str) -> Iterator[RawRow | None]:
 
 
 def _read_file(path: Path, label: str) -> Iterator[RawRow | None]:
-    if not path.name.endswith(_SUFFIXES):
-        raise UserError(f"{label} does not end in {', '.join(_SUFFIXES)}; convert it to one.")
-    is_parquet = path.suffix == ".parquet"
-    rows = _read_parquet(path, label) if is_parquet else _read_jsonl(path, label)
+    unit, numbered = unit_and_rows(path, label)
+    rows = (
+        None if values is None else RawRow(label, unit, number, values)
+        for number, values in numbered
+    )
     try:
         yield from _not_empty(rows, label)
     except OSError as error:
@@ -186,46 +187,6 @@ def _not_empty(rows: Iterator[RawRow | None], label: str) -> Iterator[RawRow | N
         yield row
     if is_empty:
         raise UserError(f"{label} is empty; it needs at least one row.")
-
-
-def _read_jsonl(path: Path, label: str) -> Iterator[RawRow | None]:
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                yield _parse_line(line, number, label)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{label} is a damaged gzip file after line {number} ({error}); copy or make it again."
-        ) from None
-
-
-def _parse_line(line: bytes, number: int, label: str) -> RawRow | None:
-    """One line as a row; None if it is blank."""
-    where = f"{label}, line {number}"
-    try:
-        # Some editors begin a file with a byte order mark.
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        if not text:
-            return None
-        values = parse_json(text)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not valid UTF-8 at byte {error.start + 1}; save the file as UTF-8."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error}); one object per line.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: not a JSON object but {_show(values)}; one object per line.")
-    return RawRow(label, "line", number, values)
-
-
-def _read_parquet(path: Path, label: str) -> Iterator[RawRow | None]:
-    try:
-        for number, values in enumerate(parquet_rows(path), start=1):
-            yield RawRow(label, "row", number, values)
-    except DamagedParquet as error:
-        raise UserError(f"{label} is not a valid parquet file ({error}); make it again.") from None
 
 
 def _read_saved_dataset(path: Path, split: str) -> Iterator[RawRow | None]:
@@ -289,9 +250,3 @@ def _dataset_rows(dataset: Any, label: str) -> Iterator[RawRow | None]:
             f"{label}, row {number + 1}: a value cannot be read ({one_line(error)}); correct it, "
             "or remove its column."
         ) from None
-
-
-def _show(value: Any) -> str:
-    """A value for messages, cut to 40 characters."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -19,7 +19,7 @@ class DataConfig(Section):
         description="format of the rows (see docs/data.md)"
     )
     path: str | None = Field(
-        None, description="jsonl, jsonl.gz or parquet file, a folder of them, or a dataset name"
+        None, description="csv, tsv, json, jsonl or parquet file, a folder, or a dataset name"
     )
     split: str = Field("train", description="split to read, if path is a dataset name")
     directions: list[str] | None = Field(

@@ -11,7 +11,7 @@ from cpo_ds.data.prompts import LANGUAGES, Languages, parse_direction
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError
 
-_ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
+_ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet", ".tmx", ".tmx.gz")
 
 
 @dataclass(frozen=True)

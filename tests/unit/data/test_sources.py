@@ -102,7 +102,7 @@ def test_missing_local_path_is_not_looked_up_as_a_dataset(path: str) -> None:
         # mtime: two pytest processes must come to the same name for the same test.
         ("p.jsonl.gz", gzip.compress(b"x" * 99, mtime=0)[:20], "p.jsonl.gz is a damaged gzip file"),
         ("p.parquet", b"plain", "p.parquet is not a valid parquet file"),
-        ("p.json", b"{}", "p.json does not end in .jsonl, .jsonl.gz, .parquet"),
+        ("p.pairs", b"{}", "p.pairs does not end in .jsonl, .csv, .tsv, .parquet, .json, .tmx"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
