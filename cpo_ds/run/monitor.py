@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from cpo_ds.errors import UserError
 from cpo_ds.run.line_file import LineFile
+from cpo_ds.run.outlook import RECENT, clock, rise_warning, time_left
 from cpo_ds.run.tensorboard import EventFile, as_markdown
 from cpo_ds.run.trackers import TrackerThread, end_trackers
 from cpo_ds.schema import TokenizedPair
@@ -70,8 +72,15 @@ class Monitor(SilentMonitor):
         """Opens the files in `folder`. `first_step` is 0, or the checkpoint's that is resumed."""
         folder.mkdir(parents=True, exist_ok=True)
         self._bar: Any = tqdm(
-            total=total_steps, initial=first_step, unit="step", disable=not sys.stderr.isatty()
+            total=total_steps,
+            initial=first_step,
+            disable=not sys.stderr.isatty(),
+            # tqdm's own time left would jump after each evaluation.
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
+        self._first_step = first_step
+        self._step_seconds: deque[float] = deque(maxlen=RECENT)
+        self._losses: list[float] = []
         self._warnings: set[str] = set()  # each is printed once
         self._margins: list[list[PairMargin]] = []  # of evaluations that wait for room
         self._metrics = LineFile(folder / METRICS_FILE, self._warn)
@@ -157,16 +166,28 @@ class Monitor(SilentMonitor):
 
     def show(self, line: Line) -> None:
         """Shows a logged step in the progress bar, or as a line of text without a terminal."""
+        self._step_seconds.append(line["step_seconds"])
         text = (
             f"loss {line['loss']:.4f}  reward accuracy {line['reward_accuracy']:.3f}  "
             f"{line['pairs_per_second']:.1f} pairs/s  {line['tokens_per_second']:.0f} tokens/s  "
             f"{line['peak_memory_gib']:.1f} GiB"
         )
+        if line["step"] >= self._first_step + 3:  # the first steps may be slow ones
+            seconds = time_left(self._step_seconds, self._bar.total - line["step"])
+            text += f"  {clock(seconds)} left"
         if self._bar.disable:
-            left = (self._bar.total - line["step"]) * line["step_seconds"]
-            print(f"step {line['step']}/{self._bar.total}  {text}  {_clock(left)} left", flush=True)
+            print(f"step {line['step']}/{self._bar.total}  {text}", flush=True)
         else:
             self._bar.set_postfix_str(text)
+        self._losses.append(line["loss"])
+        self._warn_of_rise(line["learning_rate"])
+
+    def _warn_of_rise(self, learning_rate: float) -> None:
+        """Says once that the loss has risen far above its start."""
+        warning = rise_warning(self._losses, learning_rate)
+        if warning is not None and "rise" not in self._warnings:
+            self._warnings.add("rise")
+            self.say(warning)
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the progress bar."""
@@ -197,10 +218,3 @@ def _scalars(line: Line) -> dict[str, float]:
         for name, value in line.items()
         if isinstance(value, int | float) and name not in ("step", "epoch")
     }
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as hours:minutes:seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -142,14 +142,46 @@ def test_tensorboard_shows_a_repeated_step_once(tmp_path: Path) -> None:
     ]
 
 
+LOGGED = {
+    "step": 4, "loss": 0.51234, "reward_accuracy": 0.75, "pairs_per_second": 12.34,
+    "tokens_per_second": 1234.5, "peak_memory_gib": 3.21, "step_seconds": 700.0,
+    "learning_rate": 5e-3,
+}  # fmt: skip
+
+
 def test_without_a_terminal_a_logged_step_is_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     out = monitor(tmp_path)
-    line = {"step": 4, "loss": 0.51234, "reward_accuracy": 0.75, "pairs_per_second": 12.34}
-    out.show(line | {"tokens_per_second": 1234.5, "peak_memory_gib": 3.21, "step_seconds": 700.0})
+    out.show(LOGGED)
     out.close()
     shown = capsys.readouterr().out
     assert shown.startswith("step 4/10  loss 0.5123  reward accuracy 0.750  12.3 pairs/s")
     assert shown.endswith("3.2 GiB  1:10:00 left\n")  # six steps of 700 seconds
+
+
+def test_the_first_steps_of_a_start_foretell_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    out = monitor(tmp_path, first_step=5)
+    for step, seconds in ((6, 90.0), (7, 4.0), (8, 5.0), (9, 6.0)):
+        out.show(LOGGED | {"step": step, "step_seconds": seconds})
+    out.close()
+    ends = [line.rpartition("  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert ends == ["3.2 GiB", "3.2 GiB", "0:01:05 left", "0:00:05 left"]
+
+
+def test_a_loss_that_rises_far_above_its_start_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = monitor(tmp_path, total_steps=99)
+    for step, loss in enumerate([2.5, 2.4, 2.6, 2.2, 2.4] + [8.0] * 30, start=1):
+        out.show(LOGGED | {"step": step, "loss": loss})
+    out.close()
+    shown = capsys.readouterr().out.splitlines()
+    warnings = [number for number, line in enumerate(shown) if line.startswith("warning")]
+    assert warnings == [17]  # after 5 + 12 steps
+    assert "risen from 2.40 at the start to 8.00." in shown[17]
+    assert "lower optim.learning_rate (now 0.005; try a third of it)" in shown[17]
