@@ -43,6 +43,7 @@ fi
 venv="$PWD/$name"
 python="$venv/bin/python"
 log="$venv/setup.log"
+beats="" # the process of the heartbeat
 stamp="$venv/setup.stamp"
 
 has_gpu() { nvidia-smi -L >/dev/null 2>&1; }
@@ -54,11 +55,49 @@ fingerprint() {
 }
 
 show_failure() {
+  stop_heartbeat
   echo "Set-up failed. The last lines of $log:" >&2
   grep -v -e '^Requirement already' -e 'is ignored: it is neither' "$log" | tail -n 20 >&2 || true
 }
 
 logged() { "$@" >>"$log" 2>&1; }
+
+# Whether someone watches: a terminal that can erase a line, and not that of a CI.
+is_watched() { [ -t 1 ] && [ -z "${CI:-}" ] && [ "${TERM:-dumb}" != dumb ]; }
+
+# Shows the time, the packages that are there and the log's last line, over and over, in one line of
+# the terminal. pip says nothing while it unpacks, but the number of packages grows.
+heartbeat() {
+  local pause="" started=$SECONDS packages text
+  trap '[ -z "$pause" ] || kill "$pause"; printf "\r\033[K"; exit 0' TERM
+  while true; do
+    sleep 2 &
+    pause=$!
+    wait "$pause"
+    packages=$(ls -d "$venv"/lib/python3*/site-packages/*.dist-info 2>/dev/null | wc -l) || true
+    text=$(tail -n 50 "$log" 2>/dev/null | grep -v -e ^WARNING -e 'is ignored: it is neither' |
+      tail -n 1 | tr -dc '[:print:]' | sed 's/^ *//') || true
+    printf '\r\033[K  %d s, %d packages  %.50s' $((SECONDS - started)) "$packages" "$text"
+  done
+}
+
+stop_heartbeat() {
+  [ -n "$beats" ] || return 0
+  kill "$beats" 2>/dev/null || true
+  wait "$beats" 2>/dev/null || true
+  beats=""
+}
+
+# Runs a command with the heartbeat beside it if someone watches.
+with_heartbeat() {
+  if is_watched; then
+    trap stop_heartbeat EXIT # for commands that exit
+    heartbeat 9>&- &
+    beats=$!
+  fi
+  "$@"
+  stop_heartbeat
+}
 
 # Prints the pins of an environment: those behind "# comet:" or the like in constraints.txt, and the usual pins of all packages that have none there.
 constraints_of() {
@@ -233,7 +272,7 @@ main() {
     trap show_failure ERR
     rm -f "$stamp" # if the update fails, the next run starts it again
     : >"$log"
-    install
+    with_heartbeat install
     fingerprint >"$stamp"
     if $comet; then
       echo "Ready: cpo-ds prepare score finds $name by itself"

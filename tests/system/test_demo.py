@@ -1,7 +1,7 @@
-"""scripts/demo.sh and scripts/output_folder.py: their checks, deletions and reports.
+"""scripts/demo.sh and scripts/output_folder.py: their checks, moves and reports.
 
 The demo runs in a small copy of the checkout. There, setting up does nothing, and `deepspeed` only
-writes the files that a run's report needs.
+moves an earlier run aside, as a run does, and writes the files that a run's report needs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from repository import ROOT
 
 LAUNCHER = """\
 import shutil, sys
+from pathlib import Path
 from cpo_ds.recipe import load_config
-arguments = sys.argv[sys.argv.index("cpo_ds/train.py") + 1 :]
-shutil.copytree("a run", load_config(arguments)[0].output_dir, dirs_exist_ok=True)
+from cpo_ds.run.anew import move_aside
+config = load_config(sys.argv[sys.argv.index("cpo_ds/train.py") + 1 :])[0]
+if config.checkpoint.resume == "restart":
+    move_aside(Path(config.output_dir), {})
+shutil.copytree("a run", config.output_dir, dirs_exist_ok=True)
 """
 
 
@@ -35,6 +39,7 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "scripts" / "setup.sh").write_text("touch set-up\n")
     (tmp_path / "scripts" / "make_demo_model.py").touch()
+    (tmp_path / "scripts" / "demo_lesson.py").write_text("import sys; print('lesson', sys.argv[1])")
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     (tmp_path / "launcher.py").write_text(LAUNCHER)
@@ -88,19 +93,30 @@ def test_a_wrong_argument_leaves_the_finished_demo(
 ) -> None:
     done = demo(checkout, *arguments)
     assert done.code == 2, done.output
-    assert done.output.startswith("cpo_ds: error: ") and said in done.output
+    assert "\ncpo_ds: error: " in done.output and said in done.output
     assert (checkout / "runs" / "demo" / "export").exists()
 
 
 def test_it_starts_anew_and_reports(checkout: Path) -> None:
     done = demo(checkout, "--train.epochs", "3")
     assert done.code == 0, done.output
-    assert "curves: runs/demo/curves.png" in done.output
-    assert contents(checkout / "runs" / "demo") == {"metrics.jsonl", "curves.png", "report.html"}
+    assert done.output.startswith("The demo takes about 10 minutes")
+    assert "curves: runs/demo/curves.png\nreport: runs/demo/report.html\nlesson runs/demo\n" in done.output
+    assert contents(checkout / "runs" / "demo") == {
+        "metrics.jsonl", "curves.png", "report.html", "begun.json", "earlier-1", "earlier-1/export",
+    }  # fmt: skip
+
+
+def test_a_demo_that_is_set_up_is_quicker(checkout: Path) -> None:
+    (checkout / ".venv" / "setup.stamp").touch()
+    model = checkout / "runs" / "models" / "smollm2-135m-instruct"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").touch()
+    assert demo(checkout).output.startswith("The demo takes about 5 minutes on two CPU cores.\n")
 
 
 @pytest.mark.parametrize("how", ["on the command line", "in another recipe", "inside the demo's"])
-def test_a_run_elsewhere_is_reported_and_nothing_deleted(checkout: Path, how: str) -> None:
+def test_a_run_elsewhere_is_reported_and_nothing_moved(checkout: Path, how: str) -> None:
     folder = "runs/demo/inside" if how == "inside the demo's" else "runs/mine"
     arguments = ["--output-dir", folder]
     if how == "in another recipe":
@@ -126,6 +142,7 @@ def test_the_demo_s_folder_is_known_by_any_of_its_names(checkout: Path) -> None:
     done = demo(checkout, "--output-dir=link/../runs/./demo")
     assert done.code == 0, done.output
     assert not (checkout / "runs" / "demo" / "export").exists()
+    assert (checkout / "runs" / "demo" / "earlier-1" / "export").exists()
 
 
 def output_folder(*arguments: object) -> subprocess.CompletedProcess[str]:
