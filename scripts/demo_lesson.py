@@ -8,14 +8,16 @@ and the next commands.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import subprocess
 import sys
 import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from cpo_ds import cli
 from cpo_ds.config import Config
 from cpo_ds.data.held_out import split_held_out
 from cpo_ds.data.prompts import source_of, with_names
@@ -127,12 +129,11 @@ def translated(rows: list[dict[str, str]], choice: ModelChoice) -> list[dict[str
             output = Path(folder) / f"{name}.jsonl"
             arguments = ["translate", *model, "--input", inputs, "--output", output, "--name", name]
             arguments += ["--beam", "1", "--max-new-tokens", "60"]
-            done = subprocess.run(
-                [sys.executable, "-m", "cpo_ds.cli", *map(str, arguments)],
-                capture_output=True, text=True, errors="replace",
-            )  # fmt: skip
-            if done.returncode:
-                raise UserError(one_line(done.stderr.split("error: ")[-1]))
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                code = cli.main([str(argument) for argument in arguments])
+            if code:
+                raise UserError(one_line(said.getvalue().split("error: ")[-1]))
             inputs = output
         return [json.loads(line) for line in inputs.read_text(encoding="utf-8").splitlines()]
 

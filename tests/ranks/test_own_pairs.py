@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import pytest
 from helpers import save_tiny_model
 from launch import main_on_ranks
 from repository import ROOT
-from runs import lines
+from runs import lines, small_recipe
 
 from cpo_ds.recipe import load_config
 
@@ -49,12 +49,9 @@ def test_unchanged_it_says_which_file_is_not_there(tmp_path: Path) -> None:
 
 def test_it_trains_on_a_file_of_pairs(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
-    pairs = tmp_path / "pairs.jsonl"
-    rows = [
-        {"prompt": f"House {n} in German:", "chosen": f" Haus {n}", "rejected": f" Maus {n}"}
-        for n in range(150)
-    ]
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = tmp_path / "pairs.csv"
+    rows = "".join(f'"House {n}, in German:", Haus {n}, Maus {n}\n' for n in range(150))
+    pairs.write_text(f"prompt,chosen,rejected\n{rows}")
     output = tmp_path / "run"
     (done,) = main_on_ranks(
         "--config", "own-pairs", "--model.name_or_path", model,
@@ -68,3 +65,19 @@ def test_it_trains_on_a_file_of_pairs(tmp_path: Path) -> None:
     assert [line["step"] for line in held_out] == [0, 2] and held_out[0]["eval_pairs"] > 0
     assert (output / "checkpoints" / "step-00000002").is_dir()
     assert (output / "export" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("rate", "is_said"), [(1e-3, False), (1.0, True)])
+def test_a_loss_that_rises_is_said_and_a_normal_one_is_not(
+    tmp_path: Path, rate: float, is_said: bool
+) -> None:
+    recipe = small_recipe(
+        tmp_path,
+        stage=0,
+        optim={"learning_rate": rate},
+        train={"epochs": 2, "max_steps": 22, "eval_every_steps": None},
+        checkpoint={"every_steps": None, "export": False},
+    )
+    (done,) = main_on_ranks("--config", recipe, "--output_dir", tmp_path / "run")
+    assert done.code == 0, done.output
+    assert done.output.count("warning: the loss has risen from") == int(is_said), done.output

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import demo_lesson
 import pytest
+from finished_run import write_run
+from helpers import save_tiny_adapter, save_tiny_model
 
 from cpo_ds.config import Config
 from cpo_ds.data.rows import read_rows
 from cpo_ds.recipe import load_config
+from cpo_ds.run.folder import write_config
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +77,32 @@ def test_a_translation_is_shown_in_one_line_each() -> None:
     shown = demo_lesson.table_of(row)
     assert shown[:2] == ["  de-en   Ja. Nein.", "  before  (nothing)"]
     assert len(shown[2]) <= 100 and shown[2].endswith("...") and shown[3] == "  better  Yes."
+
+
+def test_a_finished_run_is_told_with_translations_before_and_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, run = save_tiny_model(tmp_path / "model"), tmp_path / "run"
+    write_run(run)
+    config, _ = load_config(["--config", "demo", "--model.name_or_path", str(model)])
+    write_config(config, run, 1)
+    save_tiny_adapter(model, run / "export")
+    assert demo_lesson.main([str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "Verdict: the model learned to expect the better translations" in told
+    names = re.findall(r"^  (before|after|better|..-..) +\S", told, flags=re.MULTILINE)
+    assert [names[1:4], names[5:8], names[9:]] == [["before", "after", "better"]] * 3
+    assert len({*names[::4]}) == 3
+    assert "Reward margin: " in told and "cpo-ds translate --model" in told
+
+    shutil.rmtree(model)
+    assert demo_lesson.main([str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "There are none: there is no model" in told and "Next:" in told
+
+
+def test_a_folder_without_a_run_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo_lesson.main([str(tmp_path / "absent")]) == 2
+    assert capsys.readouterr().err.startswith("cpo_ds: error: there is no ")
