@@ -75,7 +75,7 @@ heartbeat() {
     pause=$!
     wait "$pause"
     packages=$(ls -d "$venv"/lib/python3*/site-packages/*.dist-info 2>/dev/null | wc -l) || true
-    text=$(tail -n 50 "$log" 2>/dev/null | grep -v -e ^WARNING -e 'is ignored: it is neither' |
+    text=$(tail -n 50 "$log" 2>/dev/null | grep -v -e ^WARNING -e uninstall -e 'is ignored: it is neither' |
       tail -n 1 | tr -dc '[:print:]' | sed 's/^ *//') || true
     printf '\r\033[K  %d s, %d packages  %.50s' $((SECONDS - started)) "$packages" "$text"
   done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from cpo_ds.data.json_text import shown
 from cpo_ds.errors import UserError
 
 _LINE_ENDS = re.compile(r"(?<=\r)(?=[^\n])")
+_NUMBER = re.compile(r"[-+\d.,eE]+")
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _QUOTING = (
     "a text with a separator, a quote or a line break stands in double quotes, and each quote in "
@@ -37,10 +38,12 @@ def table_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any] | N
     if not first.strip():
         return
     separator = _separator(first, is_tsv=".tsv" in path.name.lower())
-    records = csv.reader(chain([first], lines), delimiter=separator, strict=True)
+    last = [first]  # the line that was read last
+    records = csv.reader(_noted(chain([first], lines), last), delimiter=separator, strict=True)
     names: list[str] = []
     while True:
-        number = skipped + records.line_num + 1
+        before = records.line_num
+        number = skipped + before + 1
         try:
             cells = next(records)
         except StopIteration:
@@ -50,10 +53,32 @@ def table_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any] | N
                 f"{label}, line {number}: the row that begins here is not valid csv ({error}); "
                 f"{_QUOTING}."
             ) from None
+        if separator == "\t" and records.line_num == before + 1:
+            _check_quotes(last[0].rstrip("\r\n").split("\t"), f"{label}, line {number}")
         if names:
             yield number, _row(names, cells, f"{label}, line {number}", separator)
         else:
             names = _names(cells, f"{label}, line {number}")
+
+
+def _noted(lines: Iterable[str], last: list[str]) -> Iterator[str]:
+    for line in lines:
+        last[0] = line
+        yield line
+
+
+def _check_quotes(raw: list[str], where: str) -> None:
+    """Raises `UserError` if a quoted cell of a line looks as if the quotes belong to its text.
+
+    Many tab-separated files quote nothing, so that a quoted sentence would lose its quotes.
+    Programs that quote do so if a text needs it, or all texts of a row.
+    """
+    needless = [cell for cell in raw if re.fullmatch('"[^"]+"', cell)]
+    if needless and any(cell and cell[0] != '"' and not _NUMBER.fullmatch(cell) for cell in raw):
+        raise UserError(
+            f"{where}: {shown(needless[0])} is in quotes that it does not need; if they belong to "
+            'the text, write """text""", else leave them out, or use jsonl.'
+        )
 
 
 def _separator(first: str, *, is_tsv: bool) -> str:
