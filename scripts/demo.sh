@@ -38,4 +38,5 @@ fi
 # The user's arguments come last, so that they win.
 deepspeed -q --num_accelerators "$ranks" cpo_ds/train.py --config recipes/demo.yaml "${anew[@]}" "$@"
 python -m cpo_ds.report.command "$folder"
-python scripts/demo_lesson.py "$folder"
+# Beside other programs, threads that wait by spinning would translate for minutes.
+OMP_WAIT_POLICY=PASSIVE python scripts/demo_lesson.py "$folder"

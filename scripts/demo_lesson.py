@@ -152,7 +152,7 @@ def tell_translations(run: Path, config: Config) -> None:
         rows = three_rows(held_out_rows(config), config)
         if not rows:
             return
-        print("\nHeld-out sources, translated before and after (greedily):")
+        print("\nHeld-out sources, translated before and after (greedily):", flush=True)
         for row in translated(rows, choose_model(str(run), None)):
             print("\n".join(["", *table_of(row)]))
     except UserError as error:

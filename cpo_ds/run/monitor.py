@@ -172,13 +172,14 @@ class Monitor(SilentMonitor):
             f"{line['pairs_per_second']:.1f} pairs/s  {line['tokens_per_second']:.0f} tokens/s  "
             f"{line['peak_memory_gib']:.1f} GiB"
         )
+        parts = [text]
         if line["step"] >= self._first_step + 3:  # the first steps may be slow ones
             seconds = time_left(self._step_seconds, self._bar.total - line["step"])
-            text += f"  {clock(seconds)} left"
+            parts.append(f"{clock(seconds)} left")
         if self._bar.disable:
-            print(f"step {line['step']}/{self._bar.total}  {text}", flush=True)
-        else:
-            self._bar.set_postfix_str(text)
+            print(f"step {line['step']}/{self._bar.total}  {'  '.join(parts)}", flush=True)
+        else:  # the time left first, since a narrow terminal cuts the end off
+            self._bar.set_postfix_str("  ".join(reversed(parts)))
         self._losses.append(line["loss"])
         self._warn_of_rise(line["learning_rate"])
 
