@@ -1,14 +1,15 @@
 """Memory of a micro-batch's forward and backward pass, measured on tensors without data.
 
-The real policy is built from its configuration and run under torch's FakeTensorMode. So every
-model family, LoRA, gradient checkpointing and the chunked head cost what their own code allocates.
-Weights and their gradients are left out: `states` counts those.
+The real policy is built from its configuration and run on torch's meta device. So every model
+family, LoRA, gradient checkpointing and the chunked head cost what their own code allocates.
+Weights and their gradients are left out: `states` counts those. Attention on a CPU chooses its
+operations by the device: that runs on CPU tensors of torch's FakeTensorMode, which takes longer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -58,17 +59,23 @@ def measure_passes(
     """
     # As many pairs as fill a chunk of the head, rounded up.
     fewest = -(-_chunk(language_model, config) // sum(pair[1:]))
-    # Run models of two small depths: layers are alike, and a deep model takes long.
-    with FakeTensorMode(allow_non_fake_inputs=True), _linear(saves_inputs):
+    # Run models of two small depths: layers are alike, and a deep model takes long. Not of one
+    # layer, since the first one may keep less: its input needs no gradient if weights are frozen.
+    decoder = getattr(language_model, "get_base_model", lambda: language_model)().get_decoder()
+    deep = min(len(decoder.layers), 3)
+    decoder.layers = decoder.layers[:deep]
+    without_data = nullcontext() if flash else FakeTensorMode(allow_non_fake_inputs=True)
+    device = torch.device("meta" if flash else "cpu")
+    with without_data, _linear(saves_inputs):
         policy = _policy(
-            language_model, config, recomputes=recomputes, flash=flash, saves_inputs=saves_inputs
-        )
-        decoder = policy.causal_lm.get_decoder()
-        deep = min(len(decoder.layers), 4)
+            language_model, config, device,
+            recomputes=recomputes, flash=flash, saves_inputs=saves_inputs,
+        )  # fmt: skip
         runs: dict[int, tuple[PassMemory, PassMemory]] = {}
         for layers in sorted({deep, 2 if deep > 2 else 1}, reverse=True):
             decoder.layers = decoder.layers[:layers]
-            small, large = (_run(policy, _batch(pairs, pair)) for pairs in (fewest, 2 * fewest))
+            batches = (_batch(pairs, pair).to(device) for pairs in (fewest, 2 * fewest))
+            small, large = (_run(policy, batch) for batch in batches)
             runs[layers] = small, large
     tokens = fewest * sum(pair)
     return depth_model((tokens, 2 * tokens), runs)
@@ -103,12 +110,13 @@ def _drop_gradient(parameter: nn.Parameter) -> None:
 def _policy(
     language_model: Any,
     config: Config,
+    device: torch.device,
     *,
     recomputes: bool,
     flash: bool,
     saves_inputs: bool = False,
 ) -> PolicyModel:
-    """Builds the policy like `model.load.load_policy`, but on fake CPU tensors."""
+    """Builds the policy like `model.load.load_policy`, but of tensors without data."""
     base = getattr(language_model, "get_base_model", lambda: language_model)()
     disable_dropout(base)
     base.set_attn_implementation(_FLASH if flash else registered_name(_attention(base, config)))
@@ -117,7 +125,7 @@ def _policy(
         # A linear layer that is split over ranks (ZeRO-3) runs in its own module.
         fuse_layers(base.get_decoder(), EAGER, adapters=not saves_inputs)
     policy = PolicyModel(language_model, head_transform(base.config, config.model))
-    allocate(policy, torch.device("cpu"))
+    allocate(policy, device)
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -145,7 +153,7 @@ def _attention(base: Any, config: Config) -> str:
 def allocate(model: nn.Module, device: torch.device) -> None:
     """Replaces parameters and buffers by empty ones on a device; tied ones stay tied.
 
-    Inside a FakeTensorMode they get no memory.
+    They get no memory on the meta device and inside a FakeTensorMode.
     """
     made: dict[torch.Tensor, torch.Tensor] = {}  # by the parameter before
     for module in model.modules():

@@ -15,7 +15,7 @@ class MemoryTrace(TorchDispatchMode):
     """Counts each storage that an operation returns, from then until it is freed.
 
     Memory that an operation allocates and frees inside itself is not seen. `outside` are tensors
-    that exist already: their storages do not count. Works on fake tensors too.
+    that exist already: their storages do not count. Works on tensors without data too.
     """
 
     def __init__(self, outside: Iterable[torch.Tensor] = ()) -> None:

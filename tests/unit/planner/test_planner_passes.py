@@ -5,6 +5,7 @@ from itertools import pairwise
 from unittest import mock
 
 import pytest
+import torch
 from helpers import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,27 @@ def recipe(folder, layers, **values):
     return parse_config({"model": model, "data": {"format": "sample"}} | values, "test")
 
 
+META = torch.device("meta")
+
+
+def one_pass(outline, config, pairs, layers=0, device=META):
+    """Memory of the whole model's pass; on the CPU inside a FakeTensorMode."""
+    policy = activations._policy(outline, config, device, recomputes=False, flash=True)
+    recompute_layers(policy.causal_lm, layers)
+    return activations._run(policy, activations._batch(pairs, activations.TYPICAL_PAIR).to(device))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "phi3", "cohere"])
+def test_the_meta_device_holds_as_much_as_tensors_of_a_cpu(model_type, tmp_path):
+    tiny_config(model_type).save_pretrained(tmp_path)
+    lora = {"rank": 4, "target_modules": ["down_proj"]}
+    config, outlines = recipe(tmp_path, 1, lora=lora).with_model(dtype="bfloat16"), Outlines(None)
+    on_meta = one_pass(outlines.build(config), config, 3, 1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_cpu = one_pass(outlines.build(config), config, 3, 1, torch.device("cpu"))
+    assert on_meta == on_cpu
+
+
 @pytest.mark.parametrize(
     "lora", [None, {"rank": 4, "target_modules": ["down_proj"], "dropout": 0.0}]
 )
@@ -68,12 +90,7 @@ def test_any_number_of_recomputed_layers_is_planned_exactly(lora, tmp_path):
     for layers in (0, 1, 4, 5, 6):
         config = recipe(tmp_path, layers, lora=lora)
         planned = outlines.passes(config, stage=0).at(tokens)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            outline = outlines.build(config)
-            policy = activations._policy(outline, config, recomputes=False, flash=True)
-            recompute_layers(policy.causal_lm, layers)
-            batch = activations._batch(pairs, activations.TYPICAL_PAIR)
-            measured = activations._run(policy, batch)
+        measured = one_pass(outlines.build(config), config, pairs, layers)
         assert (planned.held, planned.head) == pytest.approx((measured.held, measured.head))
         assert max(planned.body, planned.recomputed) == pytest.approx(measured.body)
 
