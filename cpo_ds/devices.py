@@ -107,8 +107,10 @@ def device_by_name(name: str) -> Device:
     for device in DEVICES.values():
         if _plain(device.name) == _plain(name):
             return device
+    variants = [known for known in DEVICES if _plain(known).startswith(_plain(name))]
+    hint = f" alone (it may be {' or '.join(variants)})" if variants else ""
     raise UserError(
-        f"there is no device {name}; known are {', '.join(DEVICES)}. "
+        f"there is no device {name}{hint}; known are {', '.join(DEVICES)}. "
         "For any other device, give --gpu-memory in GiB."
     )
 

@@ -60,6 +60,12 @@ def leaves_choice(config: Config) -> bool:
     return "auto" in (config.deepspeed, config.model.gradient_checkpointing)
 
 
+def files_in_order(config: Config) -> list[str]:
+    """The DeepSpeed files that `auto` takes for a recipe on GPUs, in the order of choice."""
+    chosen = config.model_copy(update={"deepspeed": "auto"})
+    return [name for group in _groups(chosen, None, on_gpu=True) for name in group]
+
+
 def settle(
     config: Config,
     outlines: Outlines,

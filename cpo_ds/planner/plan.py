@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cpo_ds.config import Config
 from cpo_ds.devices import Device
@@ -14,8 +14,9 @@ from cpo_ds.errors import UserError
 from cpo_ds.model.recomputation import recomputed_layers
 from cpo_ds.planner.choice import settle
 from cpo_ds.planner.communication import Cluster
-from cpo_ds.planner.estimate import PAIR_TOKENS, MemoryPlan, TimePlan, memory_plan, time_plan
+from cpo_ds.planner.estimate import GIB, PAIR_TOKENS, MemoryPlan, TimePlan, time_plan
 from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
+from cpo_ds.planner.recommend import Gpus, Recommendation, recommend, ways_out
 from cpo_ds.planner.states import Weights
 from cpo_ds.ranks.place import Place
 
@@ -48,6 +49,9 @@ class Plan:
     advice: list[str]
     choices: list[str]  # what `auto` stands for, and why
     recomputed: tuple[int, int]  # layers whose activations are recomputed, of how many
+    gpus: int  # of each node
+    recommended: Recommendation | None = None  # None if nothing fits
+    ways_out: list[str] = field(default_factory=list)  # if nothing fits
 
 
 def make_plan(
@@ -59,65 +63,53 @@ def make_plan(
     memory_gib: float,
     device: Device | None,
     pairs: int | None,
+    takes_recommended: bool = False,
 ) -> Plan:
     """Plans a recipe, and the table's alternatives to it, on `nodes` nodes of `gpus` GPUs.
 
     `shape` names a model to plan for in place of the recipe's. `pairs` is the size of the data set.
-    Raises `UserError` if the recipe cannot be planned.
+    With `takes_recommended` the plan is that of the recommended settings, if any fit, which may
+    train all parameters in place of an adapter. Raises `UserError` if the recipe cannot be planned.
     """
     outlines, ranks = Outlines(shape), gpus * nodes
+    on = Gpus(ranks, memory_gib, outlines, lambda named: read_zero(named, gpus, nodes))
     # Settle what the recipe leaves to the planner, as training would on these GPUs.
-    config, choices = settle(
-        config,
-        outlines,
-        lambda named: read_zero(named, gpus, nodes),
-        ranks=ranks,
-        memory_gib=memory_gib,
-    )
-    zero = read_zero(config, gpus, nodes)
+    config, choices = settle(config, outlines, on.read_zero, ranks=ranks, memory_gib=memory_gib)
+    recommended = recommend(config, on, is_open=takes_recommended)
+    if takes_recommended and recommended:
+        config, choices = recommended.config, []
+    zero = on.read_zero(config)
     weights = outlines.weights(config)
-
-    def memory_of(config: Config, zero: ZeroSettings, ranks: int = ranks) -> MemoryPlan:
-        return memory_plan(
-            config,
-            outlines.weights(config),
-            zero,
-            outlines.passes(config, stage=zero.stage),
-            ranks=ranks,
-            memory_gib=memory_gib,
-        )
-
-    # The recipe.
+    # The recipe, or what is recommended in its place.
     depth = outlines.depth(config)
     recomputed = recomputed_layers(config.model.gradient_checkpointing, depth)
-    memory = memory_of(config, zero)
+    memory = on.memory_of(config, zero)
     time = None
     if device is not None and device.knows_peak(config.model.dtype):
         cluster = Cluster(device, gpus, nodes)
         matrices = outlines.matrices(config)
         time = time_plan(config, weights, zero, matrices, cluster, pairs, recomputed / depth)
     # The alternatives.
-    table = _table(config, memory_of, gpus, nodes)
+    table = _table(config, on)
     plan = Plan(
         config, shape or config.model.name_or_path, zero, weights, ranks, memory, time, device,
-        table, [], choices, (recomputed, depth),
+        table, [], choices, (recomputed, depth), gpus, recommended,
+        [] if recommended else ways_out(config, on),
     )  # fmt: skip
-    return replace(plan, advice=_advice(plan, memory_of))
+    return replace(plan, advice=_advice(plan, on.memory_of))
 
 
-def _table(
-    config: Config, memory_of: Callable[..., MemoryPlan], gpus: int, nodes: int
-) -> list[Cell]:
+def _table(config: Config, on: Gpus) -> list[Cell]:
     """Each DeepSpeed file, with all parameters trained and with an adapter."""
     table = []
     for training, variant in (("full", full_variant(config)), ("LoRA", lora_variant(config))):
         for name in TABLE_FILES:
             file = variant.model_copy(update={"deepspeed": name})
             try:
-                settings = read_zero(file, gpus, nodes)
+                settings = on.read_zero(file)
             except UserError:  # training refuses it too, as float16 at stage 0
                 continue
-            table.append(Cell(name, training, memory_of(variant, settings)))
+            table.append(Cell(name, training, on.memory_of(variant, settings)))
     return table
 
 
@@ -152,7 +144,7 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
     fitting = [c for c in plan.table if c.memory.fits]
     same = [c.zero for c in fitting if c.training == training]
     if same:
-        lines.append(f"deepspeed {same[0]} fits")
+        lines.append(f"deepspeed {same[0]} fits" + _on_host(plan, same[0]))
     for ranks in (plan.ranks * 2**power for power in range(1, 7)):
         if memory_of(config, plan.zero, ranks).fits:
             lines.append(f"{ranks} such GPUs fit")
@@ -164,6 +156,13 @@ def _advice(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> list[str]:
         where = "" if name == config.deepspeed else f" with deepspeed {name}"
         lines.append(f"optim.states bfloat16 fits{where}, but {ROUNDING}")
     return lines or ["nothing here fits: take a smaller model or GPUs with more memory"]
+
+
+def _on_host(plan: Plan, name: str) -> str:
+    """The host memory that a DeepSpeed file of the table needs, in words; "" if it needs none."""
+    training = _training(plan.config)
+    hosts = [c.memory.host for c in plan.table if (c.zero, c.training) == (name, training)]
+    return f", with {hosts[0] / GIB:.1f} GiB of host memory for each GPU" if hosts[0] else ""
 
 
 def _fewest_layers(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> int | None:

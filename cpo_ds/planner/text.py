@@ -5,16 +5,52 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cpo_ds.planner.estimate import FRAGMENTATION, GIB, PAIR_TOKENS, RUNTIME_GIB
+from cpo_ds.planner.recommend import OFFLOADED
 from cpo_ds.planner.step_time import ASSUMPTIONS
 
 if TYPE_CHECKING:
+    from cpo_ds.planner.estimate import MemoryPlan
     from cpo_ds.planner.plan import Plan
 
 
 def as_text(plan: Plan) -> str:
     """All of a plan: memory by part, whether it fits, time, alternatives, assumptions."""
-    blocks = [_head(plan), _memory(plan), _verdict(plan), _time(plan), _table(plan), _notes(plan)]
+    blocks = [
+        _recommended(plan), _head(plan), _memory(plan), _verdict(plan), _time(plan), _table(plan),
+        _notes(plan),
+    ]  # fmt: skip
     return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _recommended(plan: Plan) -> list[str]:
+    """The settings to take, in a sentence and as options; else what would fit."""
+    taken, gpus = plan.recommended, f"{plan.ranks} GPU{'s' if plan.ranks > 1 else ''}"
+    if taken is None:
+        size = f"{plan.memory.available / GIB:.1f} GiB"
+        lines = [f"Recommended: nothing fits {gpus} of {size}. What would:"]
+        return lines + [f"- {line}" for line in plan.ways_out]
+    trained = "a LoRA adapter" if taken.config.trains_adapter else "all parameters"
+    text = (
+        f"Recommended: train {trained} with deepspeed {taken.config.deepspeed} and "
+        f"batch.tokens_per_rank {taken.config.batch.tokens_per_rank}, which takes "
+        f"{taken.memory.total / GIB:.1f} of {taken.memory.available / GIB:.1f} GiB of each GPU"
+        f"{_host(plan, taken.memory)}."
+    )
+    if taken.offloaded:
+        text += (
+            f" All parameters fit only if they are offloaded (deepspeed {OFFLOADED}, slower), "
+            f"in {taken.offloaded.total / GIB:.1f} GiB of each GPU{_host(plan, taken.offloaded)}."
+        )
+    elif taken.replaces_full:
+        text += " All parameters do not fit, not even offloaded to the host."
+    return [text, f"As options: {taken.options}"]
+
+
+def _host(plan: Plan, memory: MemoryPlan) -> str:
+    """The memory of a host that a plan takes, in words; "" if it takes none."""
+    if not memory.host:
+        return ""
+    return f" and {memory.host * plan.gpus / GIB:.0f} GiB of memory of each host"
 
 
 def _head(plan: Plan) -> list[str]:
@@ -104,6 +140,9 @@ def _table(plan: Plan) -> list[str]:
             for memory in cells
         ]
         lines.append(f"  {name:<16}" + "".join(f"{text:>24}" for text in texts))
+        if any(memory.host for memory in cells):
+            texts = [f"and {memory.host / GIB:.1f} of the host" for memory in cells]
+            lines.append(" " * 18 + "".join(f"{text:>24}" for text in texts))
     return lines
 
 
@@ -118,7 +157,7 @@ def _notes(plan: Plan) -> list[str]:
 
 def as_values(plan: Plan) -> dict[str, Any]:
     """A plan as values for JSON; sizes in GiB, times in seconds."""
-    memory, time = plan.memory, plan.time
+    memory, time, taken = plan.memory, plan.time, plan.recommended
     # Keys are read by programs: they stay as they are.
     return {
         "model": plan.model,
@@ -134,6 +173,16 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "fits": memory.fits,
         "largest_tokens_per_rank": memory.most_tokens,
         "advice": plan.advice,
+        "recommended": taken
+        and {
+            "training": "LoRA" if taken.config.trains_adapter else "full",
+            "deepspeed": taken.config.deepspeed,
+            "tokens_per_rank": taken.config.batch.tokens_per_rank,
+            "total_gib": taken.memory.total / GIB,
+            "host_gib": taken.memory.host / GIB,
+            "options": taken.options,
+        },
+        "would_fit": plan.ways_out,
         "deepspeed": plan.config.deepspeed,
         "recomputed_layers": plan.recomputed[0],
         "choices": plan.choices,

@@ -1,30 +1,15 @@
 """`cpo-ds plan`: its answers, its refusals, and the page made from it."""
 
 import json
+import re
 from unittest import mock
 
 import pytest
 from repository import ROOT
 
 from cpo_ds.cli import main
-from cpo_ds.planner import activations, outlines
 
-
-@pytest.fixture(scope="module", autouse=True)
-def passes_measured_once():
-    """Measures the passes of equal models once, since a measurement takes a second."""
-    known = {}
-
-    def measure_passes(model, config, **options):
-        weights = [(p.dtype, p.requires_grad) for p in model.parameters()]
-        same = {"name_or_path", "gradient_checkpointing"}
-        key = str((model, weights, config.model.model_dump(exclude=same), options))
-        if key not in known:
-            known[key] = activations.measure_passes(model, config, **options)
-        return known[key]
-
-    with mock.patch.object(outlines, "measure_passes", measure_passes):
-        yield
+pytestmark = pytest.mark.usefixtures("passes_measured_once")
 
 
 def plan(capsys, *words):
@@ -111,15 +96,17 @@ def test_an_adapter_is_not_advised_to_round_its_states(capsys):
 
 def test_too_little_room_is_an_answer_with_advice(capsys):
     code, text, _ = plan(capsys, "--shape", "tiny", "--gpu-memory", "0.9", "--gpus", "1")
-    assert code == 0 and "GiB are missing" in text and "No batch.tokens_per_rank" in text
-    assert "nothing here fits" in text
+    assert code == 2 and "GiB are missing" in text and "No batch.tokens_per_rank" in text
+    assert text.startswith("Recommended: nothing fits 1 GPU of 0.9 GiB. What would:\n")
+    assert re.search(r"- a LoRA adapter on GPUs of 1\.\d GiB \(T4 has 14\.6\), with", text)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--shape", "huge", "--device", "H100"), "there is no shape huge"),
-        (("--shape", "tiny", "--device", "P100"), "there is no device P100"),
+        (("--shape", "tiny", "--device", "P100"), "there is no device P100; known are"),
+        (("--shape", "tiny", "--device", "a100"), "a100 alone (it may be A100-40GB or A100-80GB"),
         (("--shape", "tiny"), "Give --device NAME or --gpu-memory GIB"),
         (("--shape", "tiny", "--device", "H100", "--gpus", "0"), "--gpus is 0"),
         (("--shape", "tiny", "--gpu-memory", "nan"), "--gpu-memory is nan"),
