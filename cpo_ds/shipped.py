@@ -1,10 +1,11 @@
-"""Finds the recipes and DeepSpeed files that come with the package by their bare names."""
+"""Finds files that come with the package by their bare names, and how the package was installed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpo_ds import __version__
 from cpo_ds.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -27,7 +28,7 @@ class Shipped:
 
     def names(self) -> list[str]:
         """The bare names of all files, sorted."""
-        return sorted(path.stem for path in self._path().glob(f"*{self.suffix}"))
+        return sorted(path.stem for path in self._path().glob(f"*{self.suffix}") if path.is_file())
 
     def find(self, named: str) -> Path:
         """The path of the file that a user named; a path that a user gave may not exist.
@@ -52,4 +53,23 @@ class Shipped:
 
 
 RECIPES = Shipped("recipes", ".yaml", "recipe")
+HOSTFILES = Shipped("hostfiles", "", "host file")
 DEEPSPEED_FILES = Shipped("ds_configs", ".json", "DeepSpeed configuration")
+
+
+def find_hostfile(named: str) -> Path:
+    """The path of a host file: one of the user's own, else the shipped one of that name."""
+    path = Path(named)
+    if "/" not in named and (path.exists() or named not in HOSTFILES.names()):
+        return path
+    return HOSTFILES.find(named)
+
+
+def is_checkout() -> bool:
+    """Whether the package is that of a checkout with its scripts, rather than of a wheel."""
+    return (_PACKAGE.parent / "scripts" / "setup.sh").is_file()
+
+
+def set_up() -> str:
+    """The command that sets up the environment in the way that this package was installed."""
+    return "bash scripts/setup.sh" if is_checkout() else f"pip install cpo-ds=={__version__}"

@@ -23,9 +23,11 @@ if os.path.dirname(_PACKAGE) not in sys.path:
     sys.path.insert(0, os.path.dirname(_PACKAGE))
 
 if importlib.util.find_spec("deepspeed") is None:
+    from cpo_ds.shipped import set_up
+
     print(
-        f"cpo_ds: error: {sys.executable} has no package deepspeed; run bash scripts/setup.sh and "
-        "source .venv/bin/activate.",
+        f"cpo_ds: error: {sys.executable} has no package deepspeed; run {set_up()}, and activate "
+        "the environment (in a checkout: source .venv/bin/activate).",
         file=sys.stderr,
     )
     sys.exit(2)

@@ -27,6 +27,7 @@ from cpo_ds.doctor.table import report
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.ranks.console import print_colored
 from cpo_ds.ranks.environment_file import read_environment_files
+from cpo_ds.shipped import find_hostfile
 
 _PROGRAMS = {"pdsh": "pdsh", "openmpi": "mpirun"}  # launcher -> the program that it calls
 
@@ -41,7 +42,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     # The hosts and the run that is planned on them.
     add = parser.add_argument
     add(
-        "--hostfile", type=Path, metavar="FILE", help="the launcher's hostfile (this machine alone)"
+        "--hostfile",
+        type=find_hostfile,
+        metavar="FILE",
+        help="the launcher's hostfile (this machine alone)",
     )
     add(
         "--ssh-port",

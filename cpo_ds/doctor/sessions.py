@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from cpo_ds.doctor import remote
 from cpo_ds.doctor.hostfile import Host
 from cpo_ds.errors import UserError
+from cpo_ds.shipped import set_up
 
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30.0  # for an answer once ssh is logged in
@@ -203,7 +204,7 @@ def explain(host: Host, errors: str, hostfile: Path) -> tuple[str, str]:
     if ("python3" in lowered and "not found" in lowered) or "syntaxerror" in lowered:
         return (
             f"it has neither {sys.executable} nor a python3 that is new enough",
-            "set up the same environment there, at the same path (bash scripts/setup.sh)",
+            f"set up the same environment there, at the same path ({set_up()})",
         )
     last = next((line for line in reversed(errors.splitlines()) if line.strip()), "nothing")
     return f"the session ended; its last line was: {last}", f"try `ssh {host.name} true` by hand"

@@ -14,10 +14,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpo_ds import __version__
 from cpo_ds.data.candidates import CandidateRow, left_out, read_candidates, write_rows
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.relaunch import as_one_of_ranks, become_ranks, is_rank
 from cpo_ds.scoring.metrics import Metric, parse_metrics
+from cpo_ds.shipped import is_checkout
 from cpo_ds.storage.results import cache_of, hold_cache
 
 if TYPE_CHECKING:
@@ -93,10 +95,16 @@ def _comet_python() -> str:
     beside = Path(__file__).resolve().parents[2] / ".venv-comet" / "bin" / "python"
     python = Path(os.environ.get(_COMET_PYTHON, beside))
     if not python.is_file():
+        make = "bash scripts/setup.sh --comet"
+        if not is_checkout():
+            make = (
+                "python3.12 -m venv comet; comet/bin/pip install unbabel-comet deepspeed "
+                f"'setuptools<81'; comet/bin/pip install --no-deps cpo-ds=={__version__}; export "
+                f"{_COMET_PYTHON}=$PWD/comet/bin/python"
+            )
         raise UserError(
-            f"COMET's environment is missing ({python}); make it by bash scripts/setup.sh "
-            f"--comet, or set {_COMET_PYTHON} to a Python that has unbabel-comet, deepspeed and "
-            "cpo-ds."
+            f"COMET's environment is missing ({python}); make it by: {make}. Or set "
+            f"{_COMET_PYTHON} to a Python that has unbabel-comet, deepspeed and cpo-ds."
         )
     return str(python)
 

@@ -14,11 +14,22 @@ from repository import ROOT
 
 from cpo_ds.errors import UserError
 from cpo_ds.recipe import load_config, parse_config, read_deepspeed_file
+from cpo_ds.shipped import find_hostfile, set_up
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 DEEPSPEED = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 MINIMAL = {"model": {"name_or_path": "m"}, "data": {"format": "sample"}}
-SOURCES = ("cpo_ds", "ds_configs", "recipes", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+HOSTFILES = sorted(path.name for path in (ROOT / "hostfiles").iterdir())
+SOURCES = (
+    "cpo_ds",
+    "ds_configs",
+    "hostfiles",
+    "recipes",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
 
 # With the package of an unpacked wheel: every recipe and DeepSpeed file by its bare name and by
 # its path in a checkout, the planner's spelling.
@@ -26,7 +37,8 @@ LOOK_UP = """
 import json, sys
 import cpo_ds
 from cpo_ds.recipe import load_config, parse_config, read_deepspeed_file
-recipes, deepspeed = json.loads(sys.argv[1])
+from cpo_ds.shipped import find_hostfile, set_up
+recipes, deepspeed, hostfiles = json.loads(sys.argv[1])
 values = {"model": {"name_or_path": "m"}, "data": {"format": "sample"}}
 for name in recipes:
     config, _ = load_config(["--config", name])
@@ -37,6 +49,9 @@ for name in deepspeed:
     bare = read_deepspeed_file(parse_config(values | {"deepspeed": name}, "test"))
     old = values | {"deepspeed": f"ds_configs/{name}.json"}
     assert read_deepspeed_file(parse_config(old, "test")) == bare
+for name in hostfiles:
+    assert find_hostfile(name).read_text() == find_hostfile(f"hostfiles/{name}").read_text()
+assert set_up() == f"pip install cpo-ds=={cpo_ds.__version__}"  # its folder has no scripts
 print(cpo_ds.__file__, read_deepspeed_file(parse_config(values, "test"))[0])
 """
 
@@ -96,6 +111,17 @@ def test_an_unknown_name_lists_those_that_are_shipped() -> None:
     assert "mine.yaml" in said and "\n" not in said  # how a file of one's own is named
 
 
+def test_a_host_file_of_one_s_own_comes_before_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_hostfile("a100") == ROOT / "hostfiles" / "a100"
+    assert find_hostfile("mine") == Path("mine")  # doctor says that it cannot be read
+    (tmp_path / "a100").write_text("localhost slots=1")
+    assert find_hostfile("a100") == Path("a100")
+    assert set_up() == "bash scripts/setup.sh"
+
+
 def build(kind: str, sources: Path, output: Path) -> Path:
     """Builds a wheel or sdist without a network, by the hooks that pip calls."""
     output.mkdir(exist_ok=True)
@@ -142,10 +168,11 @@ def test_a_wheel_holds_the_package_and_what_it_ships(wheel: Path) -> None:
     }
     expected |= {f"cpo_ds/ds_configs/{name}.json" for name in DEEPSPEED}
     expected |= {f"cpo_ds/recipes/{name}.yaml" for name in RECIPES}
+    expected |= {f"cpo_ds/hostfiles/{name}" for name in HOSTFILES}
     assert package == expected
     for name in package:
         source = ROOT / name
-        if name.split("/")[1] in ("ds_configs", "recipes"):
+        if name.split("/")[1] in ("ds_configs", "hostfiles", "recipes"):
             source = ROOT / name.removeprefix("cpo_ds/")
         assert names[name] == source.read_bytes(), name
 
@@ -155,7 +182,7 @@ def test_a_wheel_finds_what_it_ships_anywhere(wheel: Path, tmp_path: Path) -> No
         archive.extractall(tmp_path / "unpacked")
     (tmp_path / "elsewhere").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", LOOK_UP, json.dumps([RECIPES, DEEPSPEED])],
+        [sys.executable, "-c", LOOK_UP, json.dumps([RECIPES, DEEPSPEED, HOSTFILES])],
         cwd=tmp_path / "elsewhere", env={"PYTHONPATH": str(tmp_path / "unpacked")},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 from cpo_ds.doctor.checks.findings import Finding, Row, by_value, describe, differences, first_few
 from cpo_ds.doctor.hostfile import fold
 from cpo_ds.doctor.survey import Survey
+from cpo_ds.shipped import set_up
 
 
 def login(survey: Survey) -> Row:
@@ -80,8 +81,8 @@ def python(survey: Survey) -> Row:
             Finding(
                 missing,
                 f"there is no working {run_python}, which the launcher starts on every host",
-                "set up the same environment at the same path (bash scripts/setup.sh), or put the "
-                "checkout on a file system that all hosts share",
+                f"set up the same environment at the same path ({set_up()}), or put it on a file "
+                "system that all hosts share",
             )
         )
     versions = {name: facts.python_version for name, facts in survey.ready.items()}
@@ -105,7 +106,7 @@ def packages(survey: Survey) -> Row:
             lambda v, p=package: (  # type: ignore[misc]
                 f"remove it there: pip uninstall {p}"
                 if v == "none"
-                else f"run bash scripts/setup.sh there, or pip install '{p}=={v}'"
+                else f"run {set_up()} there, or pip install '{p}=={v}'"
             ),
         )
         findings += new
