@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from cpo_ds.devices import DEVICES, Device, device_by_name
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     # The plan uses no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     silence_libraries()
+    if "peft" not in sys.modules:  # it imports this library, which takes a second; no plan needs it
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     from cpo_ds.planner.plan import make_plan
     from cpo_ds.planner.text import as_text, as_values
 
