@@ -2,7 +2,7 @@
 #   docker build -t cpo-ds .
 #   docker build -t cpo-ds --build-arg FLASH_ATTN=2.8.3 .       # compiles flash-attn, about an hour
 #   docker run --gpus all --ipc host --network host -v "$PWD:/work" cpo-ds \
-#     deepspeed --module cpo_ds.train --config own-pairs --data.path pairs.jsonl
+#     cpo-ds train --config own-pairs --data.path pairs.jsonl
 # Versions of Python packages are those of constraints.txt. torch brings its own CUDA libraries; the
 # compiler of the base image is for DeepSpeed's and flash-attn's kernels.
 ARG CUDA=13.0.2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -90,6 +91,8 @@ PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code, such as 2 for a `UserError` or a full disk."""
+    # Commands draw files, whatever backend of matplotlib a notebook has set.
+    os.environ["MPLBACKEND"] = "Agg"
     with plain_console():
         return _main(sys.argv[1:] if argv is None else argv)
 

@@ -9,7 +9,7 @@ set -euo pipefail
 model=$1 pairs=$2 run=$3
 shift 3
 
-# On several GPUs: deepspeed --num_accelerators N --module cpo_ds.train with the same options.
-python -m cpo_ds.train --config own-pairs \
+# It takes all GPUs of this machine; cpo-ds train --hostfile FILE those of several hosts.
+cpo-ds train --config own-pairs \
   --model.name_or_path "$model" --data.path "$pairs" --output-dir "$run" "$@"
 cpo-ds report "$run"

@@ -14,6 +14,7 @@ from cpo_ds.doctor.hostfile import Host, read_hostfile
 from cpo_ds.errors import UserError, did_you_mean
 from cpo_ds.ranks.place import Place
 from cpo_ds.ranks.relaunch import is_rank
+from cpo_ds.shipped import find_hostfile
 from cpo_ds.start.devices import ranks_and_gpus
 from cpo_ds.start.hosts import check_hosts
 from cpo_ds.start.launch import launch_on_hosts, launch_on_this_host, run_alone
@@ -34,7 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"Every setting of a recipe: python {_script()} --help"
     add = parser.add_argument
     add("--gpus", type=int, metavar="N", help="GPUs of this machine; without any, ranks on its CPU")
-    add("--hostfile", type=Path, metavar="FILE", help="the hosts: a line for each, NAME slots=GPUS")
+    add(
+        "--hostfile",
+        type=find_hostfile,
+        metavar="FILE",
+        help="the hosts: a line for each, NAME slots=GPUS",
+    )
     add("--dry-run", action="store_true", help="check everything, show two pairs, write nothing")
     add = parser.add_argument_group("with a hostfile").add_argument
     add("--skip-check", action="store_true", help="start without a check of the hosts")

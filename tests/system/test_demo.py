@@ -101,7 +101,10 @@ def test_it_starts_anew_and_reports(checkout: Path) -> None:
     done = demo(checkout, "--train.epochs", "3")
     assert done.code == 0, done.output
     assert done.output.startswith("The demo takes about 10 minutes")
-    assert "curves: runs/demo/curves.png\nreport: runs/demo/report.html\nlesson runs/demo\n" in done.output
+    assert (
+        "curves: runs/demo/curves.png\nreport: runs/demo/report.html\nlesson runs/demo\n"
+        in done.output
+    )
     assert contents(checkout / "runs" / "demo") == {
         "metrics.jsonl", "curves.png", "report.html", "begun.json", "earlier-1", "earlier-1/export",
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 import re
-from unittest import mock
 
 import pytest
 from repository import ROOT

@@ -139,7 +139,7 @@ def test_names_of_trackers_are_checked() -> None:
         "wandb"
     ]
     for settings, part in (
-        ({"trackers": ["weights"]}, "'wandb'"),
+        ({"trackers": ["weights"]}, "must be one of tensorboard, wandb, mlflow, trackio"),
         ({"trackers": ["tensorboard"], "tensorboard": False}, "logging.tensorboard is false"),
     ):
         with pytest.raises(UserError, match=part):
