@@ -81,7 +81,7 @@ class PaddedPolicy(PolicyModel):
     def forward(
         self, batch: PackedBatch, *, predicts: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums of the log-probs of chosen and of rejected completions: [P] each, float32."""
+        """Sums of the log-probs of chosen completions, [P], and of rejected ones, [P, 1]."""
         assert not predicts
         ids, is_token = padded(batch)
         hidden = self.causal_lm.get_decoder()(
@@ -92,7 +92,7 @@ class PaddedPolicy(PolicyModel):
         logps = self.scoring_head(hidden, self.head_weight, targets).index_select(0, scored)
         return (
             _sum_by_pair(logps * batch.score_in_chosen, batch),
-            _sum_by_pair(logps * batch.score_in_rejected, batch),
+            _sum_by_pair(logps * batch.score_in_rejected[:, 0], batch)[:, None],
         )
 
 

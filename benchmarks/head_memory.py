@@ -81,15 +81,16 @@ def loss_of(job: HeadJob) -> Loss:
     # The plain and the chunked head give log-probs; this project's loss takes them.
     transform = HeadTransform(chunk_tokens=job.chunk_tokens)
     head = {"plain": plain_logps, "chunked": token_logps}[job.head]
-    counts = torch.full((job.pairs,), float(job.completion_tokens), device=_device())
+    tokens = torch.full((job.pairs, 1), float(job.completion_tokens), device=_device())
+    counts = (tokens[:, 0], tokens, torch.ones_like(tokens))
     half = job.tokens // 2
-    totals = StepTotals(job.pairs, half, job.tokens, job.tokens, job.tokens)
+    totals = StepTotals(job.pairs, job.pairs, half, job.tokens, job.tokens, job.tokens)
     loss = LossConfig(name="cpo", beta=BETA)
 
     def cpo(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logps = head(hidden, weight, targets, transform)
         chosen, rejected = logps.view(2, job.pairs, -1).sum(-1)
-        terms = pair_terms(PairLogps(chosen, rejected, counts, counts), loss)
+        terms = pair_terms(PairLogps(chosen, rejected[:, None], *counts), loss)
         return step_share(terms, totals, loss)
 
     return cpo

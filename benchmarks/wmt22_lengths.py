@@ -24,9 +24,9 @@ COUNT, SEED = 1000, 22
 
 def lengths_of(pair: TokenizedPair) -> list[int]:
     """Counts the tokens of [prompt, chosen, rejected, common beginning of the completions]."""
-    start = min(pair.chosen_start, pair.rejected_start)
+    start = min(pair.starts)
     common = max(0, pair.num_prefix - start)
-    return [start, pair.num_chosen_scored, pair.num_rejected_scored, common]
+    return [start, *pair.num_scored, common]
 
 
 def main() -> None:

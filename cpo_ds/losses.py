@@ -1,8 +1,9 @@
 """Preference objectives as pure functions of the log-probs of chosen and rejected completions.
 
-Each preference function takes the log-probs of the pairs and the `loss` section of the
-configuration. It returns one term per pair, [P]. `step_share` turns the terms of a micro-batch into
-its share of the loss of the global batch: the shares of all micro-batches and ranks add up to it.
+Each preference function takes the log-probs of chosen completions, [P, 1], of rejected ones,
+[P, K], and the `loss` section of the configuration. It returns a term for each comparison, [P, K].
+`step_share` turns the terms of a micro-batch into its share of the loss of the global batch: the
+shares of all micro-batches and ranks add up to it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from cpo_ds.settings.objective import LossConfig
 
 @dataclass(frozen=True)
 class PairTerms:
-    """The terms of one micro-batch's loss, per pair: tensors of shape [P], float32.
+    """The terms of one micro-batch's loss, per pair: float32.
 
     `rewards_*` are the implicit rewards, detached: beta times the log-probs. For simpo and ipo the
     log-probs are averaged over tokens; for dpo those of the reference are subtracted.
     """
 
-    preference: torch.Tensor
-    nll: torch.Tensor  # sum over tokens, or mean if loss.nll_reduction is "pair"
-    rewards_chosen: torch.Tensor
-    rewards_rejected: torch.Tensor
+    preference: torch.Tensor  # [P], mean over the pair's comparisons
+    nll: torch.Tensor  # [P], sum over tokens, or mean if loss.nll_reduction is "pair"
+    rewards_chosen: torch.Tensor  # [P]
+    rewards_rejected: torch.Tensor  # [P, K]
 
 
 def averages_over_tokens(loss: LossConfig) -> bool:
@@ -79,14 +80,13 @@ def arpo(logps: PairLogps, loss: LossConfig) -> torch.Tensor:
     rejected log-prob counts tau times, so that a near-equal rejected translation is not pushed
     away. c1, c2 are `loss.arpo_scale`, `loss.arpo_rate`.
     """
-    gap = (
-        logps.chosen / logps.num_chosen_tokens - logps.rejected / logps.num_rejected_tokens
-    ).abs()
+    per_token = (logps.chosen / logps.num_chosen_tokens)[:, None]
+    gap = (per_token - logps.rejected / logps.num_rejected_tokens).abs()
     # The bound goes inside: exp of a large gap would be inf, and inf * 0 a NaN gradient.
     tau = loss.arpo_scale * (loss.arpo_rate * gap).clamp(max=20.0).exp() - 1
     tau = tau.clamp(min=loss.arpo_floor, max=1.0)
     tau = tau.detach() if loss.arpo_detach else tau
-    return _smooth_sigmoid(logps.chosen - tau * logps.rejected, loss)
+    return _smooth_sigmoid(logps.chosen[:, None] - tau * logps.rejected, loss)
 
 
 def _smooth_sigmoid(logits: torch.Tensor, loss: LossConfig) -> torch.Tensor:
@@ -115,14 +115,14 @@ def pair_terms(logps: PairLogps, loss: LossConfig) -> PairTerms:
         assert logps.reference_chosen is not None and logps.reference_rejected is not None
         chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected
     if loss.name == "sft":
-        preference = torch.zeros_like(chosen)
+        preference = torch.zeros_like(rejected)
     elif loss.name == "arpo":
         preference = arpo(logps, loss)
     else:
-        preference = _OF_LOGPS[loss.name](chosen, rejected, loss)
+        preference = _OF_LOGPS[loss.name](chosen[:, None], rejected, loss)
     nll = -logps.chosen
     return PairTerms(
-        preference=preference,
+        preference=(preference * logps.comparison_shares).sum(1),
         nll=nll / logps.num_chosen_tokens if loss.nll_reduction == "pair" else nll,
         rewards_chosen=loss.beta * chosen.detach(),
         rewards_rejected=loss.beta * rejected.detach(),

@@ -1,6 +1,7 @@
 """Values that one stage passes to the next: rows, tokenized pairs, packed batches, step totals.
 
-Shapes in comments: T unique tokens of a micro-batch, S scored targets, P pairs.
+Shapes in comments: T unique tokens of a micro-batch, S scored targets, P pairs, K rejected
+completions of the pair that has most of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:  # commands that only handle rows start without these slow imp
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """One preference: the prompt exactly as the model sees it, and two completions.
+    """One preference: the prompt exactly as the model sees it, a better completion and worse ones.
 
     `direction` is like `"en-de"`, or `""` if it is not known. `origin` is the row's file and line,
     like `"pairs.jsonl:12"`, for messages. `is_chat` says that a chat template rendered the texts,
@@ -25,51 +26,59 @@ class PreferenceRow:
 
     prompt: str
     chosen: str
-    rejected: str
+    rejected: tuple[str, ...]  # at least one
     direction: str
     origin: str
     is_chat: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompt and all completions."""
+        return (self.prompt, self.chosen, *self.rejected)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedPair:
     """A preference pair as one sequence, `prefix · chosen branch · rejected branch`.
 
-    The prefix is the common beginning of (prompt + chosen) and (prompt + rejected). It stops at
-    least one token before the end of either, so that no branch is empty. `chosen_start` and
-    `rejected_start` index the first scored token in `prefix + branch`; both are at least 1.
-    `reference_logps` are the log-probs of the chosen and the rejected completion under DPO's
-    reference model, if they were computed before training.
+    A pair may have several rejected branches, one after the other. The prefix is the common
+    beginning of all sequences (prompt + completion). It stops at least one token before the end of
+    each, so that no branch is empty. `branch_lengths` and `starts` have an entry for the chosen
+    completion, then one for each rejected one. A start indexes the first scored token in
+    `prefix + branch`, and is at least 1. `reference_logps` are the log-probs of the completions
+    under DPO's reference model, if they were computed before training.
     """
 
-    tokens: np.ndarray  # int32, prefix · chosen branch · rejected branch
+    tokens: np.ndarray  # int32, prefix · chosen branch · rejected branches
     num_prefix: int
-    num_chosen: int
-    chosen_start: int
-    rejected_start: int
+    branch_lengths: tuple[int, ...]
+    starts: tuple[int, ...]
     direction: str
     origin: str
-    reference_logps: tuple[float, float] | None = None
+    reference_logps: tuple[float, ...] | None = None
 
     @property
-    def num_rejected(self) -> int:
-        """Number of tokens of the rejected branch."""
-        return len(self.tokens) - self.num_prefix - self.num_chosen
+    def num_comparisons(self) -> int:
+        """Number of rejected completions, each of which is compared with the chosen one."""
+        return len(self.branch_lengths) - 1
 
     @property
-    def num_chosen_scored(self) -> int:
-        """Number of scored tokens of the chosen completion, with the end-of-sequence token."""
-        return self.num_prefix + self.num_chosen - self.chosen_start
+    def segments(self) -> tuple[int, ...]:
+        """Numbers of tokens of the prefix and of each branch."""
+        return (self.num_prefix, *self.branch_lengths)
 
     @property
-    def num_rejected_scored(self) -> int:
-        """Number of scored tokens of the rejected completion, with the end-of-sequence token."""
-        return self.num_prefix + self.num_rejected - self.rejected_start
+    def num_scored(self) -> tuple[int, ...]:
+        """Numbers of scored tokens of the completions, with their end-of-sequence tokens."""
+        return tuple(
+            self.num_prefix + branch - start
+            for branch, start in zip(self.branch_lengths, self.starts, strict=True)
+        )
 
     @property
     def longest_sequence(self) -> int:
-        """Number of tokens of the longer of (prompt + chosen) and (prompt + rejected)."""
-        return self.num_prefix + max(self.num_chosen, self.num_rejected)
+        """Number of tokens of the longest (prompt + completion)."""
+        return self.num_prefix + max(self.branch_lengths)
 
 
 @dataclass(frozen=True)
@@ -77,28 +86,37 @@ class PackedBatch:
     """One micro-batch: pairs end to end in a single row, nothing padded.
 
     A hidden state at `score_positions[s]` predicts `score_targets[s]`. Targets are an index list
-    rather than shifted labels because the last shared position predicts the first token of both
-    branches, and a token of a shared beginning of both completions counts for both sides.
+    rather than shifted labels because the last shared position predicts the first token of all
+    branches, and a token of a shared beginning of completions counts for each of them. Columns of
+    pairs with fewer than K rejected completions are filled with zeros, or with a length of 1.
     """
 
     input_ids: torch.Tensor  # [1, T] int64
     position_ids: torch.Tensor  # [1, T] int64; a rejected branch restarts where its prefix ends
-    segment_lengths: tuple[tuple[int, int, int], ...]  # P x (prefix, chosen, rejected)
+    segment_lengths: tuple[tuple[int, ...], ...]  # P x (prefix, chosen, rejected, ...)
     score_positions: torch.Tensor  # [S] int64, into T
     score_targets: torch.Tensor  # [S] int64, token ids
     score_pairs: torch.Tensor  # [S] int64, into P
     score_in_chosen: torch.Tensor  # [S] float32, 1 where the target counts for chosen
-    score_in_rejected: torch.Tensor  # [S] float32, 1 where it counts for rejected
+    score_in_rejected: torch.Tensor  # [S, K] float32, 1 where it counts for a rejected one
     num_chosen_tokens: torch.Tensor  # [P] float32
-    num_rejected_tokens: torch.Tensor  # [P] float32
+    num_rejected_tokens: torch.Tensor  # [P, K] float32
+    comparison_shares: torch.Tensor  # [P, K] float32: 1 / k for each of a pair's k comparisons
     pair_indices: tuple[int, ...]  # P indices into the data set
     counted: bool = True  # False: a stand-in that keeps ranks in step; it must not count
-    reference_logps: torch.Tensor | None = None  # [P, 2] float32: chosen, rejected; precomputed
+    reference_logps: torch.Tensor | None = None  # [P, 1 + K] float32: chosen, rejected; precomputed
 
     @property
     def num_pairs(self) -> int:
         """Pairs in this micro-batch."""
         return len(self.segment_lengths)
+
+    def logps(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, *reference: torch.Tensor
+    ) -> PairLogps:
+        """A policy's log-probs of this micro-batch, and those of the reference if there are any."""
+        counts = (self.num_chosen_tokens, self.num_rejected_tokens, self.comparison_shares)
+        return PairLogps(chosen, rejected, *counts, *reference)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
@@ -124,28 +142,31 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probs of one micro-batch's completions: sums over tokens, [P] each, float32.
+    """Log-probs of one micro-batch's completions: sums over tokens, float32.
 
     `reference_*` are the log-probs under DPO's reference model, or None if the objective has none.
     """
 
-    chosen: torch.Tensor
-    rejected: torch.Tensor
-    num_chosen_tokens: torch.Tensor
-    num_rejected_tokens: torch.Tensor
-    reference_chosen: torch.Tensor | None = None
-    reference_rejected: torch.Tensor | None = None
+    chosen: torch.Tensor  # [P]
+    rejected: torch.Tensor  # [P, K], 0 where a pair has fewer rejected completions
+    num_chosen_tokens: torch.Tensor  # [P]
+    num_rejected_tokens: torch.Tensor  # [P, K], 1 there
+    comparison_shares: torch.Tensor  # [P, K]: 1 / k for each of a pair's k comparisons, 0 there
+    reference_chosen: torch.Tensor | None = None  # [P]
+    reference_rejected: torch.Tensor | None = None  # [P, K]
 
 
 @dataclass(frozen=True)
 class StepTotals:
     """Counts over the global batch of one optimizer step, known before its first backward pass.
 
-    `pairs` and `chosen_tokens` are the denominators of the loss. `padded_tokens` is the number of
-    tokens that the same micro-batches would have as padded rows, one row per completion.
+    `pairs` and `chosen_tokens` are the denominators of the loss. A pair with k rejected completions
+    has k comparisons. `padded_tokens` is the number of tokens that the same micro-batches would
+    have as padded rows, two for each comparison.
     """
 
     pairs: int
+    comparisons: int
     chosen_tokens: int
     scored_tokens: int
     unique_tokens: int

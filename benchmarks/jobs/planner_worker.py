@@ -96,10 +96,11 @@ def _pairs(count: int) -> list[Any]:
 
     from cpo_ds.schema import TokenizedPair
 
-    prefix, chosen, _ = PAIR
+    prefix, *lengths = PAIR
+    branches = tuple(lengths)
     tokens = np.random.default_rng(0).integers(3, 500, (count, sum(PAIR)), dtype=np.int32)
     return [
-        TokenizedPair(row, prefix, chosen, prefix, prefix, "", str(number))
+        TokenizedPair(row, prefix, branches, (prefix, prefix), "", str(number))
         for number, row in enumerate(tokens)
     ]
 

@@ -33,11 +33,12 @@ def padded_batch(pairs: list[TokenizedPair], pad: int) -> tuple[torch.Tensor, ..
     mask = torch.zeros_like(ids)
     for row, pair in enumerate(pairs):
         tokens = torch.from_numpy(pair.tokens).long()
-        chosen_end = pair.num_prefix + pair.num_chosen
+        chosen_end = pair.num_prefix + pair.branch_lengths[0]
+        chosen_start, rejected_start = pair.starts
         rejected = torch.cat([tokens[: pair.num_prefix], tokens[chosen_end:]])
         for index, sequence, start in (
-            (row, tokens[:chosen_end], pair.chosen_start),
-            (row + len(pairs), rejected, pair.rejected_start),
+            (row, tokens[:chosen_end], chosen_start),
+            (row + len(pairs), rejected, rejected_start),
         ):
             ids[index, : len(sequence)] = sequence
             mask[index, : len(sequence)] = 1

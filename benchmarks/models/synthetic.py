@@ -83,7 +83,9 @@ def rows_of_numbers(lengths: list[Lengths], vocabulary: int, seed: int) -> list[
             rejected[0] = tokens[(tokens.index(chosen[0]) + 1) % len(tokens)]
         prompt = words(rng.choices(tokens, k=wanted.prompt)).strip()
         rows.append(
-            PreferenceRow(prompt, words(common + chosen), words(common + rejected), "", str(number))
+            PreferenceRow(
+                prompt, words(common + chosen), (words(common + rejected),), "", str(number)
+            )
         )
     return rows
 

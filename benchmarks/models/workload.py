@@ -7,7 +7,7 @@ import gzip
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def in_order_of_training(lengths: list[Lengths], seed: int) -> list[Lengths]:
 def shuffled(rows: list[PreferenceRow], seed: int) -> list[PreferenceRow]:
     """Shuffles all rows, directions mixed; `origin` becomes the position in the result."""
     return [
-        PreferenceRow(row.prompt, row.chosen, row.rejected, row.direction, str(number))
+        replace(row, origin=str(number))
         for number, row in enumerate(random.Random(seed).sample(rows, len(rows)))
     ]
 
@@ -197,7 +197,7 @@ def read_wmt(path: Path) -> list[PreferenceRow]:
             raise UserError(f"{path}:{number}: not a line of WMT candidates: {error!r}.") from None
         if chosen != rejected:
             origin = f"{path.name}:{number}"
-            rows.append(PreferenceRow(prompt, chosen, rejected, direction, origin))
+            rows.append(PreferenceRow(prompt, chosen, (rejected,), direction, origin))
     return rows
 
 
@@ -209,7 +209,8 @@ def write_rows(rows: Sequence[PreferenceRow], path: Path) -> str:
 
 def read_rows_file(path: str) -> list[PreferenceRow]:
     """Reads the file that `write_rows` wrote."""
-    return [PreferenceRow(**row) for row in json.loads(Path(path).read_text(encoding="utf-8"))]
+    rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    return [PreferenceRow(**row | {"rejected": tuple(row["rejected"])}) for row in rows]
 
 
 def totals_by_step(pairs: list[TokenizedPair], pairs_per_step: int, seed: int) -> list[StepTotals]:

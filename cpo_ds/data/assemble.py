@@ -169,10 +169,13 @@ class _Counts:
     """Columns of a part's rows, from which its report is made."""
 
     reasons: list[np.ndarray] = field(default_factory=list)  # of each row
-    flags: list[np.ndarray] = field(default_factory=list)  # of each pair, as all others
-    layout: list[np.ndarray] = field(default_factory=list)
-    lengths: list[np.ndarray] = field(default_factory=list)
-    last: list[np.ndarray] = field(default_factory=list)  # last tokens of chosen and rejected
+    lost: list[np.ndarray] = field(default_factory=list)  # reasons, of each dropped completion
+    flags: list[np.ndarray] = field(default_factory=list)  # of each pair
+    lengths: list[np.ndarray] = field(default_factory=list)  # of each pair
+    completions: list[np.ndarray] = field(default_factory=list)  # of each pair
+    starts: list[np.ndarray] = field(default_factory=list)  # of each completion, as all others
+    scored: list[np.ndarray] = field(default_factory=list)
+    last: list[np.ndarray] = field(default_factory=list)  # last tokens
 
 
 def _write_part(
@@ -200,6 +203,7 @@ def _write_part(
         begin, position = begin + len(rows), position + int(rows.sum())
         block, flags = _block(columns, rows, names, f"{which}\0", sources[which].place)
         counts.reasons.append(columns.reasons[rows])
+        counts.lost.append(columns.lost[rows[columns.lost[:, 0]], 1])
         if not len(block):
             continue
         writer.add(block)
@@ -220,14 +224,14 @@ def _block(
     chosen = rows[is_pair]  # among the piece's pairs
     counts = columns.counts
     origins = [columns.rows[int(row)] for row in np.flatnonzero(rows & is_pair)]
-    layout = columns.layout[chosen]
+    branches = columns.branches[np.repeat(chosen, columns.completions)]
     block = Block(
         columns.tokens[np.repeat(chosen, counts)],
-        np.concatenate([[0], np.cumsum(counts[chosen])]).astype(np.int32),
-        num_prefix=layout[:, 0],
-        num_chosen=layout[:, 1],
-        chosen_start=layout[:, 2],
-        rejected_start=layout[:, 3],
+        _offsets(counts[chosen]),
+        num_prefix=columns.prefixes[chosen],
+        branch_lengths=branches[:, 0],
+        starts=branches[:, 1],
+        branch_offsets=_offsets(columns.completions[chosen]),
         direction=np.array([names[0][direction] for direction, _, _ in origins], np.int32),
         file=np.array(
             [names[1][prefix + file.removeprefix(place)] for _, file, _ in origins], np.int32
@@ -237,40 +241,42 @@ def _block(
     return block, columns.flags[is_pair][chosen]
 
 
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
 def _count(counts: _Counts, digest: PairsDigest, block: Block, flags: np.ndarray) -> None:
     """Adds a block to the counts and to the fingerprint of a part."""
-    begins, ends = block.offsets[:-1], block.offsets[1:]
-    chosen_ends = begins + block.num_prefix + block.num_chosen
+    completions = np.diff(block.branch_offsets)
     counts.flags.append(flags)
-    counts.layout.append(
-        np.stack([block.num_prefix, block.num_chosen, block.chosen_start, block.rejected_start], 1)
-    )
     counts.lengths.append(np.diff(block.offsets).astype(np.int64))
-    counts.last.append(np.stack([block.tokens[chosen_ends - 1], block.tokens[ends - 1]], 1))
-    rows = zip(
-        begins.tolist(), ends.tolist(), *(c.tolist() for c in counts.layout[-1].T), strict=True
-    )
-    for begin, end, prefix, _, chosen_start, rejected_start in rows:
-        digest.add(block.tokens[begin:end], prefix, chosen_start, rejected_start)
+    counts.completions.append(completions.astype(np.int64))
+    counts.starts.append(block.starts.astype(np.int64))
+    prefixes = np.repeat(block.num_prefix, completions)
+    counts.scored.append((prefixes + block.branch_lengths - block.starts).astype(np.int64))
+    # Branches follow each other, each pair's after its prefix.
+    ends = np.cumsum(block.branch_lengths) + np.repeat(np.cumsum(block.num_prefix), completions)
+    counts.last.append(block.tokens[ends - 1])
+    digest.add_block(block)
 
 
 def _report(counts: _Counts, maker: PieceMaker) -> TokenReport:
     """The report of a part. Raises `UserError` if no pair is left."""
     report, reasons = TokenReport(), np.concatenate(counts.reasons)
-    for reason in _in_order(reasons[reasons >= 0]):
-        report.dropped[maker.rules.reasons[reason]] = int((reasons == reason).sum())
+    for counter, given in ((report.dropped, reasons), (report.lost, np.concatenate(counts.lost))):
+        for reason in _in_order(given[given >= 0]):
+            counter[maker.rules.reasons[reason]] = int((given == reason).sum())
     report.kept = int((reasons == KEPT).sum())
     report.check()
     flags, lengths = np.concatenate(counts.flags), np.concatenate(counts.lengths)
     report.merged_boundaries, report.spelled, report.unshared = (
         int((flags & bit > 0).sum()) for bit in (MERGED, SPELLED, UNSHARED)
     )
-    _count_unstopped(report, np.concatenate(counts.last).reshape(-1), maker.encoder)
-    # Lengths as `TokenizedPair` gives them.
-    layout = np.concatenate(counts.layout).astype(np.int64)
-    prefix, chosen, starts = layout[:, 0], layout[:, 1], layout[:, 2:]
-    ends = np.stack([prefix + chosen, lengths - chosen], axis=1)
-    report.set_lengths(starts, ends - starts, lengths)
+    _count_unstopped(report, np.concatenate(counts.last), maker.encoder)
+    starts, scored, completions = (
+        np.concatenate(values) for values in (counts.starts, counts.scored, counts.completions)
+    )
+    report.set_lengths(starts, scored, completions, lengths)
     return report
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -69,26 +69,21 @@ def chat_renderer(
     return render
 
 
-def render_answers(
-    prompt: str, chosen: str, rejected: str, render: RenderChat
-) -> tuple[str, str, str]:
-    """Renders a user's turn and two answers to it: the prompt, and each answer to its end.
+def render_answers(prompt: str, answers: Sequence[str], render: RenderChat) -> tuple[str, ...]:
+    """Renders a user's turn and answers to it: the prompt, and each answer to its end.
 
     The prompt is the one that a model continues. Raises `TemplateError` if the template writes it
     otherwise before an answer.
     """
     user = {"role": "user", "content": prompt}
     opening = render([user], True)
-    wholes = [
-        render([user, {"role": "assistant", "content": answer}], False)
-        for answer in (chosen, rejected)
-    ]
+    wholes = [render([user, {"role": "assistant", "content": answer}], False) for answer in answers]
     if not all(whole.startswith(opening) for whole in wholes):
         raise TemplateError(
             "it writes the prompt otherwise if an answer follows, which chat_template_kwargs "
             "may change"
         )
-    return opening, wholes[0][len(opening) :], wholes[1][len(opening) :]
+    return opening, *(whole[len(opening) :] for whole in wholes)
 
 
 def template_file(tokenizer: Any, arguments: Mapping[str, Any]) -> str:

@@ -10,14 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cpo_ds.data.prompts import (
-    Message,
-    RenderChat,
-    parse_direction,
-    render_pair,
-    split_conversations,
-)
-from cpo_ds.data.sameness import best_and_worst, distinct, is_blank
+from cpo_ds.data.pair_rows import Texts, pick_pair
+from cpo_ds.data.prompts import RenderChat, parse_direction
+from cpo_ds.data.sameness import best_and_worst, distinct
 from cpo_ds.data.scorers import lower_is_better
 from cpo_ds.data.sources import RawRow
 from cpo_ds.errors import UserError, did_you_mean
@@ -27,14 +22,6 @@ _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
 _NO_VERDICT, SAME_TEXTS = "all scores equal", "chosen equals rejected"
 LEXICAL = ("chrf", "bleu")  # metrics that always compare strings with the reference
-
-
-class Texts(NamedTuple):
-    """One preference as text; in the format `pairs`, `source` is the whole prompt."""
-
-    source: str
-    chosen: str
-    rejected: str
 
 
 class Format(NamedTuple):
@@ -61,13 +48,13 @@ def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
         return Format(_language_pair, lambda raw, _: _three_texts(raw, "rejected"))
     required = data.directions is not None
     return Format(
-        lambda raw: _pair_direction(raw, required), lambda raw, _: _pick_pair(raw, render_chat)
+        lambda raw: _pair_direction(raw, required), lambda raw, _: pick_pair(raw, render_chat)
     )
 
 
 def _three_texts(raw: RawRow, rejected: str) -> Texts:
     """The texts of a row that has them as fields; `rejected` is the name of the third field."""
-    return Texts(raw.text("source"), raw.text("chosen"), raw.text(rejected))
+    return Texts(raw.text("source"), raw.text("chosen"), (raw.text(rejected),))
 
 
 # Reading directions.
@@ -137,11 +124,11 @@ def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
     # Pick two of them.
     if delta:
         better, worse = ("gpt4", "alma") if delta > 0 else ("alma", "gpt4")
-        return Texts(source, text[better], text[worse])
+        return Texts(source, text[better], (text[worse],))
     picked = best_and_worst(
         {name: raw.number_at("translation", f"{name}_{target}_{scorer}") for name in text}
     )
-    return Texts(source, text[picked[0]], text[picked[1]]) if picked else _NO_VERDICT
+    return Texts(source, text[picked[0]], (text[picked[1]],)) if picked else _NO_VERDICT
 
 
 def _check_alma_scorer(raw: RawRow, target: str, scorer: str) -> None:
@@ -210,7 +197,7 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
     if len(names) < 2:
         return SAME_TEXTS
     picked = best_and_worst({name: means[name] for name in names})
-    return Texts(source, candidates[picked[0]], candidates[picked[1]]) if picked else _NO_VERDICT
+    return Texts(source, candidates[picked[0]], (candidates[picked[1]],)) if picked else _NO_VERDICT
 
 
 def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
@@ -230,66 +217,3 @@ def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:
             raise raw.error(f"scores.{metric}", problem)
         raw.mapping("scores", metric)
     return metrics
-
-
-# Pairs: prompt, chosen and rejected as strings, or as conversations.
-
-
-def _pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts:
-    is_conversation = isinstance(raw.get("chosen"), list)
-    if is_conversation != isinstance(raw.get("rejected"), list):
-        raise raw.error(
-            "rejected", "must be of the same kind as chosen: both strings, or both messages"
-        )
-    if not is_conversation:
-        return Texts(raw.text("prompt"), raw.text("chosen"), raw.text("rejected"))
-    if render_chat is None:
-        problem = "is a conversation, but the tokenizer has no chat template; use plain strings"
-        raise raw.error("chosen", problem)
-    if raw.values.get("chat_template_kwargs"):
-        raise raw.error(
-            "chat_template_kwargs", "is not supported; remove it, or set data.chat_template_kwargs"
-        )
-    texts = Texts(*render_pair(*conversations(raw), render_chat))
-    for field, text in zip(("prompt", "chosen", "rejected"), texts, strict=True):
-        if is_blank(text):
-            raise raw.error(field, "is empty after the chat template has rendered it")
-    return texts
-
-
-def rewrites_prompt(raw: RawRow, prompt: str, render_chat: RenderChat) -> bool:
-    """Whether a template writes a conversation's prompt otherwise for a model to continue.
-
-    `prompt` is the one of `render_pair`. Templates that open a thought in the prompt alone do so.
-    """
-    return prompt != render_chat(conversations(raw)[0], True)
-
-
-def conversations(raw: RawRow) -> tuple[list[Message], list[Message], list[Message]]:
-    """The messages of a row's prompt, and of both its answers. Raises `UserError`."""
-    chosen, rejected = _messages(raw, "chosen"), _messages(raw, "rejected")
-    if isinstance(raw.values.get("prompt"), list):
-        prompt = _messages(raw, "prompt")
-    else:  # a prompt that is a string, if any, is also the beginning of both conversations
-        prompt, chosen, rejected = split_conversations(chosen, rejected)
-    if not prompt:
-        raise raw.error("prompt", "is missing, and chosen and rejected have no common beginning")
-    if prompt[-1]["role"] not in ("user", "tool"):
-        problem = f"ends with a turn of {prompt[-1]['role']!r}; it must end with the user's"
-        raise raw.error("prompt", problem)
-    return prompt, chosen, rejected
-
-
-def _messages(raw: RawRow, column: str) -> list[Message]:
-    """The messages of a column, checked, without their null fields."""
-    messages = raw.get(column)
-    if not messages:
-        raise raw.error(column, "is empty; it needs at least one message")
-    for number, message in enumerate(messages):
-        field = f"{column}[{number}]"
-        if not isinstance(message, dict):
-            raise raw.error(field, "is not a message with role and content")
-        role = raw.checked_text(message.get("role"), f"{field}.role")
-        if role != "system" or message.get("content") != "":
-            raw.checked_text(message.get("content"), f"{field}.content")
-    return [{key: text for key, text in m.items() if text is not None} for m in messages]

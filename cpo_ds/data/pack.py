@@ -18,8 +18,9 @@ def pack(
     # Find the scored tokens of each pair; `offsets` are the places of the pairs in the row.
     selected = [pairs[i] for i in indices]
     offsets = np.cumsum([0] + [len(pair.tokens) for pair in selected])
+    most = max(pair.num_comparisons for pair in selected)
     scored = [
-        _scored(pair, offset, number)
+        _scored(pair, offset, number, most)
         for number, (pair, offset) in enumerate(zip(selected, offsets[:-1], strict=True))
     ]
     positions, targets, numbers, in_chosen, in_rejected = (
@@ -30,17 +31,20 @@ def pack(
     return PackedBatch(
         input_ids=_row([pair.tokens for pair in selected]),
         position_ids=_row([_position_ids(pair) for pair in selected]),
-        segment_lengths=tuple((p.num_prefix, p.num_chosen, p.num_rejected) for p in selected),
+        segment_lengths=tuple(pair.segments for pair in selected),
         score_positions=torch.from_numpy(positions),
         score_targets=torch.from_numpy(targets.astype(np.int64)),
         score_pairs=torch.from_numpy(numbers),
         score_in_chosen=torch.from_numpy(in_chosen.astype(np.float32)),
         score_in_rejected=torch.from_numpy(in_rejected.astype(np.float32)),
-        num_chosen_tokens=torch.tensor([float(p.num_chosen_scored) for p in selected]),
-        num_rejected_tokens=torch.tensor([float(p.num_rejected_scored) for p in selected]),
+        num_chosen_tokens=torch.tensor([float(p.num_scored[0]) for p in selected]),
+        num_rejected_tokens=_filled([p.num_scored[1:] for p in selected], most, 1.0),
+        comparison_shares=_filled(
+            [(1 / p.num_comparisons,) * p.num_comparisons for p in selected], most, 0.0
+        ),
         pair_indices=tuple(int(i) for i in indices),
         counted=counted,
-        reference_logps=_reference_logps(selected),
+        reference_logps=_reference_logps(selected, most),
     )
 
 
@@ -57,10 +61,16 @@ def pack_micro_batch(
     return pack(pairs, (stand_in,), counted=False)
 
 
-def _reference_logps(pairs: Sequence[TokenizedPair]) -> torch.Tensor | None:
-    """The precomputed log-probs under the reference model, [P, 2]; None if there are none."""
+def _reference_logps(pairs: Sequence[TokenizedPair], most: int) -> torch.Tensor | None:
+    """The precomputed log-probs under the reference model, [P, 1 + K]; None if there are none."""
     known = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
-    return torch.tensor(known, dtype=torch.float32) if known else None
+    return _filled(known, 1 + most, 0.0) if known else None
+
+
+def _filled(rows: Sequence[Sequence[float]], width: int, value: float) -> torch.Tensor:
+    """Rows of numbers, each filled to a width with a value: [rows, width] float32."""
+    filled = [[*row, *[value] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.float32)
 
 
 def _row(parts: list[np.ndarray]) -> torch.Tensor:
@@ -69,36 +79,41 @@ def _row(parts: list[np.ndarray]) -> torch.Tensor:
 
 
 def _position_ids(pair: TokenizedPair) -> np.ndarray:
-    """Positions 0, 1, ... of prefix and chosen branch; the rejected branch continues the prefix."""
-    chosen_end = pair.num_prefix + pair.num_chosen
-    rejected = np.arange(pair.num_prefix, pair.num_prefix + pair.num_rejected)
-    return np.concatenate([np.arange(chosen_end), rejected])
+    """Positions 0, 1, ... of the prefix, which each branch continues."""
+    prefix, *branches = pair.segments
+    of_branches = [np.arange(prefix, prefix + branch) for branch in branches]
+    return np.concatenate([np.arange(prefix), *of_branches])
 
 
-def _scored(pair: TokenizedPair, offset: int, number: int) -> tuple[np.ndarray, ...]:
+def _scored(pair: TokenizedPair, offset: int, number: int, most: int) -> tuple[np.ndarray, ...]:
     """Columns (position, target, pair number, in chosen, in rejected), one entry per target.
 
-    The target at index i of a sequence is predicted at i - 1. For the first token of both branches
-    that is the last token of the prefix, so one position may have two targets.
+    `in rejected` has `most` columns itself, one for each rejected completion. The target at index i
+    of a sequence is predicted at i - 1. For the first token of all branches that is the last token
+    of the prefix, so one position may have several targets.
     """
-    # Indices of the targets: in the prefix, in prefix + chosen and in prefix + rejected.
-    prefix, chosen_end = pair.num_prefix, pair.num_prefix + pair.num_chosen
-    shared = np.arange(min(pair.chosen_start, pair.rejected_start), prefix)
-    chosen = np.arange(max(pair.chosen_start, prefix), chosen_end)
-    rejected = np.arange(max(pair.rejected_start, prefix), prefix + pair.num_rejected)
+    # Targets in the prefix. They may count for several completions.
+    prefix, starts = pair.num_prefix, np.array(pair.starts)
+    shared = np.arange(starts.min(), prefix)
+    positions, targets = [shared - 1], [shared]
+    counts = [shared[:, None] >= starts]
 
-    # Positions in the row, in which the rejected branch comes after the chosen branch.
-    shift = pair.num_chosen  # from an index in prefix + rejected to the index in the row
-    rejected_predictors = np.where(rejected == prefix, prefix - 1, rejected - 1 + shift)
-    positions = np.concatenate([shared - 1, chosen - 1, rejected_predictors])
-    targets = pair.tokens[np.concatenate([shared, chosen, rejected + shift])]
+    # Targets in the branches, by their indices in prefix + branch. They count for one completion.
+    shift = 0  # from such an index to the index in the row
+    for completion, branch in enumerate(pair.branch_lengths):
+        own = np.arange(max(pair.starts[completion], prefix), prefix + branch)
+        positions.append(np.where(own == prefix, prefix - 1, own - 1 + shift))
+        targets.append(own + shift)
+        counts.append(np.tile(np.arange(len(starts)) == completion, (len(own), 1)))
+        shift += branch
 
-    # A target in the prefix may count for both completions, others count for one.
-    in_chosen = np.concatenate(
-        [shared >= pair.chosen_start, np.ones(len(chosen)), np.zeros(len(rejected))]
+    places, in_completion = np.concatenate(positions), np.concatenate(counts)
+    in_rejected = np.zeros((len(places), most))
+    in_rejected[:, : pair.num_comparisons] = in_completion[:, 1:]
+    return (
+        places + offset,
+        pair.tokens[np.concatenate(targets)],
+        np.full(len(places), number, dtype=np.int64),
+        in_completion[:, 0],
+        in_rejected,
     )
-    in_rejected = np.concatenate(
-        [shared >= pair.rejected_start, np.zeros(len(chosen)), np.ones(len(rejected))]
-    )
-    numbers = np.full(len(positions), number, dtype=np.int64)
-    return positions + offset, targets, numbers, in_chosen, in_rejected

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -30,9 +31,9 @@ class Block:
     tokens: np.ndarray  # int32
     offsets: np.ndarray  # int32
     num_prefix: np.ndarray  # int32
-    num_chosen: np.ndarray  # int32
-    chosen_start: np.ndarray  # int32
-    rejected_start: np.ndarray  # int32
+    branch_lengths: np.ndarray  # int32, of the completions of all pairs
+    starts: np.ndarray  # int32, likewise
+    branch_offsets: np.ndarray  # int32, [n + 1]; cuts the two before
     direction: np.ndarray  # int32, into `Names.directions`
     file: np.ndarray  # int32, into `Names.files`
     line: np.ndarray  # int64, counted from 1
@@ -42,12 +43,12 @@ class Block:
 
     def pair(self, index: int, names: Names) -> TokenizedPair:
         """One of the pairs; its tokens are a view of the column."""
+        begin, end = self.branch_offsets[index : index + 2].tolist()
         return TokenizedPair(
             tokens=self.tokens[self.offsets[index] : self.offsets[index + 1]],
             num_prefix=int(self.num_prefix[index]),
-            num_chosen=int(self.num_chosen[index]),
-            chosen_start=int(self.chosen_start[index]),
-            rejected_start=int(self.rejected_start[index]),
+            branch_lengths=tuple(self.branch_lengths[begin:end].tolist()),
+            starts=tuple(self.starts[begin:end].tolist()),
             direction=names.directions[self.direction[index]],
             origin=f"{names.files[self.file[index]]}:{self.line[index]}",
         )
@@ -57,7 +58,7 @@ class PairColumns(Sequence[TokenizedPair]):
     """A sequence of pairs whose columns may be a memory-mapped file.
 
     `fingerprint` is that of `pairs_fingerprint`, if it is known. `reference_logps` are the pairs'
-    log-probs under DPO's reference, [pairs, 2], or None.
+    log-probs under DPO's reference, [pairs, completions], or None.
     """
 
     def __init__(
@@ -90,11 +91,10 @@ class PairColumns(Sequence[TokenizedPair]):
         pair = self._blocks[block].pair(number - self._starts[block], self._names)
         if self._logps is None:
             return pair
-        chosen, rejected = self._logps[number].tolist()
-        return replace(pair, reference_logps=(chosen, rejected))
+        return _with_logps(pair, self._logps[number])
 
     def with_reference_logps(self, logps: np.ndarray) -> PairColumns:
-        """The same pairs with log-probs under DPO's reference, [pairs, 2]."""
+        """The same pairs with log-probs under DPO's reference, [pairs, completions]."""
         return PairColumns(self._blocks, self._names, self.fingerprint, logps)
 
     def lengths(self) -> np.ndarray:
@@ -102,19 +102,22 @@ class PairColumns(Sequence[TokenizedPair]):
         return self._column(lambda block: np.diff(block.offsets))
 
     def lengths_by_part(self) -> dict[str, np.ndarray]:
-        """Tokens of each pair's prompt, and scored tokens of both completions: [pairs] each."""
-
-        def rejected(block: Block) -> np.ndarray:
-            # A sequence is the prefix and its branch; the rejected branch is what is left.
-            return np.diff(block.offsets) - block.num_chosen - block.rejected_start
-
+        """Tokens of each pair's prompt, and scored tokens of all completions by kind."""
+        starts = self._column(lambda block: block.starts)
+        prefixes = self._column(
+            lambda block: np.repeat(block.num_prefix, np.diff(block.branch_offsets))
+        )
+        scored = prefixes + self._column(lambda block: block.branch_lengths) - starts
+        chosen = np.cumsum([0, *(self.comparisons()[:-1] + 1)])
         return {
-            "prompt": self._column(lambda block: block.chosen_start),
-            "chosen": self._column(
-                lambda block: block.num_prefix + block.num_chosen - block.chosen_start
-            ),
-            "rejected": self._column(rejected),
+            "prompt": starts[chosen],
+            "chosen": scored[chosen],
+            "rejected": np.delete(scored, chosen),
         }
+
+    def comparisons(self) -> np.ndarray:
+        """Rejected completions of each pair: [pairs], int64."""
+        return self._column(lambda block: np.diff(block.branch_offsets) - 1)
 
     def directions(self) -> list[str]:
         """The direction of each pair."""
@@ -133,6 +136,13 @@ def lengths_of(pairs: Sequence[TokenizedPair]) -> np.ndarray:
     return np.array([len(pair.tokens) for pair in pairs], dtype=np.int64)
 
 
+def comparisons_of(pairs: Sequence[TokenizedPair]) -> np.ndarray:
+    """Rejected completions of each pair: [pairs], int64."""
+    if isinstance(pairs, PairColumns):
+        return pairs.comparisons()
+    return np.array([pair.num_comparisons for pair in pairs], dtype=np.int64)
+
+
 def count_directions(pairs: Sequence[TokenizedPair]) -> Counter[str]:
     """Numbers of pairs by direction."""
     if isinstance(pairs, PairColumns):
@@ -141,13 +151,17 @@ def count_directions(pairs: Sequence[TokenizedPair]) -> Counter[str]:
 
 
 def pairs_with_logps(pairs: Sequence[TokenizedPair], logps: np.ndarray) -> Sequence[TokenizedPair]:
-    """The same pairs with log-probs under DPO's reference, [pairs, 2]."""
+    """The same pairs with log-probs under DPO's reference, [pairs, completions].
+
+    Columns beyond a pair's completions are not read.
+    """
     if isinstance(pairs, PairColumns):
         return pairs.with_reference_logps(logps)
-    return [
-        replace(pair, reference_logps=(chosen, rejected))
-        for pair, (chosen, rejected) in zip(pairs, logps.tolist(), strict=True)
-    ]
+    return [_with_logps(pair, row) for pair, row in zip(pairs, logps, strict=True)]
+
+
+def _with_logps(pair: TokenizedPair, logps: np.ndarray) -> TokenizedPair:
+    return replace(pair, reference_logps=tuple(logps[: len(pair.starts)].tolist()))
 
 
 def pairs_fingerprint(pairs: Iterable[TokenizedPair]) -> str:
@@ -156,7 +170,7 @@ def pairs_fingerprint(pairs: Iterable[TokenizedPair]) -> str:
         return pairs.fingerprint
     digest = PairsDigest()
     for pair in pairs:
-        digest.add(pair.tokens, pair.num_prefix, pair.chosen_start, pair.rejected_start)
+        digest.add(pair.tokens, pair.num_prefix, pair.branch_lengths, pair.starts)
     return digest.text()
 
 
@@ -166,9 +180,31 @@ class PairsDigest:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
-    def add(self, tokens: np.ndarray, num_prefix: int, chosen: int, rejected: int) -> None:
-        """Adds a pair: its tokens, and the starts of its parts."""
-        self._digest.update(tokens.tobytes() + b"%d,%d,%d;" % (num_prefix, chosen, rejected))
+    def add(
+        self,
+        tokens: np.ndarray,
+        num_prefix: int,
+        branch_lengths: Sequence[int],
+        starts: Sequence[int],
+    ) -> None:
+        """Adds a pair: its tokens, and where its parts begin.
+
+        The lengths of branches count if there are more than two, so that the fingerprint of pairs
+        with one rejected completion each is that of older versions.
+        """
+        numbers = [num_prefix, *starts, *(branch_lengths if len(starts) > 2 else ())]
+        self._digest.update(tokens.tobytes() + ",".join(map(str, numbers)).encode() + b";")
+
+    def add_block(self, block: Block) -> None:
+        """Adds the pairs of a block."""
+        lengths, starts = block.branch_lengths.tolist(), block.starts.tolist()
+        edges = zip(
+            pairwise(block.offsets.tolist()), pairwise(block.branch_offsets.tolist()), strict=True
+        )
+        for ((begin, end), (first, last)), prefix in zip(
+            edges, block.num_prefix.tolist(), strict=True
+        ):
+            self.add(block.tokens[begin:end], prefix, lengths[first:last], starts[first:last])
 
     def text(self) -> str:
         """The fingerprint of all pairs so far: 16 hexadecimal digits."""

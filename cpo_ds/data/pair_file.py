@@ -19,12 +19,14 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from cpo_ds.data.pair_columns import Block, Names, PairColumns
 from cpo_ds.ranks.liveness import count_work
 
-FORMAT = 1  # another format, or another way from rows to pairs, takes another number
+FORMAT = 2  # another format, or another way from rows to pairs, takes another number
 _MARK = b"cpopairs"
 _CHUNK = 2**24
-_NUMBERS = ("num_prefix", "num_chosen", "chosen_start", "rejected_start", "direction", "file")
+_NUMBERS = ("num_prefix", "direction", "file")
+_OF_BRANCHES = ("branch_lengths", "starts")
+_LIST = pa.list_(pa.field("item", pa.int32(), nullable=False))
 _SCHEMA = pa.schema([
-    ("tokens", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+    *((name, _LIST) for name in ("tokens", *_OF_BRANCHES)),
     *((name, pa.int32()) for name in _NUMBERS),
     ("line", pa.int64()),
 ])  # fmt: skip
@@ -61,13 +63,12 @@ class PairWriter:
 
     def add(self, block: Block) -> None:
         """Adds pairs. Raises `OSError`."""
-        tokens = pa.ListArray.from_arrays(
-            pa.array(block.offsets, pa.int32()),
-            pa.array(block.tokens, pa.int32()),
-            type=_SCHEMA.field("tokens").type,
-        )
+        lists = [
+            _lists(block.offsets, block.tokens),
+            *(_lists(block.branch_offsets, getattr(block, name)) for name in _OF_BRANCHES),
+        ]
         numbers = [pa.array(getattr(block, name), pa.int32()) for name in _NUMBERS]
-        columns = [tokens, *numbers, pa.array(block.line, pa.int64())]
+        columns = [*lists, *numbers, pa.array(block.line, pa.int64())]
         self._stream.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         count_work()
 
@@ -95,6 +96,13 @@ class PairWriter:
 
     def close(self) -> None:
         """Does nothing: the file is closed by whoever opened it."""
+
+
+def _lists(offsets: np.ndarray, values: np.ndarray) -> Any:
+    """An Arrow array of lists: the parts of `values` that `offsets` cut."""
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(values, pa.int32()), type=_LIST
+    )
 
 
 class Damaged(Exception):
@@ -153,9 +161,15 @@ def _contents(values: dict[str, Any]) -> Contents:
 
 
 def _block(batch: Any) -> Block:
-    tokens = batch.column("tokens")
-    numbers = {name: batch.column(name).to_numpy() for name in (*_NUMBERS, "line")}
-    return Block(tokens.values.to_numpy(), tokens.offsets.to_numpy(), **numbers)
+    tokens, branches = batch.column("tokens"), batch.column("starts")
+    values = {name: batch.column(name).to_numpy() for name in (*_NUMBERS, "line")}
+    values |= {name: batch.column(name).values.to_numpy() for name in _OF_BRANCHES}
+    return Block(
+        tokens=tokens.values.to_numpy(),
+        offsets=tokens.offsets.to_numpy(),
+        branch_offsets=branches.offsets.to_numpy(),
+        **values,
+    )
 
 
 def _part(blocks: Sequence[Block], names: Names, begin: int, part: Part) -> PairColumns:

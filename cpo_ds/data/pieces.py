@@ -30,7 +30,6 @@ from cpo_ds.settings.data import DataConfig
 ROWS = 2048  # raw rows in a piece
 KEPT, UNTOKENIZED = -1, -2  # instead of the index of a reason to drop a row
 MERGED, SPELLED, UNSHARED = 1, 2, 4  # bits of `flags`
-_LAYOUT = ("num_prefix", "num_chosen", "chosen_start", "rejected_start")
 
 
 class RawPiece(NamedTuple):
@@ -50,7 +49,10 @@ class Columns:
     texts: np.ndarray  # uint64: a digest of each row's source text, [rows, 2]
     problems: Sequence[tuple[int, int, str]]  # row, stage (see `problem_of`) and error
     counts: np.ndarray  # int32: tokens of each pair
-    layout: np.ndarray  # int32: num_prefix, num_chosen and starts of each pair, [pairs, 4]
+    prefixes: np.ndarray  # int32: tokens of each pair's prefix
+    completions: np.ndarray  # int32: of each pair
+    branches: np.ndarray  # int32: length and start of each completion's branch, [completions, 2]
+    lost: np.ndarray  # int32: row and reason of each dropped completion of a kept pair, [lost, 2]
     tokens: np.ndarray  # int32: of all pairs
 
 
@@ -138,9 +140,16 @@ class PieceMaker:
             texts=_digests(seen_source(row, self.reader.languages) for row in rows),
             problems=problems,
             counts=np.array([len(pair.tokens) for pair in pairs], np.int32),
-            layout=np.array(
-                [[getattr(pair, name) for name in _LAYOUT] for pair in pairs], np.int32
-            ).reshape(-1, 4),
+            prefixes=np.array([pair.num_prefix for pair in pairs], np.int32),
+            completions=np.array([len(pair.starts) for pair in pairs], np.int32),
+            branches=_two_columns(
+                branch
+                for pair in pairs
+                for branch in zip(pair.branch_lengths, pair.starts, strict=True)
+            ),
+            lost=_two_columns(
+                (row, reason) for row, outcome in enumerate(made) for reason in outcome.lost
+            ),
             tokens=np.concatenate([np.empty(0, np.int32), *(pair.tokens for pair in pairs)]),
         )
         return Piece(report, None, columns, len(plain), looks, named)
@@ -162,6 +171,10 @@ class PieceMaker:
             return []
         looks = self.encoder.looks_rendered
         return [index for index in plain if looks(rows[index].prompt, rows[index].chosen)]
+
+
+def _two_columns(rows: Iterable[tuple[int, int]]) -> np.ndarray:
+    return np.array(list(rows), np.int32).reshape(-1, 2)
 
 
 def _reason(outcome: Outcome) -> int:

@@ -115,14 +115,17 @@ def step_totals(
     """Counts pairs and tokens over the global batch of a step."""
     packed = [[pairs[i] for i in micro_batch] for rank in micro_batches for micro_batch in rank]
     flat = [pair for micro_batch in packed for pair in micro_batch]
-    chosen = sum(pair.num_chosen_scored for pair in flat)
+    scored = [pair.num_scored for pair in flat]
     return StepTotals(
         pairs=len(flat),
-        chosen_tokens=chosen,
-        scored_tokens=chosen + sum(pair.num_rejected_scored for pair in flat),
+        comparisons=sum(pair.num_comparisons for pair in flat),
+        chosen_tokens=sum(chosen for chosen, *_ in scored),
+        scored_tokens=sum(map(sum, scored)),
         unique_tokens=sum(len(pair.tokens) for pair in flat),
         padded_tokens=sum(
-            2 * len(together) * max(pair.longest_sequence for pair in together)
+            2
+            * sum(pair.num_comparisons for pair in together)
+            * max(pair.longest_sequence for pair in together)
             for together in packed
             if together
         ),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cpo_ds.errors import UserError
 
@@ -188,30 +189,29 @@ def base_code(code: str) -> str:
     return re.split("[-_]", code, maxsplit=1)[0]
 
 
-def split_conversations(
-    chosen: list[Message], rejected: list[Message]
-) -> tuple[list[Message], list[Message], list[Message]]:
-    """Splits two conversations into their common beginning and the two remainders.
+def split_conversations(*conversations: list[Message]) -> tuple[list[Message], ...]:
+    """Splits conversations into their common beginning and the remainder of each.
 
-    No remainder is empty: if one conversation is the beginning of the other, the last common
-    message is part of both remainders. The common beginning is empty if the first messages differ.
+    No remainder is empty: if one conversation is the beginning of another, the last common message
+    is part of all remainders. The common beginning is empty if the first messages differ.
     """
-    shortest = min(len(chosen), len(rejected))
-    common = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest - 1)
-    return chosen[:common], chosen[common:], rejected[common:]
+    together = enumerate(zip(*conversations, strict=False))
+    differing = (i for i, (first, *others) in together if any(other != first for other in others))
+    common = next(differing, min(map(len, conversations)) - 1)
+    return conversations[0][:common], *(one[common:] for one in conversations)
 
 
-def render_pair(
-    prompt: list[Message], chosen: list[Message], rejected: list[Message], render_chat: RenderChat
-) -> tuple[str, str, str]:
-    """Renders prompt, chosen and rejected by a chat template; prompt + completion is the whole.
+def render_completions(
+    prompt: list[Message], completions: Sequence[list[Message]], render_chat: RenderChat
+) -> tuple[str, ...]:
+    """Renders a prompt and its completions by a chat template; prompt + completion is the whole.
 
     Some templates render a prompt differently if a completion follows. So the prompt text is the
-    common beginning of three texts: the prompt alone, and both whole conversations.
+    common beginning of the prompt alone and of all whole conversations.
     """
-    whole = [render_chat(prompt + completion, False) for completion in (chosen, rejected)]
-    text = _common_beginning(render_chat(prompt, True), _common_beginning(*whole))
-    return text, whole[0][len(text) :], whole[1][len(text) :]
+    whole = [render_chat(prompt + completion, False) for completion in completions]
+    text = functools.reduce(_common_beginning, [render_chat(prompt, True), *whole])
+    return text, *(one[len(text) :] for one in whole)
 
 
 def _common_beginning(first: str, second: str) -> str:

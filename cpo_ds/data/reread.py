@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpo_ds.data.encoder import unmarked
-from cpo_ds.data.formats import conversations, format_of
+from cpo_ds.data.formats import format_of
+from cpo_ds.data.pair_rows import conversations
 from cpo_ds.data.pieces import PieceMaker, renderer_of
 from cpo_ds.data.prompts import alma_prompt, parse_direction
 from cpo_ds.data.rows import RowReport, raw_rows_of
@@ -28,7 +29,7 @@ class PairTexts:
     tokens: tuple[int, ...]  # of the prompt
     request: str  # the prompt without a chat template around it
     chosen: str
-    rejected: str
+    rejected: tuple[str, ...]
     reference: str | None  # None if the row has none
     target: str  # the English name of the target language, "" if it is not known
     is_chat: bool  # a chat template rendered the prompt
@@ -78,7 +79,8 @@ class _Reader:
         if self._is_pairs and row.is_chat and self._render is not None:
             asked, *answers = conversations(raw)
             request = asked[-1].get("content", "")
-            chosen, rejected = (str(answer[-1].get("content", "")) for answer in answers)
+            chosen, *others = (str(answer[-1].get("content", "")) for answer in answers)
+            rejected = tuple(others)
             prompt = self._render(asked, True)
         else:
             picked = self._format.pick(raw, direction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 
 from cpo_ds.data.chat import render_answers
 from cpo_ds.data.columns import missing_field, other_format
-from cpo_ds.data.formats import SAME_TEXTS, Format, Texts, format_of, rewrites_prompt
+from cpo_ds.data.formats import SAME_TEXTS, Format, format_of
+from cpo_ds.data.pair_rows import Texts, rewrites_prompt
 from cpo_ds.data.prompts import (
     Languages,
     Message,
@@ -21,7 +22,7 @@ from cpo_ds.data.prompts import (
     parse_direction,
     with_names,
 )
-from cpo_ds.data.sameness import same_text
+from cpo_ds.data.sameness import distinct, same_text
 from cpo_ds.data.sources import MissingField, RawRow, read_folder, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
@@ -40,6 +41,7 @@ class RowReport:
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
+    lost: int = 0  # rejected completions of kept pairs that equal the chosen one or another
     rewritten: int = 0  # pairs whose prompt a template writes otherwise before an answer
     offered: set[str] = field(default_factory=set)  # directions of all rows
 
@@ -48,6 +50,7 @@ class RowReport:
         self.read += later.read
         self.dropped.update(later.dropped)
         self.kept.update(later.kept)
+        self.lost += later.lost
         self.rewritten += later.rewritten
         self.offered |= later.offered
 
@@ -56,6 +59,11 @@ class RowReport:
         total = sum(self.kept.values())
         kept = [f"  {name or 'no direction'}: {n}" for name, n in self.kept.most_common()]
         dropped = [f"  dropped, {reason}: {n}" for reason, n in self.dropped.most_common()]
+        if self.lost:
+            dropped.append(
+                "  rejected completions dropped from pairs, equal to chosen or to another one: "
+                f"{self.lost}"
+            )
         rewritten = [
             "  with another prompt than a model gets later, because the chat template writes it "
             "otherwise before an answer (data.chat_template_kwargs may change that): "
@@ -117,13 +125,15 @@ class RowReader:
             if data.directions is not None and direction not in data.directions:
                 report.dropped["direction not selected"] += 1
                 continue
-            row = _make_row(
+            made = _make_row(
                 raw, direction, self._format, data, self.languages, render_chat, self._plain
             )
-            if isinstance(row, str):
-                report.dropped[row] += 1
+            if isinstance(made, str):
+                report.dropped[made] += 1
                 continue
+            row, lost = made
             report.kept[direction] += 1
+            report.lost += lost
             yield row
             if data.format == "pairs" and row.is_chat and render_chat is not None:
                 report.rewritten += rewrites_prompt(raw, row.prompt, render_chat)
@@ -188,14 +198,20 @@ def _make_row(
     languages: Languages,
     render_chat: RenderChat | None,
     plain: Callable[[str], str],
-) -> PreferenceRow | str:
-    """The pair of a row in one direction, or the reason why there is none."""
+) -> tuple[PreferenceRow, int] | str:
+    """The pair of a row in one direction, or the reason why there is none.
+
+    With it comes the number of rejected completions that are no comparison.
+    """
     try:
         texts = row_format.pick(raw, direction)
         if isinstance(texts, str):
             return texts
-        if same_text(texts.chosen, texts.rejected):
+        rejected = _different(texts.chosen, texts.rejected)
+        if not rejected:
             return SAME_TEXTS
+        lost = len(texts.rejected) - len(rejected)
+        texts = texts._replace(rejected=rejected)
         if data.format != "pairs":
             check_names(direction, languages, raw.where, "data.languages: {{{}: Name}}")
         texts = _with_prompt(texts, direction, data, languages, render_chat)
@@ -207,8 +223,17 @@ def _make_row(
     # A chat template has rendered the texts if the recipe or a conversation asks for it.
     is_chat = data.prompt_style == "chat" or isinstance(raw.values.get("chosen"), list)
     if not is_chat:
-        texts = Texts(*map(plain, texts))
-    return PreferenceRow(texts.source, texts.chosen, texts.rejected, direction, raw.origin, is_chat)
+        rejected = tuple(map(plain, texts.rejected))
+        texts = Texts(plain(texts.source), plain(texts.chosen), rejected)
+    return PreferenceRow(*texts, direction, raw.origin, is_chat), lost
+
+
+def _different(chosen: str, rejected: Sequence[str]) -> tuple[str, ...]:
+    """The rejected texts that look different from the chosen one and from those before them."""
+    if len(rejected) == 1:  # most rows
+        return () if same_text(chosen, rejected[0]) else tuple(rejected)
+    texts = {-1: chosen} | dict(enumerate(rejected))
+    return tuple(texts[number] for number in distinct(texts, texts) if number >= 0)
 
 
 def _with_prompt(
@@ -223,6 +248,7 @@ def _with_prompt(
         return texts
     prompt = alma_prompt(texts.source, *parse_direction(direction), languages)
     if data.prompt_style == "chat" and render_chat is not None:
-        rendered = render_answers(prompt, texts.chosen, texts.rejected, render_chat)
-        return Texts(*rendered)
+        rendered = render_answers(prompt, (texts.chosen, *texts.rejected), render_chat)
+        opening, chosen, *rejected = rendered
+        return Texts(opening, chosen, tuple(rejected))
     return texts._replace(source=prompt)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TypeVar
 
 import regex
 
@@ -17,6 +18,8 @@ _SPACE = r"\s\p{Cc}\u2800"  # white space, control characters, and the blank of 
 _WITHOUT_WIDTH = regex.compile(f"[{_UNSEEN}]+")
 _AROUND = regex.compile(rf"\A[{_SPACE}]+|[{_SPACE}]+\Z")
 _VISIBLE = regex.compile(f"[^{_SPACE}{_UNSEEN}]")
+
+Name = TypeVar("Name", bound=Hashable)
 
 # Two means of the same scores may differ by rounding, since sums depend on their order: by a few
 # units in 1e16, or of numbers that cancel each other by some 1e-14. Scores have 7 digits or more.
@@ -50,9 +53,9 @@ def same_score(first: float, second: float) -> bool:
     return math.isclose(first, second, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
 
 
-def distinct(names: Iterable[str], texts: Mapping[str, str]) -> list[str]:
+def distinct(names: Iterable[Name], texts: Mapping[Name, str]) -> list[Name]:
     """The names without those whose text is the same as that of a name before."""
-    first: dict[str, str] = {}
+    first: dict[str, Name] = {}
     for name in names:
         first.setdefault(as_seen(texts[name]), name)
     return list(first.values())

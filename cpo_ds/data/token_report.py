@@ -15,7 +15,9 @@ class TokenReport:
     """Counts of tokenization, and lengths in tokens of the parts of the pairs."""
 
     kept: int = 0
+    comparisons: int = 0  # rejected completions of the kept pairs
     dropped: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)  # rejected completions of kept pairs
     merged_boundaries: int = 0
     unshared: int = 0
     spelled: int = 0  # rows whose texts spell special tokens
@@ -31,22 +33,33 @@ class TokenReport:
                 "or data.max_tokens, or check the data."
             )
 
-    def set_lengths(self, starts: np.ndarray, scored: np.ndarray, unique: np.ndarray) -> None:
+    def set_lengths(
+        self, starts: np.ndarray, scored: np.ndarray, completions: np.ndarray, unique: np.ndarray
+    ) -> None:
         """Sets the lengths of the parts of the kept pairs.
 
-        `starts` are the first scored tokens and `scored` the numbers of scored tokens, [pairs, 2]
-        each, of chosen and rejected; `unique` are the tokens of each pair.
+        `starts` are the first scored tokens and `scored` the numbers of scored tokens of all
+        completions, those of a pair in a row, chosen first. `completions` are the numbers of
+        completions and `unique` the tokens of each pair.
         """
+        chosen = np.cumsum([0, *completions[:-1]])
+        self.comparisons = len(scored) - len(completions)
         self.lengths = {
-            "prompt": starts.min(axis=1),
-            "chosen": scored[:, 0],
-            "rejected": scored[:, 1],
+            "prompt": np.minimum.reduceat(starts, chosen),
+            "chosen": scored[chosen],
+            "rejected": np.delete(scored, chosen),
             "unique in a pair": unique,
         }
 
     def lines(self) -> list[str]:
         """A summary to print, a line each."""
         lines = [f"  dropped: {count} ({reason})" for reason, count in self.dropped.items()]
+        lines += [
+            f"  rejected completions dropped from pairs: {count} ({reason})"
+            for reason, count in self.lost.items()
+        ]
+        if self.comparisons > self.kept:
+            lines.append(f"  rejected completions of these pairs: {self.comparisons}")
         if self.merged_boundaries:
             lines.append(
                 f"  prompt tokenized differently before its completion: {self.merged_boundaries}"

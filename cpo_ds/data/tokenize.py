@@ -1,10 +1,11 @@
-"""Tokenizes rows into `TokenizedPair`s: shared prefix, two branches, and the scored tokens.
+"""Tokenizes rows into `TokenizedPair`s: shared prefix, branches, and the scored tokens.
 
 Prompt + completion is tokenized as one text. The completion begins after the prompt's own tokens,
 or earlier if a merge at the boundary changed the last of them. `data.encoder` adds the tokens of
 the beginning. A completion ends as the chat template ends a turn, or by the end-of-sequence token
 if no template does. With `add_bos="always"` texts have the tokens of TRL's CPOTrainer. Sequences
-are never cut: pairs that are too long are dropped and counted.
+are never cut: pairs that are too long are dropped and counted. If a pair has several rejected
+completions, those that do not fit are dropped alone.
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ class PairRules:
     rope_key: Callable[[int], Hashable] = lambda length: 0
 
     @property
-    def reasons(self) -> tuple[str, str, str]:
-        """The reasons to drop a pair, in words."""
+    def reasons(self) -> tuple[str, ...]:
+        """The reasons to drop a pair, or one of its rejected completions, in words."""
         return (
             f"prompt longer than {self.max_prompt_tokens} tokens",
             f"prompt and completion longer than {self.max_tokens} tokens",
             "chosen and rejected are the same in tokens",
+            "two rejected completions are the same in tokens",
         )
 
     def reason(self, chosen: Tokens, rejected: Tokens) -> int | None:
@@ -63,6 +65,22 @@ class PairRules:
             return 1
         return 2 if chosen.ids == rejected.ids else None
 
+    def split(
+        self, chosen: Tokens, rejected: Sequence[Tokens]
+    ) -> tuple[list[Tokens], tuple[int, ...]]:
+        """The rejected completions that make a pair, and the reasons why the others do not."""
+        kept: list[Tokens] = []
+        reasons = []
+        for tokens in rejected:
+            reason = self.reason(chosen, tokens)
+            if reason is None and any(tokens.ids == other.ids for other in kept):
+                reason = 3
+            if reason is None:
+                kept.append(tokens)
+            else:
+                reasons.append(reason)
+        return kept, tuple(reasons)
+
 
 class Outcome(NamedTuple):
     """The pair of a row, or the index of the reason in `PairRules.reasons` to drop it."""
@@ -72,6 +90,7 @@ class Outcome(NamedTuple):
     merged: bool = False  # the tokenizer joined prompt and completion at their boundary
     spelled: bool = False  # a text spells a special token
     unshared: bool = False  # only because rotary positions differ
+    lost: tuple[int, ...] = ()  # reasons why rejected completions of a kept pair were dropped
 
 
 def outcomes(
@@ -82,15 +101,15 @@ def outcomes(
     Raises `UserError` if a completion has no end and the tokenizer no end-of-sequence token.
     """
     for row, chosen, rejected, merged in _tokenized(rows, encoder):
-        reason = rules.reason(chosen, rejected)
-        if reason is not None:
-            yield Outcome(None, reason)
+        kept, lost = rules.split(chosen, rejected)
+        if not kept:
+            yield Outcome(None, lost[0])
             continue
-        is_alike = rules.rope_key(len(chosen.ids)) == rules.rope_key(len(rejected.ids))
+        is_alike = len({rules.rope_key(len(tokens.ids)) for tokens in (chosen, *kept)}) == 1
         sharing = rules.sharing if is_alike else "none"
-        pair = make_pair(chosen, rejected, row.direction, row.origin, sharing)
-        spelled = any(map(is_marked, (row.prompt, row.chosen, row.rejected)))
-        yield Outcome(pair, None, merged, spelled, rules.sharing != "none" and not is_alike)
+        pair = make_pair(chosen, *kept, direction=row.direction, origin=row.origin, sharing=sharing)
+        spelled = any(map(is_marked, row.texts))
+        yield Outcome(pair, None, merged, spelled, rules.sharing != "none" and not is_alike, lost)
 
 
 def tokenize_rows(
@@ -122,47 +141,50 @@ def tokenize_rows(
         report.merged_boundaries += outcome.merged
         report.spelled += outcome.spelled
         report.unshared += outcome.unshared
-        for last in (pair.tokens[pair.num_prefix + pair.num_chosen - 1], pair.tokens[-1]):
-            if last not in encoder.stops:
+        report.lost.update(rules.reasons[reason] for reason in outcome.lost)
+        for end in np.cumsum(pair.segments)[1:]:
+            if (last := pair.tokens[end - 1]) not in encoder.stops:
                 report.unstopped[encoder.name(int(last))] += 1
     report.kept = len(pairs)
     report.check()
-    starts = [(pair.chosen_start, pair.rejected_start) for pair in pairs]
-    scored = [(pair.num_chosen_scored, pair.num_rejected_scored) for pair in pairs]
-    unique = [len(pair.tokens) for pair in pairs]
-    report.set_lengths(np.array(starts), np.array(scored), np.array(unique))
+    report.set_lengths(
+        starts=np.concatenate([pair.starts for pair in pairs]),
+        scored=np.concatenate([pair.num_scored for pair in pairs]),
+        completions=np.array([len(pair.starts) for pair in pairs]),
+        unique=np.array([len(pair.tokens) for pair in pairs]),
+    )
     return pairs, report
 
 
 def make_pair(
     chosen: tuple[list[int], int],
-    rejected: tuple[list[int], int],
+    *rejected: tuple[list[int], int],
     direction: str,
     origin: str,
     sharing: Sharing = "common",
 ) -> TokenizedPair:
-    """Joins two sequences, given like `Tokens`, into one pair with a shared prefix.
+    """Joins sequences, given like `Tokens`, into one pair with a shared prefix.
 
-    The shared prefix never contains the last token of either sequence, so that each branch has at
-    least one token to score.
+    The shared prefix never contains the last token of a sequence, so that each branch has at least
+    one token to score.
     """
-    (chosen_ids, chosen_start), (rejected_ids, rejected_start) = chosen, rejected
+    ids, starts = zip(chosen, *rejected, strict=True)
 
     # Find the length of the shared prefix.
     shared = min(
-        common_prefix_length(chosen_ids, rejected_ids), len(chosen_ids) - 1, len(rejected_ids) - 1
+        min(common_prefix_length(ids[0], other), len(ids[0]) - 1, len(other) - 1)
+        for other in ids[1:]
     )
     if sharing == "prompt":
-        shared = min(shared, chosen_start, rejected_start)
+        shared = min(shared, *starts)
     elif sharing == "none":
         shared = 0
 
     return TokenizedPair(
-        tokens=np.array(chosen_ids + rejected_ids[shared:], dtype=np.int32),
+        tokens=np.array([*ids[0], *(token for one in ids[1:] for token in one[shared:])], np.int32),
         num_prefix=shared,
-        num_chosen=len(chosen_ids) - shared,
-        chosen_start=chosen_start,
-        rejected_start=rejected_start,
+        branch_lengths=tuple(len(one) - shared for one in ids),
+        starts=starts,
         direction=direction,
         origin=origin,
     )
@@ -178,7 +200,7 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 def _tokenized(
     rows: Sequence[PreferenceRow], encoder: TextEncoder, chunk: int = TOGETHER
-) -> Iterator[tuple[PreferenceRow, Tokens, Tokens, bool]]:
+) -> Iterator[tuple[PreferenceRow, Tokens, list[Tokens], bool]]:
     """Yields (row, chosen, rejected, whether a boundary merged), tokenizing `chunk` rows at a time.
 
     A boundary merges if the tokenizer joins the end of the prompt and the beginning of a completion
@@ -189,12 +211,24 @@ def _tokenized(
         count_work()
         part = rows[begin : begin + chunk]
         prompts = encoder.encode([row.prompt for row in part])
-        chosen, rejected = (
-            _sides(part, prompts, [getattr(row, name) for row in part], encoder)
-            for name in ("chosen", "rejected")
-        )
-        for row, (good, merged), (bad, also_merged) in zip(part, chosen, rejected, strict=True):
-            yield row, good, bad, merged or also_merged
+        chosen = _sides(part, prompts, [row.chosen for row in part], encoder)
+        rejected = iter(_rejected_sides(part, prompts, encoder))
+        for row, (good, merged) in zip(part, chosen, strict=True):
+            bad = [next(rejected) for _ in row.rejected]
+            yield row, good, [tokens for tokens, _ in bad], merged or any(also for _, also in bad)
+
+
+def _rejected_sides(
+    rows: Sequence[PreferenceRow], prompts: list[list[int]], encoder: TextEncoder
+) -> list[tuple[Tokens, bool]]:
+    """`_sides` of the rejected completions of all rows, one row's after the other's."""
+    repeated = [
+        (row, prompt, text)
+        for row, prompt in zip(rows, prompts, strict=True)
+        for text in row.rejected
+    ]
+    of_texts, their_prompts, texts = (list(column) for column in zip(*repeated, strict=True))
+    return _sides(of_texts, their_prompts, texts, encoder)
 
 
 def _sides(
@@ -232,7 +266,7 @@ def problem_of(row: PreferenceRow, encoder: TextEncoder) -> tuple[int, str] | No
     stages: tuple[Callable[[], object], ...] = (
         lambda: prompts.extend(encoder.encode([row.prompt])),
         lambda: _sides([row], prompts, [row.chosen], encoder),
-        lambda: _sides([row], prompts, [row.rejected], encoder),
+        lambda: _rejected_sides([row], prompts, encoder),
     )
     for stage, tokenize in enumerate(stages):
         try:

@@ -131,18 +131,18 @@ class Engine:
         count_common_work()
         reference = self._reference_logps(batch)
         chosen, rejected = self._deepspeed(batch)
-        counts = (batch.num_chosen_tokens, batch.num_rejected_tokens)
-        return PairLogps(chosen, rejected, *counts, *reference)
+        return batch.logps(chosen, rejected, *reference)
 
     @torch.no_grad()
     def _reference_logps(self, batch: PackedBatch) -> Iterable[torch.Tensor]:
-        """Log-probs of chosen and rejected under the reference, [P] each; () without one."""
+        """Log-probs of chosen and rejected under the reference, [P] and [P, K]; () without one."""
         if self.reference is not None:
             return self.reference(batch)
         if self._switches_adapter_off:
             with self.policy.language_model.disable_adapter():
                 return self._deepspeed(batch)
-        return () if batch.reference_logps is None else batch.reference_logps.unbind(1)
+        known = batch.reference_logps
+        return () if known is None else (known[:, 0], known[:, 1:])
 
     def predict(self, batch: PackedBatch) -> torch.Tensor:
         """The logits at each scored position: [S, V], float32; a collective as `score` is."""

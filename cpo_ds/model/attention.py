@@ -1,4 +1,4 @@
-"""Shared-prefix attention: both branches of a pair see its prefix and themselves, not each other.
+"""Shared-prefix attention: all branches of a pair see its prefix and themselves, not each other.
 
 The backends below have one signature and compute the same function. Each is registered with
 transformers' attention registry (see `registered_name`), so no model code is patched. The model's

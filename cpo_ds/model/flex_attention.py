@@ -93,16 +93,19 @@ def block_mask(layout: SharedPrefixLayout, window: int | None) -> BlockMask:
 
 
 def _bounds(layout: SharedPrefixLayout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per query: the begin of its pair, and begin and end of the branch hidden from it: [T] each.
+    """Per query: the begin of its pair, and begin and end of the branches hidden from it: [T] each.
 
-    The chosen branch is hidden from the rejected one; nothing is hidden from other queries.
+    Earlier branches are hidden from later ones; nothing is hidden from other queries.
     """
     values, lengths, begin = [], [], 0
-    for prefix, chosen, rejected in layout.segments:
-        branch = begin + prefix + chosen  # the rejected branch begins here
-        values += [(begin, begin, begin), (begin, begin + prefix, branch)]
-        lengths += [prefix + chosen, rejected]
-        begin = branch + rejected
+    for prefix, chosen, *rejected in layout.segments:
+        values.append((begin, begin, begin))
+        lengths += [prefix + chosen, *rejected]
+        end = begin + prefix + chosen
+        for branch in rejected:
+            values.append((begin, begin + prefix, end))
+            end += branch
+        begin = end
     bounds = torch.tensor(values).repeat_interleave(torch.tensor(lengths), dim=0)
     begin_T, hidden_begin_T, hidden_end_T = bounds.unbind(1)
     return begin_T, hidden_begin_T, hidden_end_T
@@ -118,7 +121,7 @@ def _visible(bounds: torch.Tensor, window: int | None) -> Callable[..., torch.Te
         seen = (key >= bounds[0, query]) & (key <= query)
         seen = seen & ((key < hidden_begin) | (key >= hidden_end))
         if window is not None:
-            # Positions go on from the prefix in both branches.
+            # Positions go on from the prefix in all branches.
             hidden = torch.where(key < hidden_begin, hidden_end - hidden_begin, 0)
             seen = seen & (query - key - hidden < window)
         return seen

@@ -1,6 +1,7 @@
-"""The module that DeepSpeed wraps: `PackedBatch` in, log-probs of both completions out.
+"""The module that DeepSpeed wraps: `PackedBatch` in, log-probs of all completions out.
 
-Shape suffixes: S scored tokens, P pairs, E width of the model, V words.
+Shape suffixes: S scored tokens, P pairs, K rejected completions of a pair, E width of the model,
+V words.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class PolicyModel(nn.Module):
     def forward(
         self, batch: PackedBatch, *, predicts: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """Sums of the log-probs of chosen and of rejected completions: [P] each, float32.
+        """Sums of the log-probs of chosen completions, [P], and of rejected ones, [P, K]: float32.
 
         With `predicts`, the logits at each scored position instead: [S, V], float32.
 
@@ -78,16 +79,14 @@ class PolicyModel(nn.Module):
             use_cache=False,
             shared_prefix=layout,
         ).last_hidden_state
-        # Log-probs of scored tokens only. One in the prefix may count for both completions.
+        # Log-probs of scored tokens only. One in the prefix may count for several completions.
         scored = hidden.squeeze(0).index_select(0, batch.score_positions)
         if predicts:
             logits: torch.Tensor = self.scoring_head(scored, self.head_weight, None)
             return logits
         logps = self.scoring_head(scored, self.head_weight, batch.score_targets)
-        return (
-            _sum_by_pair(logps * batch.score_in_chosen, batch),
-            _sum_by_pair(logps * batch.score_in_rejected, batch),
-        )
+        rejected = [_sum_by_pair(logps * counts, batch) for counts in batch.score_in_rejected.T]
+        return _sum_by_pair(logps * batch.score_in_chosen, batch), torch.stack(rejected, dim=1)
 
 
 def _sum_by_pair(logps_S: torch.Tensor, batch: PackedBatch) -> torch.Tensor:

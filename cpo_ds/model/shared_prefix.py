@@ -1,12 +1,13 @@
 """The layout of pairs that share prefixes in one packed row, for the attention backends.
 
-Shape suffixes: T unique tokens, U keys of both branches, K key-value heads, D head size,
+Shape suffixes: T unique tokens, U keys of all branches, K key-value heads, D head size,
 L tokens of a pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import itertools
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,15 +17,15 @@ from torch.autograd.function import once_differentiable
 
 from cpo_ds.schema import to_device
 
-Segments = tuple[tuple[int, int, int], ...]
+Segments = tuple[tuple[int, ...], ...]
 States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys, values
 
 
 class SharedPrefixLayout:
     """The layout of the pairs in one packed row, with masks and indices for the backends.
 
-    `segments` holds (prefix, chosen branch, rejected branch) lengths per pair. Each mask or index
-    is made when a layer first asks for it, and kept for the other layers.
+    `segments` holds the lengths of (prefix, chosen branch, rejected branch, ...) per pair. Each
+    mask or index is made when a layer first asks for it, and kept for the other layers.
     """
 
     def __init__(self, segments: Segments, device: torch.device) -> None:
@@ -44,7 +45,7 @@ class SharedPrefixLayout:
         masks: list[torch.Tensor] = self.keep(
             ("masks", window),
             lambda: [
-                pair_mask(*segment, window=window, device=self.device) for segment in self.segments
+                pair_mask(segment, window=window, device=self.device) for segment in self.segments
             ],
         )
         return masks
@@ -53,7 +54,7 @@ class SharedPrefixLayout:
     def key_index(self) -> torch.Tensor:
         """Keys of `[prefix + chosen], [prefix + rejected], ...`: indices into T, int64 [U].
 
-        Keys of a prefix come twice, once for each branch.
+        Keys of a prefix come once for each branch.
         """
         return self._gather_indices[0]
 
@@ -71,14 +72,12 @@ class SharedPrefixLayout:
     def _gather_indices(self) -> tuple[torch.Tensor, ...]:
         """`key_index`, `key_copies` and `key_copy_begins`, copied to the device as one tensor."""
         parts, offset = [], 0
-        for (prefix, chosen, _), length in zip(self.segments, self.lengths, strict=True):
-            branch = offset + prefix + chosen
-            parts += [
-                torch.arange(offset, branch),
-                torch.arange(offset, offset + prefix),
-                torch.arange(branch, offset + length),
-            ]
-            offset += length
+        for prefix, *branches in self.segments:
+            end = offset + prefix
+            for branch in branches:
+                parts += [torch.arange(offset, offset + prefix), torch.arange(end, end + branch)]
+                end += branch
+            offset = end
         index = torch.cat(parts)
         keys, copies = index.sort(stable=True)
         indices = (index, copies, torch.searchsorted(keys, torch.arange(offset)))
@@ -90,27 +89,23 @@ class SharedPrefixLayout:
         """Lengths of the query sequences `[prefix + chosen], [rejected], ...`."""
         return [
             length
-            for prefix, chosen, rejected in self.segments
-            for length in (prefix + chosen, rejected)
+            for prefix, chosen, *rejected in self.segments
+            for length in (prefix + chosen, *rejected)
         ]
 
     @cached_property
     def key_lengths(self) -> list[int]:
         """Lengths of the key sequences `[prefix + chosen], [prefix + rejected], ...`."""
-        return [
-            length
-            for prefix, chosen, rejected in self.segments
-            for length in (prefix + chosen, prefix + rejected)
-        ]
+        return [prefix + branch for prefix, *branches in self.segments for branch in branches]
 
     @cached_property
     def query_ends(self) -> torch.Tensor:
-        """Cumulative `query_lengths` from 0, int32 [2P + 1]."""
+        """Cumulative `query_lengths` from 0, int32, one more than branches."""
         return self._ends(self.query_lengths)
 
     @cached_property
     def key_ends(self) -> torch.Tensor:
-        """Cumulative `key_lengths` from 0, int32 [2P + 1]."""
+        """Cumulative `key_lengths` from 0, int32, one more than branches."""
         return self._ends(self.key_lengths)
 
     def _ends(self, lengths: list[int]) -> torch.Tensor:
@@ -119,24 +114,38 @@ class SharedPrefixLayout:
 
 
 def pair_mask(
-    prefix: int, chosen: int, rejected: int, *, window: int | None, device: torch.device | str
+    segments: Sequence[int], *, window: int | None, device: torch.device | str
 ) -> torch.Tensor:
-    """Visibility inside `prefix · chosen · rejected`: bool [L, L], True if the query sees the key.
+    """Visibility inside `prefix · chosen · rejected ...`: bool [L, L], if the query sees the key.
 
-    `window` limits the distance between the positions of query and key.
+    `segments` are the numbers of tokens of the prefix and of each branch. `window` limits the
+    distance between the positions of query and key.
     """
-    branch = prefix + chosen  # the rejected branch begins here
-    index = torch.arange(branch + rejected, device=device)
-    # Each sees itself and earlier ones, but the rejected branch does not see the chosen one.
+    begin_L = _branch_begins(segments, device)
+    index = torch.arange(sum(segments), device=device)
+    # Each sees itself and earlier ones, but a branch does not see other branches.
     visible = index[:, None] >= index[None, :]
-    visible &= ~(
-        (index[:, None] >= branch) & (index[None, :] >= prefix) & (index[None, :] < branch)
-    )
+    visible &= (index[None, :] < segments[0]) | (index[None, :] >= begin_L[:, None])
     if window is not None:
-        # Positions go on from the prefix in both branches.
-        position = torch.where(index < branch, index, index - chosen)
+        # Positions go on from the prefix in all branches.
+        position = index - begin_L + segments[0]
         visible &= position[:, None] - position[None, :] < window
     return visible
+
+
+def _branch_begins(segments: Sequence[int], device: torch.device | str) -> torch.Tensor:
+    """The index at which each token's branch begins: int64 [L].
+
+    The prefix counts as a part of the first branch, which begins after it.
+    """
+    prefix, *branches = segments
+    begins = itertools.accumulate(branches[:-1], initial=prefix)
+    lengths = [prefix + branches[0], *branches[1:]]
+    parts = [
+        torch.full((length,), begin, device=device)
+        for length, begin in zip(lengths, begins, strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def gather_keys(states_TKD: torch.Tensor, layout: SharedPrefixLayout) -> torch.Tensor:

@@ -177,9 +177,8 @@ def pair_of_lengths(prefix: int, chosen: int, rejected: int) -> TokenizedPair:
     return TokenizedPair(
         tokens=np.zeros(prefix + chosen + rejected, dtype=np.int32),
         num_prefix=prefix,
-        num_chosen=chosen,
-        chosen_start=prefix,
-        rejected_start=prefix,
+        branch_lengths=(chosen, rejected),
+        starts=(prefix, prefix),
         direction="",
         origin="",
     )

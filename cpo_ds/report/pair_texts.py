@@ -12,7 +12,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.settings.data import DataConfig
 
 Key = tuple[str, str]  # origin and direction of a pair
-PairTexts = tuple[str, str, str]  # source or prompt, chosen, rejected
+PairTexts = tuple[str, ...]  # source or prompt, chosen, rejected completions
 
 
 def find_texts(settings: Any, wanted: Collection[Key]) -> tuple[dict[Key, PairTexts], str]:
@@ -54,7 +54,7 @@ def _texts_in(data: DataConfig, path: str | None, wanted: Collection[Key]) -> di
             picked = row_format.pick(raw, direction)
             if (raw.origin, direction) in wanted and not isinstance(picked, str):
                 source = source_of(picked.source, direction, languages) or picked.source
-                texts[raw.origin, direction] = (source, picked.chosen, picked.rejected)
+                texts[raw.origin, direction] = (source, picked.chosen, *picked.rejected)
         if len(texts) == len(wanted):
             break
     return texts

@@ -106,7 +106,7 @@ def _histogram(run: RunFolder, moves: list[Move], steps: tuple[int, int], grown:
 
 def _card(move: Move, texts: PairTexts | None) -> Card:
     origin, direction = move.key
-    labels = ("source", "chosen", "rejected")
+    labels = ("source", "chosen", *("rejected",) * (len(texts) - 2 if texts else 0))
     shown = tuple(zip(labels, map(cut, texts), strict=True)) if texts else ()
     margins = f"{decimal(move.before, 2)} → {decimal(move.after, 2)}"
     remark = f"margin {margins} ({decimal(move.change, 2, sign=True)})"

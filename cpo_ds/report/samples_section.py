@@ -45,8 +45,8 @@ def _card(direction: str, prompt: str, samples: list[Line]) -> Card:
         for sample in ([first, last] if last["step"] > first["step"] else [last])
     ]
     for key in ("reference", "chosen", "rejected"):
-        if isinstance(last.get(key), str):
-            texts.append((f"{key} in the data", cut(last[key])))
+        values = last[key] if isinstance(last.get(key), list) else [last.get(key)]
+        texts += [(f"{key} in the data", cut(text)) for text in values if isinstance(text, str)]
     return Card(direction or "source", "", tuple(texts))
 
 

@@ -156,22 +156,23 @@ class _Frozen:
     @torch.no_grad()
     def score(self, batch: PackedBatch) -> PairLogps:
         count_common_work()
-        chosen, rejected = self.forward(batch)
-        return PairLogps(chosen, rejected, batch.num_chosen_tokens, batch.num_rejected_tokens)
+        return batch.logps(*self.forward(batch))
 
 
 def log_prob_difference(sample: Sample, loaded: np.ndarray, tolerance: float) -> str | None:
     """Returns a sentence on the largest difference, or None if all are within the tolerance.
 
-    `loaded` are an export's log-probs: [pairs, 2]. Differences are per token of a completion.
+    `loaded` are an export's log-probs: [pairs, completions]. Differences are per token.
     """
-    counts = [(pair.num_chosen_scored, pair.num_rejected_scored) for pair in sample.pairs]
-    differences = np.abs(loaded - sample.logps) / np.array(counts)
+    counts = np.ones(loaded.shape)  # pairs with fewer completions have zeros at their end
+    for row, pair in zip(counts, sample.pairs, strict=True):
+        row[: len(pair.num_scored)] = pair.num_scored
+    differences = np.abs(loaded - sample.logps) / counts
     differences[~np.isfinite(differences)] = np.inf
     if differences.max() <= tolerance:
         return None
     pair, side = np.unravel_index(differences.argmax(), differences.shape)
-    completion = ("chosen", "rejected")[side]
+    completion = "rejected" if side else "chosen"
     return (
         f"the log-prob of the {completion} text of {sample.pairs[pair].origin} is "
         f"{loaded[pair, side]:.5f} after loading, but was {sample.logps[pair, side]:.5f}, a "

@@ -148,9 +148,8 @@ def _as_pair(tokens: list[int]) -> TokenizedPair:
     return TokenizedPair(
         tokens=np.array([*tokens, tokens[-1], tokens[-1]], dtype=np.int32),
         num_prefix=length,
-        num_chosen=1,
-        chosen_start=length,
-        rejected_start=length,
+        branch_lengths=(1, 1),
+        starts=(length, length),
         direction="",
         origin="",
     )

@@ -23,6 +23,7 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[float]]:
     """The metrics over all pairs and those of each direction, and the reward margin of each pair.
 
+    A pair with several rejected completions has the mean of its margins.
     All ranks share the work.
     """
     # Sum the columns of each direction over this rank's pairs, then over all ranks.
@@ -36,7 +37,9 @@ def measure(
             rows = [directions.index(pairs[index].direction) for index in batch.pair_indices]
             columns = pair_columns(pair_terms(logps, config.loss), logps)
             sums.index_add_(0, torch.tensor(rows, device=sums.device), columns)
-            margins[list(batch.pair_indices)] = columns[:, COLUMNS.index("margin")]
+            comparisons = (batch.comparison_shares > 0).sum(1)
+            of_pairs = columns[:, COLUMNS.index("margin")] / comparisons
+            margins[list(batch.pair_indices)] = of_pairs
     engine.sum_over_ranks(sums)
     engine.sum_over_ranks(margins)  # each is zero on all ranks but one
 

@@ -13,10 +13,19 @@ COLUMNS = ("preference", "nll", "correct", "margin", "logp_chosen", "logp_reject
 
 
 def pair_columns(terms: PairTerms, logps: PairLogps) -> torch.Tensor:
-    """The columns of each pair, detached: [P, len(COLUMNS)], float64 so that sums are exact."""
-    margin = terms.rewards_chosen - terms.rewards_rejected
-    columns = (terms.preference, terms.nll, margin > 0, margin, logps.chosen, logps.rejected)
-    return torch.stack([column.detach().double() for column in columns], dim=1)
+    """The columns of each pair, detached: [P, len(COLUMNS)], float64 so that sums are exact.
+
+    Those of rejected completions are sums over the pair's comparisons.
+    """
+    is_comparison = logps.comparison_shares > 0
+    margin = torch.where(is_comparison, terms.rewards_chosen[:, None] - terms.rewards_rejected, 0.0)
+    of_comparisons = [
+        column.detach().double().sum(1) for column in (margin > 0, margin, logps.rejected)
+    ]
+    correct, margins, rejected = of_comparisons
+    of_pairs = [column.detach().double() for column in (terms.preference, terms.nll, logps.chosen)]
+    preference, nll, chosen = of_pairs
+    return torch.stack([preference, nll, correct, margins, chosen, rejected], dim=1)
 
 
 def summarize(sums: list[float], totals: StepTotals, loss: LossConfig) -> dict[str, float]:
@@ -28,8 +37,8 @@ def summarize(sums: list[float], totals: StepTotals, loss: LossConfig) -> dict[s
         "loss": preference + nll_weight(loss) * nll,
         "preference_loss": preference,
         "nll_loss": nll,
-        "reward_accuracy": by_name["correct"] / totals.pairs,
-        "reward_margin": by_name["margin"] / totals.pairs,
+        "reward_accuracy": by_name["correct"] / totals.comparisons,
+        "reward_margin": by_name["margin"] / totals.comparisons,
         "logp_chosen": by_name["logp_chosen"] / totals.pairs,
-        "logp_rejected": by_name["logp_rejected"] / totals.pairs,
+        "logp_rejected": by_name["logp_rejected"] / totals.comparisons,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cpo_ds.config import Config
-from cpo_ds.data.pair_columns import pairs_fingerprint, pairs_with_logps
+from cpo_ds.data.pair_columns import comparisons_of, pairs_fingerprint, pairs_with_logps
 from cpo_ds.engine.engine import Engine
 from cpo_ds.errors import UserError
 from cpo_ds.model.hub import adapter_fingerprint
@@ -34,7 +34,8 @@ def with_reference_logps(
     """
     folder = Path(config.loss.reference_cache or Path(config.output_dir) / "reference")
     path = folder / f"{_fingerprint(engine, config, pairs)}.npz"
-    logps = ranks.on_first(lambda: _read(path, len(pairs), ranks))
+    shape = (len(pairs), 1 + int(comparisons_of(pairs).max()))
+    logps = ranks.on_first(lambda: _read(path, shape, ranks))
     if logps is None:
         with engine.evaluating():
             logps = score_pairs(engine, ranks, config, pairs)
@@ -66,14 +67,14 @@ def _check_finite(logps: np.ndarray, pairs: Sequence[TokenizedPair]) -> None:
         )
 
 
-def _read(path: Path, count: int, ranks: Ranks) -> np.ndarray | None:
-    """Reads the file of `_write`: [count, 2]; None if it does not exist or is damaged."""
+def _read(path: Path, shape: tuple[int, int], ranks: Ranks) -> np.ndarray | None:
+    """Reads the file of `_write`; None if it does not exist or is damaged."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
             logps = arrays["logps"]
-        if logps.shape == (count, 2) and np.isfinite(logps).all():
+        if logps.shape == shape and np.isfinite(logps).all():
             return logps
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
             tokenize.TokenError):  # fmt: skip

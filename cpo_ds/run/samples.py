@@ -184,7 +184,7 @@ def _line(step: int, text: PairTexts, answer: Answer, translation: str) -> dict[
         "is_whole": answer.is_whole,
         "reference": text.reference,
         "chosen": text.chosen,
-        "rejected": text.rejected,
+        "rejected": text.rejected[0] if len(text.rejected) == 1 else list(text.rejected),
     }
     return {name: value for name, value in line.items() if value is not None}
 

@@ -46,11 +46,16 @@ def two_of(pairs: Sequence[TokenizedPair]) -> list[int]:
 
 def pair_lines(pair: TokenizedPair, tokenizer: Any, *, colored: bool) -> list[str]:
     """The pair as text and as tokens, a line for each part; colors are in ANSI's codes."""
-    prefix, end = pair.tokens[: pair.num_prefix], pair.num_prefix + pair.num_chosen
-    sides = (
-        _Side("chosen", _GREEN, pair.tokens[:end], pair.chosen_start),
-        _Side("rejected", _RED, np.concatenate([prefix, pair.tokens[end:]]), pair.rejected_start),
-    )
+    prefix, *branches = np.split(pair.tokens, np.cumsum(pair.segments)[:-1])
+    sides = [
+        _Side(
+            "rejected" if number else "chosen",
+            _RED if number else _GREEN,
+            np.concatenate([prefix, branch]),
+            start,
+        )
+        for number, (branch, start) in enumerate(zip(branches, pair.starts, strict=True))
+    ]
     shared = min(pair.num_prefix, *(side.start for side in sides))
 
     # The texts that the tokens spell.

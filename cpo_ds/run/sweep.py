@@ -10,7 +10,7 @@ import torch
 
 from cpo_ds.config import Config
 from cpo_ds.data.pack import pack_micro_batch
-from cpo_ds.data.pair_columns import lengths_of
+from cpo_ds.data.pair_columns import comparisons_of, lengths_of
 from cpo_ds.data.plan import plan_step
 from cpo_ds.ranks.ranks import Ranks
 from cpo_ds.schema import PackedBatch, PairLogps, TokenizedPair
@@ -20,7 +20,7 @@ class Scorer(Protocol):
     """A policy that scores micro-batches; under ZeRO-3 all ranks call it equally often."""
 
     def score(self, batch: PackedBatch) -> PairLogps:
-        """Returns the log-probs of both completions of each pair."""
+        """Returns the log-probs of the completions of each pair."""
         ...
 
 
@@ -54,14 +54,17 @@ def sweep(
 def score_pairs(
     scorer: Scorer, ranks: Ranks, config: Config, pairs: Sequence[TokenizedPair]
 ) -> np.ndarray:
-    """Log-probs of chosen and rejected: [pairs, 2], float32, the same on all ranks.
+    """Log-probs of the completions: [pairs, 1 + K], float32, the same on all ranks.
+
+    K is the largest number of rejected completions of a pair; others have zeros at their end.
 
     Call it as `sweep`. It packs as many pairs together as a step has.
     """
-    table = torch.zeros(len(pairs), 2, device=ranks.device)
+    table = torch.zeros(len(pairs), 1 + int(comparisons_of(pairs).max()), device=ranks.device)
     budget, at_once = config.batch.tokens_per_rank, config.batch.pairs
     swept = sweep(scorer, ranks, pairs, tokens_per_rank=budget, pairs_at_once=at_once)
     for batch, logps in swept:
-        table[list(batch.pair_indices)] = torch.stack([logps.chosen, logps.rejected], dim=1)
+        completions = torch.cat([logps.chosen[:, None], logps.rejected], dim=1)
+        table[list(batch.pair_indices), : completions.shape[1]] = completions
     torch.distributed.all_reduce(table)  # each row is zero on all ranks but one
     return table.cpu().numpy()

@@ -25,7 +25,7 @@ from cpo_ds.model.layer_parts import EAGER, Parts
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.planner.activations import allocate
 from cpo_ds.run.metrics import pair_columns
-from cpo_ds.schema import PackedBatch, PairLogps, StepTotals, TokenizedPair
+from cpo_ds.schema import PackedBatch, StepTotals, TokenizedPair
 
 CUDA = torch.device("cuda", 0)
 HOPPER = (9, 0)  # compute capability of an H100
@@ -98,13 +98,13 @@ def run_pass(policy: PolicyModel, pairs: Sequence[TokenizedPair], config: Config
     """Copies a micro-batch to the device, scores it, and propagates its loss back."""
     mode = next(policy.parameters()).fake_mode  # type: ignore[attr-defined]
     packed = pack(pairs, range(len(pairs)))
-    totals = StepTotals(len(pairs), 1, 1, 1, 1)
+    totals = StepTotals(len(pairs), len(pairs), 1, 1, 1, 1)
     audit = Audit()
     with mode, _stages(policy, audit), audit:
         batch = packed.to(CUDA)
         audit.stage = "body forward"
         chosen, rejected = policy(batch)
-        logps = PairLogps(chosen, rejected, batch.num_chosen_tokens, batch.num_rejected_tokens)
+        logps = batch.logps(chosen, rejected)
         terms = pair_terms(logps, config.loss)
         loss = step_share(terms, totals, config.loss)
         pair_columns(terms, logps)

@@ -23,10 +23,10 @@ from cpo_ds.data.tokenize import tokenize_rows
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.model.load import load_policy, load_reference
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import PairLogps, PreferenceRow
+from cpo_ds.schema import PreferenceRow
 
 ROWS = [  # prompts end in a space: TRL cuts tokens that merge over the boundary otherwise
-    PreferenceRow(f"Translate this: {source} \nGerman: ", chosen, rejected, "", f"row {number}")
+    PreferenceRow(f"Translate this: {source} \nGerman: ", chosen, (rejected,), "", f"row {number}")
     for number, (source, chosen, rejected) in enumerate(
         [
             ("the old house", "das alte Haus", "das alte Haus da"),
@@ -72,7 +72,7 @@ def trl_trainer(
     tokenizer = tiny_tokenizer()
     # TRL's CPOTrainer, and we, begin with the tokenizer's first token; its DPOTrainer does not.
     texts = [
-        {"prompt": tokenizer.bos_token + r.prompt, "chosen": r.chosen, "rejected": r.rejected}
+        {"prompt": tokenizer.bos_token + r.prompt, "chosen": r.chosen, "rejected": r.rejected[0]}
         for r in rows
     ]
     return DPOTrainer(
@@ -120,8 +120,7 @@ def test_trl_gives_the_same_loss_rewards_and_gradients(
     pairs, _ = tokenize_rows(ROWS, tiny_tokenizer(), **NO_LIMIT)
     everything = tuple(range(len(pairs)))
     packed = pack(pairs, everything)
-    counts = (packed.num_chosen_tokens, packed.num_rejected_tokens)
-    logps = PairLogps(*policy(packed), *counts, *reference(packed))
+    logps = packed.logps(*policy(packed), *reference(packed))
     terms = pair_terms(logps, config.loss)
     loss = step_share(terms, step_totals([[everything]], pairs), config.loss)
     loss.backward()
@@ -164,7 +163,7 @@ def test_trl_trains_along_the_same_curve(
     data = tmp_path / "pairs.jsonl"
     data.write_text(
         "\n".join(
-            json.dumps({"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected})
+            json.dumps({"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected[0]})
             for r in rows
         )
     )

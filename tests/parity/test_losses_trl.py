@@ -43,9 +43,10 @@ def test_trls_cpo_loss_gives_the_same(
             label_smoothing=smoothing,
             accelerator=SimpleNamespace(device="cpu"),
         )
-        inputs = logps.chosen, logps.rejected
+        inputs = logps.chosen, logps.rejected[:, 0]
         if averages_over_tokens(loss):
-            inputs = inputs[0] / logps.num_chosen_tokens, inputs[1] / logps.num_rejected_tokens
+            counts = logps.num_chosen_tokens, logps.num_rejected_tokens[:, 0]
+            inputs = inputs[0] / counts[0], inputs[1] / counts[1]
         theirs = CPOTrainer.cpo_loss(trainer, *inputs)
         names = ("losses", "rewards_chosen", "rewards_rejected")
         return {name: values.tolist() for name, values in zip(names, theirs, strict=True)}
@@ -58,4 +59,4 @@ def test_trls_cpo_loss_gives_the_same(
     terms = pair_terms(logps, loss)
     torch.testing.assert_close(terms.preference, expected["losses"], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(terms.rewards_chosen, expected["rewards_chosen"])
-    torch.testing.assert_close(terms.rewards_rejected, expected["rewards_rejected"])
+    torch.testing.assert_close(terms.rewards_rejected[:, 0], expected["rewards_rejected"])

@@ -58,7 +58,10 @@ def random_rows() -> list[PreferenceRow]:
         ("Věta: ", "Ahoj, světe!", "Ahoj světe"),
         ("zh ", "你好，世界。", "世界你好"),
     ]  # fmt: skip
-    return [PreferenceRow(*text, "", f"random:{i}") for i, text in enumerate(texts)]
+    return [
+        PreferenceRow(text[0], text[1], (text[2],), "", f"random:{i}")
+        for i, text in enumerate(texts)
+    ]
 
 
 def wmt22_rows(per_direction: int = 1, longest: int = 150) -> list[PreferenceRow]:
@@ -76,7 +79,7 @@ def wmt22_rows(per_direction: int = 1, longest: int = 150) -> list[PreferenceRow
                 continue
             if len(f"{row['source']}{chosen}{rejected}".encode()) <= longest:
                 prompt = alma_prompt(row["source"], *way.split("-"))
-                kept.append(PreferenceRow(prompt, chosen, rejected, way, f"wmt22:{number}"))
+                kept.append(PreferenceRow(prompt, chosen, (rejected,), way, f"wmt22:{number}"))
     return [row for kept in rows.values() for row in kept]
 
 
@@ -95,7 +98,7 @@ class Setting:
         from trl.experimental.cpo import CPOConfig, CPOTrainer
 
         texts = [
-            {"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected} for r in self.rows
+            {"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected[0]} for r in self.rows
         ]
         arguments = CPOConfig(
             output_dir=str(self.folder / "trl"),
@@ -166,7 +169,7 @@ def our_forward(config: Config, pairs: list[TokenizedPair]) -> tuple[PolicyModel
     policy, _ = load_policy(config, device=torch.device("cpu"))
     everything = tuple(range(len(pairs)))
     batch = pack(pairs, everything)
-    logps = PairLogps(*policy(batch), batch.num_chosen_tokens, batch.num_rejected_tokens)
+    logps = batch.logps(*policy(batch))
     terms = pair_terms(logps, config.loss)
     loss = step_share(terms, step_totals([[everything]], pairs), config.loss)
     loss.backward()
@@ -200,7 +203,7 @@ def test_same_tokens(setting: Setting, trl_numbers: TrlNumbers) -> None:
     pairs = our_pairs(setting.rows)
     assert len(pairs) == len(setting.rows)
     for pair in pairs:
-        starts = (pair.chosen_start, pair.rejected_start)
+        starts = pair.starts
         for tokens, start in zip(sequences(pair), starts, strict=True):
             assert next(theirs) == [tokens, [-100] * start + tokens[start:]]
 
@@ -208,7 +211,7 @@ def test_same_tokens(setting: Setting, trl_numbers: TrlNumbers) -> None:
 def test_the_random_rows_merge_at_the_boundary_and_share_beginnings() -> None:
     pairs, report = tokenize_rows(random_rows(), tiny_tokenizer(), **NO_LIMIT)
     assert report.merged_boundaries >= 1
-    assert any(p.num_prefix > max(p.chosen_start, p.rejected_start) for p in pairs)
+    assert any(p.num_prefix > max(p.starts) for p in pairs)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), LOSSES, ids=IDS)
@@ -223,8 +226,8 @@ def test_same_log_probs_rewards_loss_and_gradients(
     policy, logps, our_loss = our_forward(config, our_pairs(setting.rows))
 
     average = theirs["loss_type"] in ("simpo", "ipo")
-    lengths = (logps.num_chosen_tokens, logps.num_rejected_tokens) if average else (1.0, 1.0)
-    sides = (("chosen", logps.chosen), ("rejected", logps.rejected))
+    lengths = (logps.num_chosen_tokens, logps.num_rejected_tokens[:, 0]) if average else (1.0, 1.0)
+    sides = (("chosen", logps.chosen), ("rejected", logps.rejected[:, 0]))
     for (side, logp), length in zip(sides, lengths, strict=True):
         torch.testing.assert_close(logp / length, torch.tensor(expected[side]), rtol=1e-5, atol=0)
     terms = pair_terms(logps, config.loss)
@@ -262,7 +265,8 @@ def test_negative_control_swapped_completions_differ(
         f"cpo: {setting.name}, defaults", lambda: trl_numbers_of(setting.trainer, setting.batch())
     )
     swapped = [
-        PreferenceRow(r.prompt, r.rejected, r.chosen, r.direction, r.origin) for r in setting.rows
+        PreferenceRow(r.prompt, r.rejected[0], (r.chosen,), r.direction, r.origin)
+        for r in setting.rows
     ]
     policy, _, our_loss = our_forward(our_config(setting.folder, {}), our_pairs(swapped))
     assert our_loss != pytest.approx(expected["loss"], rel=1e-3)

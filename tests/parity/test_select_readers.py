@@ -80,12 +80,12 @@ def test_every_reader_sees_the_same_pairs_of_real_text(
     ours, report = read(
         tmp_path / "out" / "pairs.jsonl", "pairs", directions=list(summary["pairs"])
     )
-    assert [(r.direction, r.chosen, r.rejected, r.prompt) for r in ours] == [
+    assert [(r.direction, r.chosen, r.rejected[0], r.prompt) for r in ours] == [
         (p["direction"], p["chosen"], p["rejected"], p["prompt"]) for p in pairs
     ]
     scorer = summary["scorer"]
     ours, report = read(tmp_path / "out" / "alma-r", "alma-r", scorer=scorer)
-    assert {(r.direction, r.chosen, r.rejected, r.prompt) for r in ours} == expected
+    assert {(r.direction, r.chosen, r.rejected[0], r.prompt) for r in ours} == expected
     assert len(ours) == len(pairs) and not report.dropped
 
     # The datasets library and ALMA's rule.
@@ -107,7 +107,7 @@ def test_scored_rows_read_as_triplets_give_the_same(
     pairs, summary = run(tmp_path, real_rows, "--metrics", metric)
     ours, _ = read(tmp_path / "scored.jsonl", "triplets", scorer=metric)
     picked = list(
-        dict.fromkeys((row.direction, row.prompt, row.chosen, row.rejected) for row in ours)
+        dict.fromkeys((row.direction, row.prompt, row.chosen, row.rejected[0]) for row in ours)
     )
     assert picked == [(p["direction"], p["prompt"], p["chosen"], p["rejected"]) for p in pairs]
     assert summary["references_left_out"] == (len(real_rows) if metric == "chrf" else 0)

@@ -44,7 +44,7 @@ def trl_tokens(tokenizer: Any, a_row: PreferenceRow) -> dict[str, Any]:
         processing_class=tokenizer, max_length=10**6, is_encoder_decoder=False
     )
     trainer.build_tokenized_answer = functools.partial(CPOTrainer.build_tokenized_answer, trainer)
-    texts = {"prompt": a_row.prompt, "chosen": a_row.chosen, "rejected": a_row.rejected}
+    texts = {"prompt": a_row.prompt, "chosen": a_row.chosen, "rejected": a_row.rejected[0]}
     made = CPOTrainer.tokenize_row(trainer, texts)
     result = {}
     for side in ("chosen", "rejected"):
@@ -70,7 +70,7 @@ def our_tokens(
 
 def tokens_of(pair: TokenizedPair) -> dict[str, Any]:
     chosen, rejected = sequences(pair)
-    return {"chosen": [chosen, pair.chosen_start], "rejected": [rejected, pair.rejected_start]}
+    return {"chosen": [chosen, pair.starts[0]], "rejected": [rejected, pair.starts[1]]}
 
 
 def assert_same(ours: dict[str, Any] | None, theirs: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ ROWS = [
 
 
 def texts_of(a_row: PreferenceRow) -> tuple[str, str, str]:
-    return a_row.prompt[-4:], a_row.chosen, a_row.rejected
+    return a_row.prompt[-4:], a_row.chosen, a_row.rejected[0]
 
 
 @pytest.mark.parametrize("bos", [True, False])

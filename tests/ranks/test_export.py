@@ -29,7 +29,7 @@ def held_out_metrics(model: Any, values: dict[str, Any]) -> dict[str, float]:
         return torch.tensor([float(getattr(pair, f"num_{side}_scored")) for pair in pairs])
 
     logps = PairLogps(chosen, rejected, count("chosen"), count("rejected"))
-    totals = StepTotals(len(pairs), int(count("chosen").sum()), 0, 0, 0)
+    totals = StepTotals(len(pairs), len(pairs), int(count("chosen").sum()), 0, 0, 0)
     loss = step_share(pair_terms(logps, config.loss), totals, config.loss)
     return {
         "eval_loss": loss.item(),

@@ -15,7 +15,7 @@ import transformers
 import yaml
 from export_runs import ALL_CASES, CASES, load_export
 from exported import assert_same_bits, copy_run, run_of, tensors_of
-from helpers import plain_logps, random_pairs
+from helpers import joined, plain_logps, random_pairs
 from safetensors.torch import load_file, save_file
 
 from cpo_ds.checkpoint.manifest import read_manifest, write_manifest
@@ -39,7 +39,7 @@ def settings_of(file: Path) -> Any:
 
 @torch.no_grad()
 def logps(model: Any) -> torch.Tensor:
-    return torch.cat(plain_logps(model.eval(), random_pairs(4)))
+    return joined(plain_logps(model.eval(), random_pairs(4)))
 
 
 @pytest.mark.parametrize("name", ALL_CASES)

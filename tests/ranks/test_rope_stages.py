@@ -20,7 +20,6 @@ from cpo_ds.data.plan import step_totals
 from cpo_ds.losses import pair_terms, step_share
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.pairs import prepare_pairs
-from cpo_ds.schema import PairLogps
 
 PAIRS = 8
 NAMES = ("longrope", "dynamic")
@@ -103,7 +102,7 @@ def test_the_loss_is_that_of_plain_transformers(folder: Path, records: Any, name
     chosen, rejected = logps_alone(plain, pairs).T
     whole = tuple(range(len(pairs)))
     batch = pack(pairs, whole)
-    logps = PairLogps(chosen, rejected, batch.num_chosen_tokens, batch.num_rejected_tokens)
+    logps = batch.logps(chosen, rejected)
     totals = step_totals([[whole]], pairs)
     expected = step_share(pair_terms(logps, config.loss), totals, config.loss).item()
     for ranks in (1, 2):

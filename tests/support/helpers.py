@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,14 @@ def random_pair(
     chosen = prompt + common + draw(rng.randint(0, longest)) + [2]
     rejected = prompt + common + draw(rng.randint(1, longest)) + [2]
     start = len(prompt)
-    return make_pair((chosen, start), (rejected, start), "en-de", "random", sharing)  # type: ignore[arg-type]
+    return make_pair(
+        (chosen, start), (rejected, start), direction="en-de", origin="random", sharing=sharing
+    )  # type: ignore[arg-type]
+
+
+def joined(logps: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """All log-probs of a policy in one row: chosen, then rejected."""
+    return torch.cat([part.flatten() for part in logps])
 
 
 def random_pairs(count: int, seed: int = 0, **options: Any) -> list[TokenizedPair]:
@@ -128,13 +136,19 @@ def random_pairs(count: int, seed: int = 0, **options: Any) -> list[TokenizedPai
 
 def sequences(pair: TokenizedPair) -> tuple[list[int], list[int]]:
     """The two whole sequences of a pair, prompt + chosen and prompt + rejected."""
-    tokens = pair.tokens.tolist()
-    end = pair.num_prefix + pair.num_chosen
-    return tokens[:end], tokens[: pair.num_prefix] + tokens[end:]
+    chosen, rejected = all_sequences(pair)
+    return chosen, rejected
+
+
+def all_sequences(pair: TokenizedPair) -> list[list[int]]:
+    """The whole sequences of a pair, prompt + each of its completions."""
+    tokens, ends = pair.tokens.tolist(), np.cumsum(pair.segments).tolist()
+    prefix = tokens[: pair.num_prefix]
+    return [prefix + tokens[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def plain_logps(model: Any, pairs: list[TokenizedPair]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Completion log-probs of chosen and rejected, [P] each, by transformers' own forward pass.
+    """Completion log-probs of chosen, [P], and rejected, [P, 1], by transformers' own forward pass.
 
     One unpadded sequence at a time with full logits, to check the packed layout against.
     """
@@ -145,6 +159,6 @@ def plain_logps(model: Any, pairs: list[TokenizedPair]) -> tuple[torch.Tensor, t
         return logps.gather(-1, ids[0, 1:, None])[start - 1 :].sum()
 
     both = [sequences(pair) for pair in pairs]
-    chosen = [logp(c, p.chosen_start) for (c, _), p in zip(both, pairs, strict=True)]
-    rejected = [logp(r, p.rejected_start) for (_, r), p in zip(both, pairs, strict=True)]
-    return torch.stack(chosen), torch.stack(rejected)
+    chosen = [logp(c, p.starts[0]) for (c, _), p in zip(both, pairs, strict=True)]
+    rejected = [logp(r, p.starts[1]) for (_, r), p in zip(both, pairs, strict=True)]
+    return torch.stack(chosen), torch.stack(rejected)[:, None]

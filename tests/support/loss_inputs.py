@@ -24,15 +24,16 @@ def logps_of(*pairs: tuple[float, float, int, int], grad: bool = False) -> PairL
     chosen, rejected, n_chosen, n_rejected = (
         torch.tensor(column, dtype=DOUBLE) for column in zip(*pairs, strict=True)
     )
+    rejected, n_rejected = rejected[:, None], n_rejected[:, None]
     reference = torch.full_like(chosen, -4.0), torch.full_like(rejected, -7.0)
     trained = chosen.requires_grad_(grad), rejected.requires_grad_(grad)
-    return PairLogps(*trained, n_chosen, n_rejected, *reference)
+    return PairLogps(*trained, n_chosen, n_rejected, torch.ones_like(rejected), *reference)
 
 
 def totals_of(logps: PairLogps) -> StepTotals:
     chosen_tokens = int(logps.num_chosen_tokens.sum())
     scored = chosen_tokens + int(logps.num_rejected_tokens.sum())
-    return StepTotals(len(logps.chosen), chosen_tokens, scored, scored, scored)
+    return StepTotals(len(logps.chosen), len(logps.chosen), chosen_tokens, scored, scored, scored)
 
 
 def part(logps: PairLogps, indices: list[int]) -> PairLogps:

@@ -38,7 +38,7 @@ def merging_tokenizer(bos: bool = True) -> Any:
 
 
 def row(prompt: str, chosen: str, rejected: str, origin: str = "test") -> PreferenceRow:
-    return PreferenceRow(prompt, chosen, rejected, "en-de", origin)
+    return PreferenceRow(prompt, chosen, (rejected,), "en-de", origin)
 
 
 def tokenize(

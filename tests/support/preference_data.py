@@ -71,7 +71,7 @@ def read(path: Path | str, format: str, render: Any = render_chat, **settings: A
 
 def pairs_of(path: Path, format: str, **settings: Any) -> list[tuple[str, str, str]]:
     rows, _ = read(path, format, **settings)
-    return [(row.direction, row.chosen, row.rejected) for row in rows]
+    return [(row.direction, row.chosen, row.rejected[0]) for row in rows]
 
 
 def run_python(code: str, environment: dict[str, str]) -> str:

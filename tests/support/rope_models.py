@@ -83,6 +83,6 @@ def logps_alone(model: Any, pairs: list[TokenizedPair]) -> torch.Tensor:
         logps = logits[0, :-1].log_softmax(-1)
         return logps.gather(-1, ids[0, 1:, None])[start - 1 :].sum()
 
-    both = [(*sequences(pair), pair.chosen_start, pair.rejected_start) for pair in pairs]
+    both = [(*sequences(pair), *pair.starts) for pair in pairs]
     with torch.no_grad():
         return torch.stack([torch.stack([logp(c, i), logp(r, j)]) for c, r, i, j in both])

@@ -77,7 +77,7 @@ def test_lines_that_found_no_room_till_the_end_are_said_to_be_lost(disk: Disk) -
 def test_margins_without_room_leave_those_before(
     disk: Disk, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pair = TokenizedPair(np.arange(9, dtype=np.int32), 3, 3, 2, 2, "en-de", "pairs.jsonl:1")
+    pair = TokenizedPair(np.arange(9, dtype=np.int32), 3, (3, 3), (2, 2), "en-de", "pairs.jsonl:1")
     out = monitor(disk.folder)
     out.write_margins(0, [pair], [1.0])
     disk.fill()
@@ -98,7 +98,7 @@ def test_margins_without_room_leave_those_before(
 
 
 def test_the_first_margins_wait_too(disk: Disk) -> None:
-    pair = TokenizedPair(np.arange(9, dtype=np.int32), 3, 3, 2, 2, "en-de", "pairs.jsonl:1")
+    pair = TokenizedPair(np.arange(9, dtype=np.int32), 3, (3, 3), (2, 2), "en-de", "pairs.jsonl:1")
     out = monitor(disk.folder)
     disk.fill()
     for step in (0, 5, 9):

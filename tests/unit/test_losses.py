@@ -104,7 +104,9 @@ def test_what_each_objective_averages_and_weighs() -> None:
     weights = {name: nll_weight(LossConfig(name=name)) for name in NAMES}
     assert weights == dict.fromkeys(NAMES, 1.0) | {"simpo": 0.0, "dpo": 0.0}
     assert nll_weight(LossConfig(alpha=0.25)) == 0.25
-    totals = StepTotals(pairs=3, chosen_tokens=7, scored_tokens=0, unique_tokens=0, padded_tokens=0)
+    totals = StepTotals(
+        pairs=3, comparisons=3, chosen_tokens=7, scored_tokens=0, unique_tokens=0, padded_tokens=0
+    )
     assert nll_denominator(totals, LossConfig()) == 7
     assert nll_denominator(totals, LossConfig(nll_reduction="pair")) == 3
 
@@ -174,7 +176,8 @@ def test_every_objective_stays_finite_and_float32(name: str) -> None:
     terms = pair_terms(logps, loss)
     for field in fields(PairTerms):
         value = getattr(terms, field.name)
-        assert value.shape == (3,) and value.dtype == torch.float32 and value.isfinite().all()
+        assert value.dtype == torch.float32 and value.isfinite().all()
+        assert value.shape == ((3, 1) if field.name == "rewards_rejected" else (3,))
     step_share(terms, totals_of(logps), loss).backward()
     assert logps.chosen.grad is not None and logps.chosen.grad.isfinite().all()
 

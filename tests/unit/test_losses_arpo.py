@@ -29,11 +29,10 @@ def test_arpo_by_hand() -> None:
 
 def arpo_as_published(logps: PairLogps, loss: LossConfig) -> torch.Tensor:
     """The lines of X-ALMA's trainer: no lower bound, the gradient flows through tau."""
-    d = torch.abs(
-        logps.chosen / logps.num_chosen_tokens - logps.rejected / logps.num_rejected_tokens
-    )
+    chosen, n_chosen = logps.chosen[:, None], logps.num_chosen_tokens[:, None]
+    d = torch.abs(chosen / n_chosen - logps.rejected / logps.num_rejected_tokens)
     tau = torch.clamp(loss.arpo_scale * torch.exp(loss.arpo_rate * d) - 1, max=1.0)
-    logits = logps.chosen - tau * logps.rejected
+    logits = chosen - tau * logps.rejected
     return (
         -torch.nn.functional.logsigmoid(loss.beta * logits) * (1 - loss.label_smoothing)
         - torch.nn.functional.logsigmoid(-loss.beta * logits) * loss.label_smoothing

@@ -10,7 +10,7 @@ import torch
 import transformers
 from doors.folder_changes import Change
 from doors.folder_kinds import REFUSED, SERVED
-from helpers import plain_logps, random_pairs, save_tiny_model
+from helpers import joined, plain_logps, random_pairs, save_tiny_model
 from launch import on_ranks
 from workers import folders
 
@@ -68,7 +68,7 @@ def plain(folder: Path) -> list[float]:
     """Log-probs by transformers alone."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        return torch.cat(plain_logps(model.eval(), random_pairs(folders.PAIRS))).tolist()
+        return joined(plain_logps(model.eval(), random_pairs(folders.PAIRS))).tolist()
 
 
 def cell(result: Result, expected: list[float] | None) -> str:

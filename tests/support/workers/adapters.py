@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from adapter_kinds import peft_model
-from helpers import plain_logps, random_pairs
+from helpers import joined, plain_logps, random_pairs
 
 from cpo_ds.data.pack import pack
 from cpo_ds.engine import engine
@@ -103,7 +103,7 @@ def _loaded(values: dict[str, Any], ranks: Ranks) -> Outcome:
     plain = transformers.AutoModelForCausalLM.from_config(model.config, attn_implementation="eager")
     plain.load_state_dict(whole, strict=not model.config.tie_word_embeddings)
     with torch.no_grad():
-        merged = torch.cat(plain_logps(plain.eval(), PAIRS))
+        merged = joined(plain_logps(plain.eval(), PAIRS))
     base, adapter = Path(config.model.name_or_path), Path(config.model.adapter or "")
     return {"start": _error(merged, lambda: peft_model(base, adapter))}
 
@@ -112,7 +112,7 @@ def _train_a_step(run: Run) -> float:
     """Makes an optimizer step; returns the norm of its gradient."""
     batch = pack(PAIRS, tuple(range(len(PAIRS))))
     chosen, rejected = int(batch.num_chosen_tokens.sum()), int(batch.num_rejected_tokens.sum())
-    totals = StepTotals(len(PAIRS), chosen, chosen + rejected, 0, 0)
+    totals = StepTotals(len(PAIRS), len(PAIRS), chosen, chosen + rejected, 0, 0)
     terms = pair_terms(run.engine.score(batch), run.config.loss)
     run.engine.accumulate(step_share(terms, totals, run.config.loss) / run.ranks.world_size)
     update = run.engine.update(1e-2)
@@ -123,7 +123,7 @@ def _train_a_step(run: Run) -> float:
 def _logps(run: Run) -> torch.Tensor:
     with run.engine.evaluating():
         logps = run.engine.score(pack(PAIRS, tuple(range(len(PAIRS)))))
-    return torch.cat([logps.chosen, logps.rejected])
+    return joined((logps.chosen, logps.rejected))
 
 
 def _load(base: Path, exported: Path) -> Any:
@@ -137,4 +137,4 @@ def _error(served: torch.Tensor, make: Any) -> float:
     if torch.distributed.get_rank() > 0:
         return 0.0
     with torch.no_grad():
-        return float((served - torch.cat(plain_logps(make(), PAIRS))).abs().max())
+        return float((served - joined(plain_logps(make(), PAIRS))).abs().max())

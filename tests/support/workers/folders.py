@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from helpers import random_pairs
+from helpers import joined, random_pairs
 from model_files import settings
 
 from cpo_ds.data.pack import pack
@@ -48,4 +48,4 @@ def _score(folder: Path, stage: int, ranks: Ranks) -> list[float] | str:
     with engine.evaluating():
         logps = engine.score(pack(pairs, tuple(range(PAIRS))))
     engine._deepspeed.destroy()
-    return torch.cat([logps.chosen, logps.rejected]).tolist()
+    return joined((logps.chosen, logps.rejected)).tolist()

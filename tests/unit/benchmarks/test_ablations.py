@@ -24,7 +24,6 @@ from cpo_ds.model.load import load_policy
 from cpo_ds.model.logprobs import HeadTransform, token_logps
 from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.recipe import parse_config
-from cpo_ds.schema import PairLogps
 from cpo_ds.settings.objective import LossConfig
 
 NUM_PAIRS = 6
@@ -51,7 +50,7 @@ def _loss_and_gradients(folder, name):
     limits = {"max_prompt_tokens": 512, "max_tokens": 512}
     pairs, _ = tokenize_rows(rows, load_tokenizer(str(folder)), sharing=variant.sharing, **limits)
     batch = pack(pairs, range(NUM_PAIRS))
-    logps = PairLogps(*policy(batch), batch.num_chosen_tokens, batch.num_rejected_tokens)
+    logps = batch.logps(*policy(batch))
     loss = LossConfig(name="cpo")
     totals = step_totals([[tuple(range(NUM_PAIRS))]], pairs)
     value = step_share(pair_terms(logps, loss), totals, loss)
@@ -87,7 +86,9 @@ def test_padding_keeps_every_sequence(shapes):
             both.append(list(range(token, token + prompt + completion)))
             token += prompt + completion
         sequences += both
-        pairs.append(make_pair((both[0], prompt), (both[1], prompt), "", "", "none"))
+        pairs.append(
+            make_pair((both[0], prompt), (both[1], prompt), direction="", origin="", sharing="none")
+        )
     ids, is_token = padded(pack(pairs, range(len(pairs))))
     assert [row[mask].tolist() for row, mask in zip(ids, is_token, strict=True)] == sequences
     assert ids.shape[1] == max(map(len, sequences))

@@ -210,7 +210,10 @@ def test_states_are_counted_once_each():
 
 
 def test_padded_batches_score_what_this_trainer_scores():
-    rows = [PreferenceRow("3 4", " 5 6", " 7", "", "0"), PreferenceRow("8", " 9", " 9 3", "", "1")]
+    rows = [
+        PreferenceRow("3 4", " 5 6", (" 7",), "", "0"),
+        PreferenceRow("8", " 9", (" 9 3",), "", "1"),
+    ]
     tokenizer = synthetic.number_tokenizer(VOCABULARY)
     pairs, _ = tokenize_rows(rows, tokenizer, max_prompt_tokens=9, max_tokens=9)
     ids, mask, targets = padded_batch(pairs, pad=0)
@@ -237,7 +240,7 @@ def test_wmt_pairs_prefer_the_first_system_and_skip_equal_translations(tmp_path)
     )
     (pair,) = workload.read_wmt(path)
     assert pair.prompt == "Translate this from German to English:\nGerman: Hallo\nEnglish:"
-    assert (pair.chosen, pair.rejected, pair.direction) == ("Hello.", "Hey.", "de-en")
+    assert (pair.chosen, pair.rejected[0], pair.direction) == ("Hello.", "Hey.", "de-en")
     assert pair.origin == "wmt.jsonl.gz:2"
 
 

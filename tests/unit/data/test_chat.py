@@ -156,9 +156,9 @@ def test_answers_follow_the_prompt_that_a_model_continues() -> None:
     for template, end in ((kinds.CHATML, "<|im_end|>\n"), (kinds.LLAMA3, "<|eot_id|>")):
         render = chat_renderer(kinds.byte_level(template))
         assert render is not None
-        prompt, chosen, rejected = render_answers("Hi?", "Hallo", "He", render)
+        prompt, chosen, rejected = render_answers("Hi?", ("Hallo", "He"), render)
         assert (prompt, chosen, rejected) == (render([USER], True), "Hallo" + end, "He" + end)
     thinking = chat_renderer(kinds.byte_level(kinds.OPEN_THOUGHT))
     assert thinking is not None
     with pytest.raises(TemplateError, match="writes the prompt otherwise if an answer follows"):
-        render_answers("Hi?", "Hallo", "He", thinking)
+        render_answers("Hi?", ("Hallo", "He"), thinking)

@@ -109,8 +109,8 @@ def test_a_pair_has_the_tokens_of_transformers(kind: str, asked: str, answer: st
     tokenizer = tokenizer_of(kind)
     render = chat_renderer(tokenizer, TextEncoder(tokenizer).plain)
     assert render is not None
-    texts = render_answers(asked, answer + "x", answer + "y", render)
-    rows = [PreferenceRow(*texts, "en-de", "here", is_chat=True)]
+    prompt, chosen, rejected = render_answers(asked, (answer + "x", answer + "y"), render)
+    rows = [PreferenceRow(prompt, chosen, (rejected,), "en-de", "here", is_chat=True)]
     stops = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     limits = {"max_prompt_tokens": 999, "max_tokens": 999}
     (pair,), _ = tokenize_rows(rows, tokenizer, stops=stops, **limits)  # type: ignore[arg-type]

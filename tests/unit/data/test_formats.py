@@ -25,8 +25,8 @@ def test_alma_row_gives_both_directions_and_the_first_of_ties(tmp_path: Path) ->
     rows, report = read(path, "alma-r")
     origin = f"{path}:1"
     assert rows == [
-        PreferenceRow(INTO_ENGLISH, "Hello, world.", "Hello the world.", "de-en", origin),
-        PreferenceRow(INTO_GERMAN, "Hallo Welt.", "Grüß dich Welt.", "en-de", origin),
+        PreferenceRow(INTO_ENGLISH, "Hello, world.", ("Hello the world.",), "de-en", origin),
+        PreferenceRow(INTO_GERMAN, "Hallo Welt.", ("Grüß dich Welt.",), "en-de", origin),
     ]
     assert report.read == 1 and not report.dropped
     assert report.kept == {"de-en": 1, "en-de": 1}
@@ -61,7 +61,7 @@ def test_alma_required_direction_may_be_the_reverse_one(tmp_path: Path) -> None:
 def test_alma_scorer_and_equal_scores(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [alma()])
     rows, report = read(path, "alma-r", scorer="kiwi")
-    assert [(r.chosen, r.rejected) for r in rows] == [("Grüß dich Welt.", "Hallo Welt.")]
+    assert [(r.chosen, r.rejected[0]) for r in rows] == [("Grüß dich Welt.", "Hallo Welt.")]
     assert report.dropped == {"all scores equal": 1}
     for spelling in ("xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi"):
         assert pairs_of(path, "alma-r", scorer=spelling) == pairs_of(path, "alma-r")
@@ -129,7 +129,7 @@ def test_x_alma_row(tmp_path: Path, direction: str) -> None:
     path = write(tmp_path / "x.jsonl", [X_ALMA | {"directions": direction}])
     prompt = "Translate this from English to German:\nEnglish: Hi\nGerman:"
     rows, _ = read(path, "x-alma")
-    assert rows == [PreferenceRow(prompt, "Hallo", "He", "en-de", f"{path}:1")]
+    assert rows == [PreferenceRow(prompt, "Hallo", ("He",), "en-de", f"{path}:1")]
 
 
 def test_chat_prompt_is_one_user_turn(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_every_kind_gives_the_texts_as_they_are(
 ) -> None:
     path = put(tmp_path / name, content)
     rows, _ = read(tmp_path / "folder" if "/" in name else path, "pairs")
-    assert [(row.prompt, row.chosen, row.rejected) for row in rows] == [
+    assert [(row.prompt, row.chosen, *row.rejected) for row in rows] == [
         TEXTS,
         tuple(PAIR.values()),
     ]

@@ -24,7 +24,7 @@ def scored(batch: PackedBatch) -> Scored:
             batch.score_targets.tolist(),
             batch.score_pairs.tolist(),
             batch.score_in_chosen.tolist(),
-            batch.score_in_rejected.tolist(),
+            batch.score_in_rejected[:, 0].tolist(),
             strict=True,
         )
     )
@@ -37,7 +37,7 @@ def test_shared_prompt_by_hand() -> None:
     place     0  1 |  2  3 |  4  5  6
     position  0  1 |  2  3 |  2  3  4
     """
-    pair = make_pair(([1, 10, 20, 2], 2), ([1, 10, 30, 31, 2], 2), "", "")
+    pair = make_pair(([1, 10, 20, 2], 2), ([1, 10, 30, 31, 2], 2), direction="", origin="")
     batch = pack([pair], (0,))
     assert batch.input_ids.tolist() == [[1, 10, 20, 2, 30, 31, 2]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4]]
@@ -49,12 +49,15 @@ def test_shared_prompt_by_hand() -> None:
         (4, 31, 0, 0, 1),
         (5, 2, 0, 0, 1),
     ]
-    assert (batch.num_chosen_tokens.tolist(), batch.num_rejected_tokens.tolist()) == ([2], [3])
+    assert (batch.num_chosen_tokens.tolist(), batch.num_rejected_tokens[:, 0].tolist()) == (
+        [2],
+        [3],
+    )
 
 
 def test_completions_that_begin_alike_by_hand() -> None:
     """Prompt 1, both completions begin 20 21, then chosen 2, rejected 22 2."""
-    pair = make_pair(([1, 20, 21, 2], 1), ([1, 20, 21, 22, 2], 1), "", "")
+    pair = make_pair(([1, 20, 21, 2], 1), ([1, 20, 21, 22, 2], 1), direction="", origin="")
     batch = pack([pair], (0,))
     assert batch.input_ids.tolist() == [[1, 20, 21, 2, 22, 2]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 3, 4]]
@@ -65,12 +68,15 @@ def test_completions_that_begin_alike_by_hand() -> None:
         (2, 22, 0, 0, 1),
         (4, 2, 0, 0, 1),
     ]
-    assert (batch.num_chosen_tokens.tolist(), batch.num_rejected_tokens.tolist()) == ([3], [4])
+    assert (batch.num_chosen_tokens.tolist(), batch.num_rejected_tokens[:, 0].tolist()) == (
+        [3],
+        [4],
+    )
 
 
 def test_different_starts_after_a_merge_by_hand() -> None:
     """Chosen 1 5 | 6 7 2 and rejected 1 5 6 | 8 2: token 6 is scored for chosen alone."""
-    pair = make_pair(([1, 5, 6, 7, 2], 2), ([1, 5, 6, 8, 2], 3), "", "")
+    pair = make_pair(([1, 5, 6, 7, 2], 2), ([1, 5, 6, 8, 2], 3), direction="", origin="")
     batch = pack([pair], (0,))
     assert batch.segment_lengths == ((3, 2, 2),)
     assert scored(batch) == [
@@ -80,12 +86,16 @@ def test_different_starts_after_a_merge_by_hand() -> None:
         (2, 8, 0, 0, 1),
         (5, 2, 0, 0, 1),
     ]
-    swapped = pack([make_pair(([1, 5, 6, 8, 2], 3), ([1, 5, 6, 7, 2], 2), "", "")], (0,))
+    swapped = pack(
+        [make_pair(([1, 5, 6, 8, 2], 3), ([1, 5, 6, 7, 2], 2), direction="", origin="")], (0,)
+    )
     assert scored(swapped)[0] == (1, 6, 0, 0, 1)
 
 
 def test_sharing_nothing_by_hand() -> None:
-    pair = make_pair(([1, 10, 20, 2], 2), ([1, 10, 30, 2], 2), "", "", "none")
+    pair = make_pair(
+        ([1, 10, 20, 2], 2), ([1, 10, 30, 2], 2), direction="", origin="", sharing="none"
+    )
     batch = pack([pair], (0,))
     assert batch.input_ids.tolist() == [[1, 10, 20, 2, 1, 10, 30, 2]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]]
@@ -100,8 +110,8 @@ def test_sharing_nothing_by_hand() -> None:
 
 def test_pairs_lie_end_to_end_and_are_numbered_in_the_given_order() -> None:
     pairs = [
-        make_pair(([1, 5, 2], 1), ([1, 6, 2], 1), "", ""),
-        make_pair(([1, 9, 2], 1), ([1, 2], 1), "", ""),
+        make_pair(([1, 5, 2], 1), ([1, 6, 2], 1), direction="", origin=""),
+        make_pair(([1, 9, 2], 1), ([1, 2], 1), direction="", origin=""),
     ]
     batch = pack(pairs, (1, 0))
     assert batch.pair_indices == (1, 0)
@@ -128,7 +138,7 @@ def plain_scored(pairs: list[TokenizedPair], side: int) -> Counter:
     counts: Counter = Counter()
     for number, pair in enumerate(pairs):
         tokens = sequences(pair)[side]
-        start = (pair.chosen_start, pair.rejected_start)[side]
+        start = pair.starts[side]
         for index in range(start, len(tokens)):
             counts[number, tuple(tokens[:index]), tokens[index]] += 1
     return counts
@@ -166,17 +176,17 @@ def test_each_side_is_scored_as_its_plain_sequence(
     pairs = []
     for number, pair in enumerate(random_pairs(count, seed=seed)):
         chosen, rejected = sequences(pair)  # some with a start one token earlier, as after a merge
-        starts = pair.chosen_start - earlier[2 * number], pair.rejected_start
+        starts = pair.starts[0] - earlier[2 * number], pair.starts[1]
         rejected_start = max(1, starts[1] - earlier[2 * number + 1])
         made = (chosen, max(1, starts[0])), (rejected, rejected_start)
-        pairs.append(make_pair(*made, "", "", sharing))  # type: ignore[arg-type]
+        pairs.append(make_pair(*made, direction="", origin="", sharing=sharing))  # type: ignore[arg-type]
     batch = pack(pairs, tuple(range(count)))
-    for side, counts in ((0, batch.num_chosen_tokens), (1, batch.num_rejected_tokens)):
+    for side, counts in ((0, batch.num_chosen_tokens), (1, batch.num_rejected_tokens[:, 0])):
         expected = plain_scored(pairs, side)
         assert packed_scored(batch, side) == expected
         per_pair = Counter(number for number, *_ in expected.elements())
         assert counts.tolist() == [per_pair[number] for number in range(count)]
-    together = batch.score_in_chosen + batch.score_in_rejected
+    together = batch.score_in_chosen + batch.score_in_rejected[:, 0]
     assert together.min() >= 1  # the head runs on nothing that does not count
     assert batch.input_ids.numel() == sum(len(pair.tokens) for pair in pairs)
 
@@ -193,6 +203,6 @@ def test_empty_micro_batch_becomes_a_stand_in_that_does_not_count() -> None:
 def test_to_moves_every_tensor() -> None:
     batch = pack(random_pairs(2), (0, 1)).to(torch.device("meta"))
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 9
+    assert len(tensors) == 10
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.pair_indices == (0, 1) and batch.num_pairs == 2

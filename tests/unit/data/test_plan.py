@@ -155,7 +155,8 @@ def test_steps_tile_the_epochs(num_pairs: int, per_step: int, seed: int) -> None
 
 def test_pair_over_the_budget_is_an_error_that_names_it() -> None:
     short, longer, longest = (
-        make_pair(([1] * n + [2], 1), ([1] * n + [3], 1), "", f"pairs.jsonl:{n}") for n in (3, 7, 9)
+        make_pair(([1] * n + [2], 1), ([1] * n + [3], 1), direction="", origin=f"pairs.jsonl:{n}")
+        for n in (3, 7, 9)
     )
     check_budget([short, longest, longer], 11)
     with pytest.raises(
@@ -168,12 +169,16 @@ def test_pair_over_the_budget_is_an_error_that_names_it() -> None:
 
 def test_totals_by_hand() -> None:
     pairs = [
-        make_pair(([1, 5, 6, 7, 2], 2), ([1, 5, 8, 2], 2), "", ""),  # unique 7, scored 3 + 2
-        make_pair(([1, 5, 2], 2), ([1, 5, 9, 9, 2], 2), "", ""),  # unique 6, scored 1 + 3
+        make_pair(
+            ([1, 5, 6, 7, 2], 2), ([1, 5, 8, 2], 2), direction="", origin=""
+        ),  # unique 7, scored 3 + 2
+        make_pair(
+            ([1, 5, 2], 2), ([1, 5, 9, 9, 2], 2), direction="", origin=""
+        ),  # unique 6, scored 1 + 3
     ]
     together, apart = step_totals([[(0, 1)]], pairs), step_totals([[(0,)], [(1,)]], pairs)
-    assert together == StepTotals(2, 3 + 1, 5 + 4, 7 + 6, padded_tokens=4 * 5)
-    assert apart == StepTotals(2, 3 + 1, 5 + 4, 7 + 6, padded_tokens=2 * 5 + 2 * 5)
+    assert together == StepTotals(2, 2, 3 + 1, 5 + 4, 7 + 6, padded_tokens=4 * 5)
+    assert apart == StepTotals(2, 2, 3 + 1, 5 + 4, 7 + 6, padded_tokens=2 * 5 + 2 * 5)
     assert step_totals([[(0,), ()], [(1,), ()]], pairs) == apart  # a stand-in counts nothing
 
 

@@ -8,7 +8,7 @@ from cpo_ds.data.prompts import (
     LANGUAGES,
     alma_prompt,
     parse_direction,
-    render_pair,
+    render_completions,
     source_of,
     split_conversations,
 )
@@ -119,10 +119,10 @@ def test_split_conversations_leaves_no_empty_remainder() -> None:
     assert split_conversations(short, short) == ([user("q")], [bot("a")], [bot("a")])
 
 
-def test_render_pair_moves_the_boundary_where_a_template_rewrites_the_prompt() -> None:
+def test_render_completions_moves_the_boundary_where_a_template_rewrites_the_prompt() -> None:
     def render(messages: list[dict[str, str]], generate: bool) -> str:
         body = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return body + ("<assistant><think>" if generate else "<end>")
 
-    prompt, chosen, rejected = render_pair([user("q")], [bot("a")], [bot("<thin")], render)
+    prompt, chosen, rejected = render_completions([user("q")], ([bot("a")], [bot("<thin")]), render)
     assert (prompt, chosen, rejected) == ("<user>q<assistant>", "a<end>", "<thin<end>")

@@ -51,7 +51,7 @@ def test_sample_is_whole() -> None:
     assert len({row.prompt for row in rows}) == len(rows)
     assert len({row.chosen for row in rows}) == len(rows)
     for row in rows:
-        for text in (row.chosen, row.rejected):
+        for text in (row.chosen, row.rejected[0]):
             assert text == text.strip() and "\n" not in text and text not in row.prompt
     assert rows[0].origin == "sample/cs-en.jsonl:1"
     assert [row.origin.split(":")[0] for row in rows] == sorted(
@@ -63,7 +63,7 @@ def test_sample_is_whole() -> None:
 
 
 def some_row(prompt: str, direction: str, origin: str) -> PreferenceRow:
-    return PreferenceRow(prompt, "good", "bad", direction, origin)
+    return PreferenceRow(prompt, "good", ("bad",), direction, origin)
 
 
 ROWS = st.lists(

@@ -21,8 +21,8 @@ def test_merge_at_the_boundary_by_hand() -> None:
     x, colon, d, e, merged = tokenizer.convert_tokens_to_ids(["x", ":", "d", "e", ":d"])
     (pair,), report = tokenize_rows([row("x:", "de", "e")], tokenizer, **NO_LIMIT)
     assert sequences(pair) == ([1, x, merged, e, 2], [1, x, colon, e, 2])
-    assert (pair.num_prefix, pair.chosen_start, pair.rejected_start) == (2, 2, 3)
-    assert (pair.num_chosen_scored, pair.num_rejected_scored) == (3, 2)
+    assert (pair.num_prefix, *pair.starts) == (2, 2, 3)
+    assert pair.num_scored == (3, 2)
     assert report.merged_boundaries == 1 and d not in pair.tokens.tolist()
     assert "prompt tokenized differently before its completion: 1" in "\n".join(report.lines())
 
@@ -36,23 +36,29 @@ def test_merge_at_the_boundary_by_hand() -> None:
     ],
 )
 def test_sharing_by_hand(sharing: Sharing, prefix: int, tokens: list[int]) -> None:
-    pair = make_pair(([1, 10, 20, 21, 2], 2), ([1, 10, 20, 22, 2], 2), "en-de", "here", sharing)
+    pair = make_pair(
+        ([1, 10, 20, 21, 2], 2),
+        ([1, 10, 20, 22, 2], 2),
+        direction="en-de",
+        origin="here",
+        sharing=sharing,
+    )
     assert (pair.num_prefix, pair.tokens.tolist()) == (prefix, tokens)
     assert pair.tokens.dtype == np.int32
-    assert (pair.num_chosen_scored, pair.num_rejected_scored) == (3, 3)
+    assert pair.num_scored == (3, 3)
     assert (pair.longest_sequence, pair.direction, pair.origin) == (5, "en-de", "here")
 
 
 def test_prompt_sharing_stops_before_a_merged_token_of_either_side() -> None:
     first, second = ([1, 5, 6, 7, 2], 2), ([1, 5, 6, 8, 2], 3)
-    assert make_pair(first, second, "", "", "prompt").num_prefix == 2
-    assert make_pair(second, first, "", "", "prompt").num_prefix == 2
-    assert make_pair(first, second, "", "", "common").num_prefix == 3
+    assert make_pair(first, second, direction="", origin="", sharing="prompt").num_prefix == 2
+    assert make_pair(second, first, direction="", origin="", sharing="prompt").num_prefix == 2
+    assert make_pair(first, second, direction="", origin="", sharing="common").num_prefix == 3
 
 
 def test_completion_that_begins_the_other_keeps_a_token_on_its_own_branch() -> None:
-    pair = make_pair(([1, 5, 2], 2), ([1, 5, 2, 7, 2], 2), "", "")
-    assert (pair.num_prefix, pair.num_chosen, pair.num_rejected) == (2, 1, 3)
+    pair = make_pair(([1, 5, 2], 2), ([1, 5, 2, 7, 2], 2), direction="", origin="")
+    assert (pair.num_prefix, *pair.branch_lengths) == (2, 1, 3)
 
 
 SEQUENCE = st.lists(st.integers(0, 3), min_size=2, max_size=9)
@@ -73,15 +79,17 @@ def test_prefix_and_branches_give_both_sequences_back(
 ) -> None:
     chosen, rejected = common + ends[0], common + ends[1]
     begins = min(starts[0], len(chosen) - 1), min(starts[1], len(rejected) - 1)
-    pair = make_pair((chosen, begins[0]), (rejected, begins[1]), "", "", sharing)
+    pair = make_pair(
+        (chosen, begins[0]), (rejected, begins[1]), direction="", origin="", sharing=sharing
+    )
     assert sequences(pair) == (chosen, rejected)
-    assert pair.num_chosen >= 1 and pair.num_rejected >= 1
-    assert pair.num_chosen_scored == len(chosen) - begins[0]
-    assert pair.num_rejected_scored == len(rejected) - begins[1]
+    assert pair.branch_lengths[0] >= 1 and pair.branch_lengths[1] >= 1
+    assert pair.num_scored[0] == len(chosen) - begins[0]
+    assert pair.num_scored[1] == len(rejected) - begins[1]
     assert pair.longest_sequence == max(len(chosen), len(rejected))
     if sharing == "common":  # nothing that could be shared is not
         next_tokens = chosen[pair.num_prefix], rejected[pair.num_prefix]
-        one_left = 1 in (pair.num_chosen, pair.num_rejected)
+        one_left = 1 in pair.branch_lengths
         assert next_tokens[0] != next_tokens[1] or one_left
     elif sharing == "prompt":
         assert pair.num_prefix <= min(begins)

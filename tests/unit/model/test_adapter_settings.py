@@ -18,7 +18,7 @@ import torch
 import transformers
 from adapter_kinds import CAUSAL, peft_model, save_adapter
 from exported import write_export
-from helpers import plain_logps, random_pairs, save_tiny_model, tiny_tokenizer
+from helpers import joined, plain_logps, random_pairs, save_tiny_model, tiny_tokenizer
 from hypothesis import Phase, example, given, reject, settings
 from hypothesis import strategies as st
 from model_files import settings as recipe
@@ -119,7 +119,7 @@ def config_of(case: dict[str, Any], base: Path, adapter: Path) -> Config:
 
 
 def logps(model: Any) -> torch.Tensor:
-    return torch.cat(plain_logps(model, PAIRS))
+    return joined(plain_logps(model, PAIRS))
 
 
 def check_exports(policy: Any, config: Config, base: Path, folder: Path) -> None:
@@ -128,7 +128,7 @@ def check_exports(policy: Any, config: Config, base: Path, folder: Path) -> None
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for weight in trained.values():
         weight += 0.02 * torch.randn_like(weight)
-    expected = torch.cat(policy(pack(PAIRS, tuple(range(len(PAIRS))))))
+    expected = joined(policy(pack(PAIRS, tuple(range(len(PAIRS))))))
     assert config.model.adapter
     kept = kept_weights(model, config.model.adapter)
     export = Export(model, tiny_tokenizer(), str(base), "float32", "", kept)
@@ -167,7 +167,7 @@ def test_any_settings(case: dict[str, Any]) -> None:
                 load_policy(config, device=CPU)
             return
         policy, _ = load_policy(config, device=CPU)
-        served = torch.cat(policy.eval()(pack(PAIRS, tuple(range(len(PAIRS))))))
+        served = joined(policy.eval()(pack(PAIRS, tuple(range(len(PAIRS))))))
         torch.testing.assert_close(served, logps(peft_model(base, adapter)), rtol=0, atol=1e-4)
         if case["mode"] == "continue":
             check_exports(policy, config, base, Path(name, "export"))

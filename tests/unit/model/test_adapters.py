@@ -18,7 +18,7 @@ from adapter_kinds import (
     peft_model,
     save_adapter,
 )
-from helpers import plain_logps, random_pairs, save_tiny_model
+from helpers import joined, plain_logps, random_pairs, save_tiny_model
 from model_files import change_json, settings
 
 from cpo_ds.data.pack import pack
@@ -83,11 +83,11 @@ def check_served(base: Path, adapter: Path, mode: str, *, changes: float = 1e-3)
     """Compares a policy's log-probs with those of peft alone; returns the policy."""
     config = config_for(base, adapter, mode)
     policy, _ = load_policy(config, device=CPU)
-    served = torch.cat(policy.eval()(pack(PAIRS, tuple(range(len(PAIRS))))))
-    expected = torch.cat(plain_logps(peft_model(base, adapter), PAIRS))
+    served = joined(policy.eval()(pack(PAIRS, tuple(range(len(PAIRS))))))
+    expected = joined(plain_logps(peft_model(base, adapter), PAIRS))
     plain = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     torch.testing.assert_close(served, expected, rtol=0, atol=1e-4)
-    assert (torch.cat(plain_logps(plain, PAIRS)) - expected).abs().max() > changes
+    assert (joined(plain_logps(plain, PAIRS)) - expected).abs().max() > changes
     assert described(outline(config), mode) == described(policy.language_model, mode)
     return policy
 
@@ -199,9 +199,9 @@ def test_gradients_are_those_of_peft(
     base = bases(attention_bias=True, mlp_bias=True)
     save_adapter(base, tmp_path / "adapter", lora(**given))
     policy, _ = load_policy(config_for(base, tmp_path / "adapter", "continue"), device=CPU)
-    torch.cat(policy(pack(PAIRS, tuple(range(len(PAIRS)))))).sum().backward()
+    joined(policy(pack(PAIRS, tuple(range(len(PAIRS)))))).sum().backward()
     adapted = peft_model(base, tmp_path / "adapter", is_trainable=True)
-    torch.cat(plain_logps(adapted, PAIRS)).sum().backward()
+    joined(plain_logps(adapted, PAIRS)).sum().backward()
     expected = {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}
     gradients = {n: p.grad for n, p in policy.language_model.named_parameters() if p.requires_grad}
     assert gradients.keys() == expected.keys()

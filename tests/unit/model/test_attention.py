@@ -67,10 +67,10 @@ def test_negative_control_the_oracle_tells_layouts_windows_and_caps_apart() -> N
 def test_mask_by_hand() -> None:
     """Prefix 0 1, chosen 2 3, rejected 4 5, whose first token follows token 1."""
     rows = ["100000", "110000", "111000", "111100", "110010", "110011"]
-    mask = pair_mask(2, 2, 2, window=None, device="cpu")
+    mask = pair_mask((2, 2, 2), window=None, device="cpu")
     assert [["01"[seen] for seen in row] for row in mask.tolist()] == [list(row) for row in rows]
     rows = ["100000", "110000", "011000", "001100", "010010", "000011"]
-    mask = pair_mask(2, 2, 2, window=2, device="cpu")
+    mask = pair_mask((2, 2, 2), window=2, device="cpu")
     assert [["01"[seen] for seen in row] for row in mask.tolist()] == [list(row) for row in rows]
 
 

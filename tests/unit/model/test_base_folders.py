@@ -24,7 +24,7 @@ from doors.folder_changes import (
     weights_of,
 )
 from doors.folder_kinds import REFUSED, SERVED
-from helpers import plain_logps, random_pairs, save_tiny_model, tiny_config, tiny_tokenizer
+from helpers import joined, plain_logps, random_pairs, save_tiny_model, tiny_config, tiny_tokenizer
 from model_files import change_json, separate_head, settings
 
 from cpo_ds.data.pack import pack
@@ -52,13 +52,13 @@ def logps(folder: Path) -> torch.Tensor:
     """Log-probs as a run on one rank has them."""
     load_tokenizer(str(folder))
     policy, _ = load_policy(parse_config(settings(folder), "test"), device=CPU)
-    return torch.cat(policy.eval()(pack(PAIRS, (0, 1))))
+    return joined(policy.eval()(pack(PAIRS, (0, 1))))
 
 
 @torch.no_grad()
 def plain(folder: Path) -> torch.Tensor:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return torch.cat(plain_logps(model.eval(), PAIRS))
+    return joined(plain_logps(model.eval(), PAIRS))
 
 
 def refusal(folder: Path) -> str:

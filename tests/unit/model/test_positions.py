@@ -52,7 +52,12 @@ def load(config: Config) -> tuple[PolicyModel, Any]:
 def packed_logps(policy: PolicyModel, pairs: list[TokenizedPair], at_once: int) -> torch.Tensor:
     with torch.no_grad():
         parts = [range(i, min(i + at_once, len(pairs))) for i in range(0, len(pairs), at_once)]
-        return torch.cat([torch.stack(policy(pack(pairs, tuple(part))), 1) for part in parts])
+        return torch.cat(
+            [
+                torch.cat([x.view(len(part), -1) for x in policy(pack(pairs, tuple(part)))], 1)
+                for part in parts
+            ]
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)

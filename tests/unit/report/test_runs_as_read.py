@@ -38,9 +38,9 @@ def test_lengths_are_those_of_the_pairs(tmp_path: Path) -> None:
     Starts()(config)
     pairs, _, _ = pairs_plainly(config)
     lengths = {name: one.tolist() for name, one in read_lengths(Path(config.output_dir)).items()}
-    assert lengths["prompt"] == [pair.chosen_start for pair in pairs]
-    assert lengths["chosen"] == [pair.num_chosen_scored for pair in pairs]
-    assert lengths["rejected"] == [pair.num_rejected_scored for pair in pairs]
+    assert lengths["prompt"] == [pair.starts[0] for pair in pairs]
+    assert lengths["chosen"] == [pair.num_scored[0] for pair in pairs]
+    assert lengths["rejected"] == [pair.num_scored[1] for pair in pairs]
 
 
 def test_values_beyond_the_ends_count_in_the_outermost_bins() -> None:

@@ -17,7 +17,7 @@ from cpo_ds.run import ahead
 from cpo_ds.run.ahead import made_ahead, planned_steps_on
 from cpo_ds.schema import PackedBatch, StepTotals
 
-TOTALS = StepTotals(1, 1, 1, 1, 1)
+TOTALS = StepTotals(1, 1, 1, 1, 1, 1)
 
 
 def own_threads() -> list[str]:

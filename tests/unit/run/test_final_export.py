@@ -17,7 +17,7 @@ def test_equal_log_probs_are_no_difference() -> None:
 
 
 def test_a_difference_counts_per_token() -> None:
-    scored = PAIRS[1].num_rejected_scored
+    scored = PAIRS[1].num_scored[1]
     loaded = SAMPLE.logps.copy()
     loaded[1, 1] += 0.5 * scored
     assert log_prob_difference(SAMPLE, loaded, 0.51) is None

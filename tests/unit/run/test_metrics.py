@@ -10,7 +10,9 @@ from cpo_ds.run.metrics import COLUMNS, pair_columns, summarize
 from cpo_ds.schema import PairLogps, StepTotals
 from cpo_ds.settings.objective import LossConfig
 
-TOTALS = StepTotals(pairs=4, chosen_tokens=10, scored_tokens=25, unique_tokens=70, padded_tokens=99)
+TOTALS = StepTotals(
+    pairs=4, comparisons=4, chosen_tokens=10, scored_tokens=25, unique_tokens=70, padded_tokens=99
+)
 SUMS = dict(zip(COLUMNS, (2.0, 30.0, 3.0, 6.0, -30.0, -50.0), strict=True))
 
 
@@ -36,11 +38,12 @@ def test_the_loss_that_is_logged_is_the_loss_that_is_minimized(name: str) -> Non
     loss = LossConfig(name=name)
     logps = PairLogps(
         torch.tensor([-6.0, -9.0, -3.0]),
-        torch.tensor([-16.0, -8.0, -3.0]),
+        torch.tensor([[-16.0], [-8.0], [-3.0]]),
         torch.tensor([3.0, 4.0, 2.0]),
-        torch.tensor([4.0, 4.0, 2.0]),
+        torch.tensor([[4.0], [4.0], [2.0]]),
+        torch.ones(3, 1),
     )
-    totals = StepTotals(3, 9, 19, 30, 40)
+    totals = StepTotals(3, 3, 9, 19, 30, 40)
     terms = pair_terms(logps, loss)
     columns = pair_columns(terms, logps)
     assert columns.shape == (3, len(COLUMNS)) and columns.dtype == torch.float64
@@ -52,5 +55,6 @@ def test_the_loss_that_is_logged_is_the_loss_that_is_minimized(name: str) -> Non
 
 def test_columns_carry_no_gradient() -> None:
     leaf = torch.tensor([-6.0], requires_grad=True)
-    logps = PairLogps(leaf, leaf * 2, torch.tensor([3.0]), torch.tensor([3.0]))
+    counts = torch.tensor([3.0]), torch.tensor([[3.0]]), torch.ones(1, 1)
+    logps = PairLogps(leaf, leaf[:, None] * 2, *counts)
     assert not pair_columns(pair_terms(logps, LossConfig()), logps).requires_grad

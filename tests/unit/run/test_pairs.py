@@ -23,7 +23,7 @@ def test_plain_pairs_are_kept_as_they_are(tmp_path: Path) -> None:
     rows_in = [PAIR, PAIR | {"direction": "en-de"}, PAIR | {"language_pair": "de-en"}]
     path = write(tmp_path / "p.jsonl", rows_in)
     rows, _ = read(path, "pairs", render=None)
-    assert rows[0] == PreferenceRow("Translate: Hi ->", " Hallo", " He", "", f"{path}:1")
+    assert rows[0] == PreferenceRow("Translate: Hi ->", " Hallo", (" He",), "", f"{path}:1")
     assert [row.direction for row in rows] == ["", "en-de", "de-en"]
     with pytest.raises(UserError, match=r"line 1: field direction is missing, and data\.dir"):
         read(path, "pairs", directions=["en-de"])
@@ -86,7 +86,7 @@ def test_conversations_render_as_trl_does(
     (ours,), report = read(path, "pairs", render=render)
     assert report.rewritten == thinking
     assert ("with another prompt than a model gets" in "\n".join(report.lines())) == thinking
-    assert {"prompt": ours.prompt, "chosen": ours.chosen, "rejected": ours.rejected} == theirs
+    assert {"prompt": ours.prompt, "chosen": ours.chosen, "rejected": ours.rejected[0]} == theirs
     whole = (
         row["chosen"] if isinstance(row.get("prompt", ""), str) else row["prompt"] + row["chosen"]
     )

@@ -79,7 +79,7 @@ def texts_of(folder: Path, row: dict[str, Any], **settings: Any) -> tuple[list[P
     texts = read_again(config.data, tokenizer, None, wanted)
     # Where no token spans the end of the prompt, training has the same one.
     for pair, text in zip(pairs, texts, strict=True):
-        assert list(text.tokens[: pair.chosen_start]) == pair.tokens[: pair.chosen_start].tolist()
+        assert list(text.tokens[: pair.starts[0]]) == pair.tokens[: pair.starts[0]].tolist()
     return texts, tokenizer
 
 
@@ -87,7 +87,7 @@ def texts_of(folder: Path, row: dict[str, Any], **settings: Any) -> tuple[list[P
 def test_texts_of_both_directions_have_the_prompts_of_translate(tmp_path: Path, style: str) -> None:
     settings = {"format": "alma-r", "scorer": "kiwi", "prompt_style": style}
     texts, tokenizer = texts_of(tmp_path, ALMA_R, **settings)
-    assert [(t.chosen, t.rejected, t.reference) for t in texts] == [
+    assert [(t.chosen, t.rejected[0], t.reference) for t in texts] == [
         ("Haus.", "Ein Haus.", "Ein Haus."), ("A <s> house.", "Houses.", "A <s> house."),
     ]  # fmt: skip
     assert [(t.target, t.is_chat) for t in texts] == [

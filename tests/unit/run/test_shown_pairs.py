@@ -23,7 +23,8 @@ def pair_of(
     rest = head[shared:]
     tokens = [*head[:shared], *rest, *parts[0], *rest, *parts[1]]
     return TokenizedPair(
-        np.array(tokens, np.int32), shared, len(rest) + len(parts[0]), len(head), len(head),
+        np.array(tokens, np.int32), shared, tuple(len(rest) + len(part) for part in parts),
+        (len(head), len(head)),
         "en-de", "pairs.jsonl:1",
     )  # fmt: skip
 
@@ -54,7 +55,7 @@ def test_prompt_tokens_that_a_branch_repeats_are_masked() -> None:
 def test_a_common_beginning_counts_for_both() -> None:
     """It is in the prefix, behind the first scored token."""
     tokens = np.array(tiny_tokenizer().encode("Q:abcd", add_special_tokens=False), np.int32)
-    pair = TokenizedPair(tokens, 4, 1, 2, 2, "", "x:1")  # Q:ab · c · d
+    pair = TokenizedPair(tokens, 4, (1, 1), (2, 2), "", "x:1")  # Q:ab · c · d
     lines = pair_lines(pair, tiny_tokenizer(), colored=False)
     assert lines[5:] == [
         "    prompt    Q|:|",
@@ -83,7 +84,7 @@ def test_two_pairs_are_shown_of_two_directions_if_there_are(
     directions: list[str], shown: list[int]
 ) -> None:
     pairs = [
-        TokenizedPair(np.zeros(3, np.int32), 1, 1, 1, 1, direction, "x:1")
+        TokenizedPair(np.zeros(3, np.int32), 1, (1, 1), (1, 1), direction, "x:1")
         for direction in directions
     ]
     assert two_of(pairs) == shown

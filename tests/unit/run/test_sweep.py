@@ -24,14 +24,16 @@ class CountingEngine:
         self.passes += 1
         starts = np.cumsum([0, *map(sum, batch.segment_lengths)])[:-1]
         values = batch.input_ids[0, torch.from_numpy(starts)].float()
-        return PairLogps(values, -values, batch.num_chosen_tokens, batch.num_rejected_tokens)
+        return batch.logps(values, -values[:, None])
 
 
 def pairs_of(lengths: Sequence[int]) -> list[TokenizedPair]:
     """Pairs of these numbers of tokens, each with a first token of its own."""
     tokens = [np.arange(100 * n, 100 * n + length, dtype=np.int32) for n, length in
               enumerate(lengths)]  # fmt: skip
-    return [TokenizedPair(row, 2, 2, 2, 2, "", str(n)) for n, row in enumerate(tokens)]
+    return [
+        TokenizedPair(row, 2, (2, len(row) - 4), (2, 2), "", str(n)) for n, row in enumerate(tokens)
+    ]
 
 
 @pytest.mark.parametrize("pairs_at_once", [None, 1, 3, 100])
@@ -46,7 +48,7 @@ def test_each_pair_is_scored_once(world_size: int, pairs_at_once: int | None) ->
         swept = sweep(engine, ranks, pairs, tokens_per_rank=16, pairs_at_once=pairs_at_once)
         for batch, logps in swept:
             assert batch.counted and sum(map(sum, batch.segment_lengths)) <= 16
-            values = zip(logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
+            values = zip(logps.chosen.tolist(), logps.rejected[:, 0].tolist(), strict=True)
             seen += [(i, *of) for i, of in zip(batch.pair_indices, values, strict=True)]
         passes.append(engine.passes)
     assert sorted(seen) == [(i, 100.0 * i, -100.0 * i) for i in range(len(pairs))]

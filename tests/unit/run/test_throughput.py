@@ -11,7 +11,9 @@ import torch
 from cpo_ds.run.throughput import Stopwatch, peak_memory_gib, peak_tflops
 from cpo_ds.schema import StepTotals
 
-TOTALS = StepTotals(pairs=4, chosen_tokens=10, scored_tokens=25, unique_tokens=70, padded_tokens=99)
+TOTALS = StepTotals(
+    pairs=4, comparisons=4, chosen_tokens=10, scored_tokens=25, unique_tokens=70, padded_tokens=99
+)
 
 
 @pytest.mark.parametrize(

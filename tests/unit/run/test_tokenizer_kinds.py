@@ -149,7 +149,7 @@ def test_templates_arguments_change_the_tokens_of_a_run(tmp_path: Path) -> None:
     for arguments in ({}, {"enable_thinking": False}):
         config = make(tmp_path, rows, tokenizer, chat_template_kwargs=arguments)
         pair = prepare_pairs(config, prints_counts=False).train[0]
-        prints.add((pair.chosen_start, pairs_fingerprint([pair])))
+        prints.add((pair.starts[0], pairs_fingerprint([pair])))
     assert len(prints) == 2  # the empty thought is of the completion, or of the prompt
     reloaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert "<think>" not in reloaded.all_special_tokens

@@ -1,0 +1,102 @@
+"""The format `pairs`: rows with prompt, chosen and rejected as strings, or as conversations."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from cpo_ds.data.prompts import (
+    Message,
+    RenderChat,
+    render_completions,
+    split_conversations,
+)
+from cpo_ds.data.sameness import is_blank
+from cpo_ds.data.sources import RawRow
+
+NO_REJECTED = "no rejected completion"
+
+
+class Texts(NamedTuple):
+    """One preference as text; in the format `pairs`, `source` is the whole prompt."""
+
+    source: str
+    chosen: str
+    rejected: tuple[str, ...]
+
+
+def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
+    """The texts of a row, or the reason why it has no pair. Raises `UserError` for a bad row."""
+    is_conversation = isinstance(raw.get("chosen"), list)
+    rejected = _rejected(raw, is_conversation)
+    if not rejected:
+        return NO_REJECTED
+    if any(is_conversation != isinstance(value, list) for value in rejected.values()):
+        raise raw.error(
+            "rejected", "must be of the same kind as chosen: both strings, or both messages"
+        )
+    if not is_conversation:
+        texts = tuple(raw.checked_text(text, field) for field, text in rejected.items())
+        return Texts(raw.text("prompt"), raw.text("chosen"), texts)
+    if render_chat is None:
+        problem = "is a conversation, but the tokenizer has no chat template; use plain strings"
+        raise raw.error("chosen", problem)
+    if raw.values.get("chat_template_kwargs"):
+        raise raw.error(
+            "chat_template_kwargs", "is not supported; remove it, or set data.chat_template_kwargs"
+        )
+    opening, *completions = conversations(raw)
+    rendered = render_completions(opening, completions, render_chat)
+    for field, text in zip(("prompt", "chosen", *rejected), rendered, strict=True):
+        if is_blank(text):
+            raise raw.error(field, "is empty after the chat template has rendered it")
+    return Texts(rendered[0], rendered[1], rendered[2:])
+
+
+def _rejected(raw: RawRow, is_conversation: bool) -> dict[str, Any]:
+    """The rejected completions by their fields: one, or each of a list of them."""
+    value = raw.get("rejected")
+    is_list = isinstance(value, list)
+    if is_list and is_conversation:  # messages, unless it is a list of such lists
+        is_list = all(isinstance(one, list) for one in value)
+    if not is_list:
+        return {"rejected": value}
+    return {f"rejected[{number}]": one for number, one in enumerate(value)}
+
+
+def rewrites_prompt(raw: RawRow, prompt: str, render_chat: RenderChat) -> bool:
+    """Whether a template writes a conversation's prompt otherwise for a model to continue.
+
+    `prompt` is the one of `render_completions`. Templates that open a thought in the prompt alone
+    do so.
+    """
+    return prompt != render_chat(conversations(raw)[0], True)
+
+
+def conversations(raw: RawRow) -> tuple[list[Message], ...]:
+    """The prompt, and the chosen and rejected completions, as messages."""
+    by_field = {"chosen": raw.get("chosen")} | _rejected(raw, is_conversation=True)
+    completions = [_messages(raw, messages, field) for field, messages in by_field.items()]
+    if isinstance(raw.values.get("prompt"), list):
+        prompt = _messages(raw, raw.get("prompt"), "prompt")
+    else:  # a prompt that is a string, if any, is also the beginning of all conversations
+        prompt, *completions = split_conversations(*completions)
+    if not prompt:
+        raise raw.error("prompt", "is missing, and chosen and rejected have no common beginning")
+    if prompt[-1]["role"] not in ("user", "tool"):
+        problem = f"ends with a turn of {prompt[-1]['role']!r}; it must end with the user's"
+        raise raw.error("prompt", problem)
+    return prompt, *completions
+
+
+def _messages(raw: RawRow, messages: Any, column: str) -> list[Message]:
+    """The messages of a column, checked, without their null fields."""
+    if not messages:
+        raise raw.error(column, "is empty; it needs at least one message")
+    for number, message in enumerate(messages):
+        field = f"{column}[{number}]"
+        if not isinstance(message, dict):
+            raise raw.error(field, "is not a message with role and content")
+        role = raw.checked_text(message.get("role"), f"{field}.role")
+        if role != "system" or message.get("content") != "":
+            raw.checked_text(message.get("content"), f"{field}.content")
+    return [{key: text for key, text in m.items() if text is not None} for m in messages]

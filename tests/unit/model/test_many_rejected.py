@@ -1,0 +1,228 @@
+"""Pairs with several rejected completions: equal to separate pairs whose NLL counts once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import VOCABULARY, all_sequences, tiny_model
+
+from cpo_ds.data.pack import pack
+from cpo_ds.data.plan import step_totals
+from cpo_ds.data.tokenize import Sharing, make_pair
+from cpo_ds.losses import nll_weight, pair_terms, step_share
+from cpo_ds.model.attention import reference, registered_name
+from cpo_ds.model.flex_attention import flex
+from cpo_ds.model.logprobs import HeadTransform
+from cpo_ds.model.policy import PolicyModel
+from cpo_ds.model.shared_prefix import SharedPrefixLayout
+from cpo_ds.run.metrics import pair_columns, summarize
+from cpo_ds.schema import PairLogps, TokenizedPair
+from cpo_ds.settings.objective import LossConfig
+
+COMPARISONS = (1, 4, 2, 3, 1, 7)
+CUTS = ([(0, 1, 2, 3, 4, 5)], [(0, 1), (2,), (3, 4, 5)], [(i,) for i in range(6)])
+
+
+def pairs_of(
+    comparisons: Sequence[int] = COMPARISONS, sharing: Sharing = "common", seed: int = 0
+) -> list[TokenizedPair]:
+    """A random pair for each number of rejected completions, which often begin alike."""
+    rng = np.random.RandomState(seed)
+
+    def draw(low: int, high: int) -> list[int]:
+        return rng.randint(3, VOCABULARY, size=rng.randint(low, high)).tolist()
+
+    pairs = []
+    for count in comparisons:
+        prompt, common = [1, *draw(1, 9)], draw(0, 4)
+        texts = [([*prompt, *common, *draw(1, 9), 2], len(prompt)) for _ in range(count + 1)]
+        pairs.append(make_pair(*texts, direction="", origin="", sharing=sharing))
+    return pairs
+
+
+def plain_logps(model: Any, pair: TokenizedPair) -> list[torch.Tensor]:
+    """The log-prob of each completion by transformers' own forward pass, one after the other."""
+    logps = []
+    for tokens, start in zip(all_sequences(pair), pair.starts, strict=True):
+        ids = torch.tensor([tokens])
+        of_tokens = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        logps.append(of_tokens.gather(-1, ids[0, 1:, None])[start - 1 :].sum())
+    return logps
+
+
+def unrolled_loss(
+    model: Any, pairs: list[TokenizedPair], loss: LossConfig, reference_model: Any
+) -> torch.Tensor:
+    """The mean over pairs of the mean of their unrolled pairs, and the NLL counted once."""
+    preference, nll, tokens = [], [], 0
+    for pair in pairs:
+        chosen, *rejected = plain_logps(model, pair)
+        with torch.no_grad():
+            reference_chosen, *reference_rejected = plain_logps(reference_model, pair)
+        num_chosen, *num_rejected = pair.num_scored
+        terms = [
+            pair_terms(
+                PairLogps(
+                    chosen[None],
+                    one[None, None],
+                    torch.tensor([float(num_chosen)]),
+                    torch.tensor([[float(count)]]),
+                    torch.ones(1, 1),
+                    reference_chosen[None],
+                    reference_one[None, None],
+                ),
+                loss,
+            )
+            for one, count, reference_one in zip(
+                rejected, num_rejected, reference_rejected, strict=True
+            )
+        ]
+        preference.append(torch.cat([one.preference for one in terms]).mean())
+        nll.append(-chosen / num_chosen if loss.nll_reduction == "pair" else -chosen)
+        tokens += num_chosen
+    denominator = len(pairs) if loss.nll_reduction == "pair" else tokens
+    mean: torch.Tensor = torch.stack(preference).mean()
+    return mean + nll_weight(loss) * torch.stack(nll).sum() / denominator
+
+
+def packed_loss(
+    policy: PolicyModel,
+    pairs: list[TokenizedPair],
+    cut: list[tuple[int, ...]],
+    loss: LossConfig,
+    reference_model: Callable[..., tuple[torch.Tensor, ...]],
+) -> float:
+    """The loss of micro-batches whose shares go backward one after the other."""
+    totals, total = step_totals([cut], pairs), 0.0
+    for micro_batch in cut:
+        batch = pack(pairs, micro_batch)
+        with torch.no_grad():
+            known = reference_model(batch) if loss.has_reference else ()
+        terms = pair_terms(batch.logps(*policy(batch), *known), loss)
+        share = step_share(terms, totals, loss)
+        share.backward()
+        total += share.item()
+    return total
+
+
+def policy_of(model: Any, backend: str, chunk: int = 1024) -> PolicyModel:
+    model = copy.deepcopy(model)
+    model.set_attn_implementation(registered_name(backend))
+    return PolicyModel(model, HeadTransform(chunk_tokens=chunk))
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "blocks"])
+@pytest.mark.parametrize(
+    ("family", "options"), [("llama", {}), ("mistral", {"sliding_window": 7}), ("gemma3_text", {})]
+)
+def test_log_probs_equal_those_of_transformers(family: str, options: dict, backend: str) -> None:
+    plain = tiny_model(family, **options)
+    pairs = pairs_of(seed=1)
+    chosen, rejected = policy_of(plain, backend, chunk=5)(pack(pairs, tuple(range(len(pairs)))))
+    plain.set_attn_implementation("eager")
+    assert rejected.shape == (len(pairs), max(COMPARISONS))
+    for number, pair in enumerate(pairs):
+        expected = torch.stack(plain_logps(plain, pair))
+        actual = torch.cat([chosen[number, None], rejected[number]])
+        torch.testing.assert_close(actual[: len(expected)], expected, rtol=1e-5, atol=1e-5)
+        assert not actual[len(expected) :].any()
+
+
+LOSSES = [
+    {"name": "cpo", "label_smoothing": 0.1},
+    {"name": "cpo", "nll_reduction": "pair"},
+    {"name": "cpo-simpo"},
+    {"name": "arpo"},
+    {"name": "ipo"},
+    {"name": "hinge"},
+    {"name": "dpo-nll"},
+]
+
+
+@pytest.mark.parametrize("sharing", ["common", "prompt", "none"])
+@pytest.mark.parametrize("settings", LOSSES, ids=lambda value: "-".join(map(str, value.values())))
+def test_loss_and_gradients_equal_those_of_unrolled_pairs(
+    settings: dict[str, Any], sharing: Sharing
+) -> None:
+    loss = LossConfig(**settings)
+    plain, other = tiny_model(), tiny_model(seed=1)
+    pairs = pairs_of(sharing=sharing)
+    before = policy_of(other, "reference")
+    expected = unrolled_loss(plain, pairs, loss, other)
+    expected.backward()
+    for cut, backend, chunk in zip(CUTS, ("sdpa", "blocks", "reference"), (7, 1, 99), strict=True):
+        policy = policy_of(plain, backend, chunk)
+        policy.zero_grad()
+        value = packed_loss(policy, pairs, cut, loss, before)
+        assert value == pytest.approx(expected.item(), rel=1e-5)
+        trained = dict(policy.causal_lm.named_parameters())
+        for name, parameter in plain.named_parameters():
+            difference = (trained[name].grad - parameter.grad).norm()
+            assert difference <= 1e-3 * parameter.grad.norm(), (name, cut)
+
+
+def test_negative_control_an_nll_for_each_comparison_is_another_loss() -> None:
+    loss, plain, pairs = LossConfig(), tiny_model(), pairs_of()
+    unrolled = [
+        make_pair((chosen, pair.starts[0]), (one, pair.starts[1]), direction="", origin="")
+        for pair in pairs
+        for chosen, *rejected in [all_sequences(pair)]
+        for one in rejected
+    ]
+    policy = policy_of(plain, "reference")
+    each = packed_loss(policy, unrolled, [tuple(range(len(unrolled)))], loss, policy)
+    once = packed_loss(policy, pairs, CUTS[0], loss, policy)
+    assert abs(each - once) > 1e-3 * abs(once)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_flex_attention_hides_earlier_branches(window: int | None) -> None:
+    layout = SharedPrefixLayout(((5, 3, 4, 2), (0, 2, 3, 3), (7, 1, 1)), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(heads, 31, 8, generator=generator) for heads in (4, 2, 2)]
+    ours = flex(*states, layout, scale=0.3, window=window)
+    torch.testing.assert_close(
+        ours, reference(*states, layout, scale=0.3, window=window), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_mask_of_three_branches_by_hand() -> None:
+    layout = SharedPrefixLayout(((2, 1, 2, 1),), torch.device("cpu"))
+    assert layout.masks(None)[0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+    assert layout.query_lengths == [3, 2, 1] and layout.key_lengths == [3, 4, 3]
+    assert layout.key_index.tolist() == [0, 1, 2, 0, 1, 3, 4, 0, 1, 5]
+
+
+def test_metrics_are_means_over_comparisons() -> None:
+    """Two pairs, of one and of three comparisons, with rewards by hand."""
+    loss = LossConfig(beta=1.0, alpha=0.0)
+    pairs = pairs_of((1, 3))
+    batch = pack(pairs, (0, 1))
+    chosen = torch.tensor([-1.0, -2.0])
+    rejected = torch.tensor([[-3.0, 0.0, 0.0], [-1.0, -4.0, -6.0]])
+    logps = batch.logps(chosen, rejected)
+    terms = pair_terms(logps, loss)
+    totals = step_totals([[(0, 1)]], pairs)
+    assert (totals.pairs, totals.comparisons) == (2, 4)
+    metrics = summarize(pair_columns(terms, logps).sum(0).tolist(), totals, loss)
+    assert metrics["reward_accuracy"] == 3 / 4
+    assert metrics["reward_margin"] == pytest.approx((2 - 1 + 2 + 4) / 4)
+    assert metrics["logp_rejected"] == pytest.approx((-3 - 1 - 4 - 6) / 4)
+    assert metrics["logp_chosen"] == pytest.approx(-1.5)
+    one, three = (
+        -torch.nn.functional.logsigmoid(torch.tensor(values)).mean().item()
+        for values in ([2.0], [-1.0, 2.0, 4.0])
+    )
+    assert metrics["preference_loss"] == pytest.approx((one + three) / 2)
