@@ -190,7 +190,7 @@ def test_the_examples_of_the_documentation_are_read(tmp_path: Path) -> None:
         for example in re.findall(r"```json\n(.*?)\n```", section, flags=re.S)
     ]
     assert [format for format, _ in examples] == [
-        *("alma-r", "x-alma", "pairs", "pairs", "triplets", "sample")
+        *("alma-r", "x-alma", "pairs", "pairs", "pairs", "triplets", "sample")
     ]
     for format, row in examples:
         path = write(tmp_path / "example.jsonl", [row])
