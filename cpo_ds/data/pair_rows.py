@@ -27,7 +27,7 @@ class Texts(NamedTuple):
 def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
     """The texts of a row, or the reason why it has no pair. Raises `UserError` for a bad row."""
     is_conversation = isinstance(raw.get("chosen"), list)
-    rejected = _rejected(raw, is_conversation)
+    rejected = rejected_by_field(raw)
     if not rejected:
         return NO_REJECTED
     if any(is_conversation != isinstance(value, list) for value in rejected.values()):
@@ -52,13 +52,20 @@ def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
     return Texts(rendered[0], rendered[1], rendered[2:])
 
 
-def _rejected(raw: RawRow, is_conversation: bool) -> dict[str, Any]:
+def are_many(chosen: Any, rejected: Any) -> bool:
+    """Whether `rejected` is a list of completions, rather than one that may be a list of messages.
+
+    It may be if `chosen` is one.
+    """
+    if not isinstance(rejected, list):
+        return False
+    return not isinstance(chosen, list) or all(isinstance(one, list) for one in rejected)
+
+
+def rejected_by_field(raw: RawRow) -> dict[str, Any]:
     """The rejected completions by their fields: one, or each of a list of them."""
     value = raw.get("rejected")
-    is_list = isinstance(value, list)
-    if is_list and is_conversation:  # messages, unless it is a list of such lists
-        is_list = all(isinstance(one, list) for one in value)
-    if not is_list:
+    if not are_many(raw.get("chosen"), value):
         return {"rejected": value}
     return {f"rejected[{number}]": one for number, one in enumerate(value)}
 
@@ -74,7 +81,7 @@ def rewrites_prompt(raw: RawRow, prompt: str, render_chat: RenderChat) -> bool:
 
 def conversations(raw: RawRow) -> tuple[list[Message], ...]:
     """The prompt, and the chosen and rejected completions, as messages."""
-    by_field = {"chosen": raw.get("chosen")} | _rejected(raw, is_conversation=True)
+    by_field = {"chosen": raw.get("chosen")} | rejected_by_field(raw)
     completions = [_messages(raw, messages, field) for field, messages in by_field.items()]
     if isinstance(raw.values.get("prompt"), list):
         prompt = _messages(raw, raw.get("prompt"), "prompt")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cpo_ds.data.pair_rows import rejected_by_field
 from cpo_ds.data.prompts import parse_direction, source_of
 from cpo_ds.data.sources import RawRow, read_raw
 from cpo_ds.errors import UserError
@@ -80,7 +81,7 @@ def texts_of_rows(path: str, systems: Sequence[str] | None) -> list[AuditedText]
 
 
 def texts_of_pairs(path: str) -> list[AuditedText]:
-    """The chosen and the rejected text of each pair in a file, in turn. Raises `UserError`."""
+    """The chosen text of each pair in a file, then its rejected texts. Raises `UserError`."""
     texts = []
     for raw in read_raw(path, "train"):
         if raw is None:
@@ -90,17 +91,16 @@ def texts_of_pairs(path: str) -> list[AuditedText]:
             parse_direction(direction)
         except UserError as error:
             raise raw.error("direction", f"has an {error}") from None
-        prompt = _content(raw, "prompt")
+        prompt = _content(raw, "prompt", raw.get("prompt"))
         source = source_of(prompt, direction) or prompt
-        for field in (CHOSEN, REJECTED):
-            text = _content(raw, field)
-            texts.append(AuditedText(field, direction, source, text, None, raw.where))
+        for field, value in ({CHOSEN: raw.get(CHOSEN)} | rejected_by_field(raw)).items():
+            text, system = _content(raw, field, value), CHOSEN if field == CHOSEN else REJECTED
+            texts.append(AuditedText(system, direction, source, text, None, raw.where))
     return texts
 
 
-def _content(raw: RawRow, field: str) -> str:
+def _content(raw: RawRow, field: str, value: Any) -> str:
     """A text, or the last message of a conversation."""
-    value: Any = raw.get(field)
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
     return raw.checked_text(value, field)
@@ -108,12 +108,17 @@ def _content(raw: RawRow, field: str) -> str:
 
 def lengths_of_pairs(texts: Sequence[AuditedText]) -> str:
     """A sentence on how often the chosen text is the shorter one."""
-    pairs = list(zip(texts[::2], texts[1::2], strict=True))
-    shorter = sum(len(chosen.text) < len(rejected.text) for chosen, rejected in pairs)
-    longer = sum(len(chosen.text) > len(rejected.text) for chosen, rejected in pairs)
+    differences, chosen = list[int](), 0
+    for text in texts:
+        if text.system == CHOSEN:
+            chosen = len(text.text)
+        else:
+            differences.append(chosen - len(text.text))
+    shorter, longer = (sum(sign * one < 0 for one in differences) for sign in (1, -1))
+    count = len(differences)
     return (
-        f"chosen is shorter than rejected in {shorter / len(pairs):.0%} of {len(pairs)} pairs, "
-        f"longer in {longer / len(pairs):.0%}: metrics without references prefer short texts, and "
+        f"chosen is shorter than rejected in {shorter / count:.0%} of {count} pairs, "
+        f"longer in {longer / count:.0%}: metrics without references prefer short texts, and "
         "a model learns the length that its pairs prefer"
     )
 

@@ -11,17 +11,18 @@ import argparse
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import regex
 
 from cpo_ds.data.candidates import left_out, write_rows
+from cpo_ds.data.pair_rows import are_many
 from cpo_ds.data.prompts import base_code, parse_direction
-from cpo_ds.data.sameness import is_blank, same_text
+from cpo_ds.data.sameness import as_seen, is_blank, same_text
 from cpo_ds.data.sources import RawRow, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.storage.results import content_key
@@ -115,6 +116,8 @@ def noised(text: str, noise: Noise, rng: random.Random, *, unspaced: bool) -> st
 def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
     """The row with a noised rejected text; None if no draw gives a changed text with words left.
 
+    A list of rejected texts becomes one of different draws, at most as many as it had.
+
     Draws depend on the seed and on the row's prompt and chosen text, not on its place in the file.
     Raises `UserError` for a row that is not a pair.
     """
@@ -123,19 +126,30 @@ def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
     rng = random.Random(content_key(str(seed), json.dumps([prompt, chosen], sort_keys=True)))
     unspaced = is_unspaced(text, _direction(raw))
     draws = (noised(text, noise, rng, unspaced=unspaced) for _ in range(DRAWS))
-    rejected = next(
-        (draw for draw in draws if not is_blank(draw) and not same_text(draw, text)), None
-    )
-    if rejected is None:
+    changed = (draw for draw in draws if not is_blank(draw) and not same_text(draw, text))
+    before = raw.values.get("rejected")
+    is_many = are_many(chosen, before)
+    texts = list(islice(_different(changed), len(before or ()) if is_many else 1))
+    if not texts:
         return None
 
-    # The margin and the system belonged to the old text.
+    # The margins and the systems belonged to the old texts.
     values = {key: value for key, value in raw.values.items() if key != "margin"}
-    if "rejected_system" in values:
-        values["rejected_system"] = "noise"
+    rejected: list[Any] = list(texts)
     if isinstance(chosen, list):
-        return values | {"rejected": [*chosen[:-1], chosen[-1] | {"content": rejected}]}
-    return values | {"rejected": rejected}
+        rejected = [[*chosen[:-1], chosen[-1] | {"content": draw}] for draw in texts]
+    if "rejected_system" in values:
+        values["rejected_system"] = ["noise"] * len(texts) if is_many else "noise"
+    return values | {"rejected": rejected if is_many else rejected[0]}
+
+
+def _different(texts: Iterable[str]) -> Iterator[str]:
+    """The texts that look different from all before them."""
+    seen: set[str] = set()
+    for text in texts:
+        if as_seen(text) not in seen:
+            seen.add(as_seen(text))
+            yield text
 
 
 def _direction(raw: RawRow) -> str:

@@ -6,6 +6,7 @@ Writes the pairs in two formats, and a summary.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
 from cpo_ds.data.selected import SELECTED_BY, metric_names
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.alma_rows import AlmaFolder
-from cpo_ds.prepare.pairs.choose import Pair
+from cpo_ds.prepare.pairs.choose import ALL, BEST_EACH, BEST_WORST, SPREAD, WORST, Pair
 from cpo_ds.prepare.pairs.metric_choice import add_metrics_option, joined_metrics
 from cpo_ds.prepare.pairs.selection import Options, Selection, Summary, select, summarize
 from cpo_ds.storage.files import replacing
@@ -27,6 +28,7 @@ from cpo_ds.storage.folders import check_replaceable, replacing_folder
 from cpo_ds.translate.languages import LANGUAGE, add_language_option, all_languages, language_names
 
 PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
+_OF_REJECTED = ("rejected", "rejected_system", "margin")  # fields of a pair
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +48,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--pairs",
-        choices=("best-worst", "best-each"),
-        default="best-worst",
+        choices=(BEST_WORST, BEST_EACH),
         help="the best against the worst, or against each other translation (best-worst)",
+    )
+    add(
+        "--rejected",
+        type=_rejected_rule,
+        metavar="RULE",
+        help="reject several translations of a source, as a list: worst, all, spread (three from "
+        "the worst to the best), or a number, so many of the worst",
+    )
+    add(
+        "--unroll",
+        action="store_true",
+        help="write a pair for each rejected translation, as other trainers take them",
     )
 
     # Filters of pairs.
@@ -86,6 +99,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_language_option(parser)
 
 
+def _rejected_rule(text: str) -> str:
+    """A value of `--rejected`. Raises `ArgumentTypeError`."""
+    if text in (WORST, ALL, SPREAD) or (text.isdecimal() and int(text) > 0):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"it is {text!r}; give worst, all, spread, or a number of translations"
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Selects pairs and writes the folder; returns the exit code. Raises `UserError`."""
     # Read the rows a first time, before anything is written.
@@ -97,7 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Write the folder, whole or not at all.
     with replacing_folder(arguments.output) as folder:
-        without_prompt = _write_pairs(folder, selection, options.prompt_style, names)
+        as_lists = arguments.rejected is not None and not arguments.unroll
+        lines, without_prompt = _write_pairs(folder, selection, options, names, as_lists)
         summary = summarize(selection)
         num_rows = selection.tally.rows
         if not summary["pairs"]:
@@ -113,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
             "left_out": dict(rows.skipped.most_common()),
             **summary,
             "without_prompt": dict(without_prompt),
-        }
+        } | ({"lines": lines} if as_lists else {})
         with replacing(folder / SUMMARY) as unfinished:
             text = json.dumps(record, ensure_ascii=False, indent=2)
             unfinished.write_text(text + "\n", encoding="utf-8", errors=UNPAIRED)
@@ -126,31 +149,49 @@ def run(arguments: argparse.Namespace) -> int:
             f"{LANGUAGE} {unnamed(direction, names)}=NAME"
         )
     print(f"written to {arguments.output}: {PAIRS}, {ALMA_ROWS}, {SUMMARY}")
+    if as_lists:
+        print(
+            f"  {PAIRS} has {lines} lines with a list of rejected texts; {ALMA_ROWS} cannot hold "
+            "lists, and has a row for each of them"
+        )
     return 0
 
 
 def _write_pairs(
-    folder: Path, selection: Selection, prompt_style: str, names: Languages
-) -> Counter[str]:
-    """Writes the pairs in both formats, one by one.
+    folder: Path, selection: Selection, options: Options, names: Languages, as_lists: bool
+) -> tuple[int, Counter[str]]:
+    """Writes the pairs in both formats, row by row.
 
-    Returns the number of pairs by direction whose prompt would need a language without a name:
-    `PAIRS` lacks them. Raises `UserError` or `OSError`.
+    Returns the number of lines of `PAIRS`, and the number of pairs by direction whose prompt would
+    need a language without a name: `PAIRS` lacks them. Raises `UserError` or `OSError`.
     """
     without_prompt: Counter[str] = Counter()
+    lines = 0
     alma = AlmaFolder(folder / ALMA_ROWS)
     with (
         replacing(folder / PAIRS) as unfinished,
         unfinished.open("w", encoding="utf-8", errors=UNPAIRED) as file,
     ):
-        for pair in selection.pairs:
-            alma.add(pair)
-            if unnamed(pair.direction, names):
-                without_prompt[pair.direction] += 1
-            else:
-                file.write(row_line(pair_row(pair, prompt_style, names)))
+        for _, group in itertools.groupby(selection.pairs, lambda pair: pair.rated.row.where):
+            pairs = list(group)
+            for pair in pairs:
+                alma.add(pair)
+            if unnamed(pairs[0].direction, names):
+                without_prompt[pairs[0].direction] += len(pairs)
+                continue
+            rows = [pair_row(pair, options.prompt_style, names) for pair in pairs]
+            rows = [_in_lists(rows)] if as_lists else rows
+            lines += len(rows)
+            for row in rows:
+                file.write(row_line(row))
     alma.finish()
-    return without_prompt
+    return lines, without_prompt
+
+
+def _in_lists(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of several that have the same chosen text, with lists in place of what differs."""
+    differing = {name: [row[name] for row in rows] for name in _OF_REJECTED}
+    return rows[0] | differing
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -165,6 +206,12 @@ def _options(arguments: argparse.Namespace) -> Options:
             except UserError as error:
                 raise UserError(f"--directions: {error}") from None
 
+    # Options that exclude or need each other.
+    if arguments.pairs and arguments.rejected:
+        raise UserError("give --pairs or --rejected, not both.")
+    if arguments.unroll and not arguments.rejected:
+        raise UserError("--unroll needs --rejected; without it each pair has a line of its own.")
+
     # Numbers. Comparisons are written so that NaN fails them.
     if not arguments.min_margin >= 0:
         raise UserError(f"--min-margin is {arguments.min_margin}; give a number from 0.")
@@ -174,7 +221,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     if confidence is not None and not 0 < confidence <= 1:
         raise UserError(f"--check-language is {confidence}; give a probability, like 0.7.")
     return Options(
-        pairs=arguments.pairs,
+        pairs=arguments.rejected or arguments.pairs or BEST_WORST,
         metrics=joined_metrics(arguments),
         min_margin=arguments.min_margin,
         directions=directions,

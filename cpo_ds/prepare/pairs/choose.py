@@ -15,7 +15,9 @@ from cpo_ds.data.sources import finite
 from cpo_ds.errors import UserError
 from cpo_ds.scoring.metrics import short_name
 
-BEST_EACH = "best-each"  # the other pairing is best-worst
+BEST_WORST, BEST_EACH = "best-worst", "best-each"
+WORST, ALL, SPREAD = "worst", "all", "spread"  # rules of `worse_names`
+_SPREAD = 3  # translations that `spread` takes
 _LARGEST = 1e100  # of a score: squares and sums of scores must be finite, too
 EQUAL, SAME = "equal scores", "chosen equals rejected"  # why there is no pair
 
@@ -186,11 +188,12 @@ def human_preference(row: CandidateRow) -> tuple[str, str] | None:
     return chosen, rejected
 
 
-def choose(rated: RatedRow, pairing: str) -> list[Pair] | str:
-    """The pairs of a row, or the reason why it has none.
+def choose(rated: RatedRow, pairing: str, least_margin: float = 0.0) -> list[Pair] | str:
+    """The pairs of a row, all with the same chosen text, or the reason why it has none.
 
-    `pairing` is `best-worst`, which gives one pair, or `best-each`, the best against each other
-    translation. A person's preference goes before the scores. Of equal scores and of equal texts
+    `pairing` is `best-worst`, which gives one pair, `best-each`, the best against each other
+    translation, or a rule of `worse_names`, which chooses among those that are worse by
+    `least_margin`. A person's preference goes before the scores. Of equal scores and of equal texts
     the first counts.
     """
     preference = human_preference(rated.row)
@@ -204,7 +207,34 @@ def choose(rated: RatedRow, pairing: str) -> list[Pair] | str:
     picked = best_and_worst({name: rated.means[name] for name in names})
     if picked is None:
         return EQUAL
+    best, worst = picked
+    if pairing == BEST_WORST:
+        return [Pair(rated, best, worst)]
     if pairing == BEST_EACH:
-        best, _ = picked
         return [Pair(rated, best, other) for other in names if other != best]
-    return [Pair(rated, *picked)]
+    means = {name: rated.means[name] for name in names}
+    # Without any, the filters name the reason to drop the pair that comes closest.
+    others = worse_names(means, best, pairing, least_margin) or [worst]
+    return [Pair(rated, best, other) for other in others]
+
+
+def worse_names(
+    means: Mapping[str, float], best: str, rule: str, least_margin: float = 0.0
+) -> list[str]:
+    """The translations to reject beside the best one, from the worst up.
+
+    Only those count whose means are lower by more than rounding, and by `least_margin` at least.
+    `rule` is `worst`, `all`, `spread` (the worst, the best, and one between them), or a number:
+    so many of the worst.
+    """
+    worse = [
+        name
+        for name, mean in means.items()
+        if not same_score(mean, means[best]) and means[best] - mean >= least_margin
+    ]
+    worse.sort(key=means.__getitem__)
+    if rule == SPREAD and len(worse) > _SPREAD:
+        steps = [round(step * (len(worse) - 1) / (_SPREAD - 1)) for step in range(_SPREAD)]
+        return [worse[step] for step in steps]
+    counts = {WORST: 1, ALL: len(worse), SPREAD: _SPREAD}
+    return worse[: counts.get(rule) or int(rule)] if worse else []

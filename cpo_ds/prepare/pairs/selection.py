@@ -27,7 +27,7 @@ from cpo_ds.prepare.pairs.metric_choice import Mentions, MetricChoice, choose_me
 class Options:
     """Options of `cpo-ds prepare select`; None switches a filter off."""
 
-    pairs: str  # best-worst or best-each
+    pairs: str  # best-worst, best-each, or a rule of `choose.worse_names`
     metrics: str | None  # like kiwi+xcomet; None: those that the rows suggest
     min_margin: float
     directions: tuple[str, ...] | None
@@ -130,7 +130,7 @@ def _pairs(
     for row in rows:
         rated = rate(row, choice.metrics)
         tally.add_row(rated)
-        chosen = choose(rated, options.pairs)
+        chosen = choose(rated, options.pairs, options.min_margin)
         if isinstance(chosen, str):
             tally.dropped[chosen] += 1
             continue

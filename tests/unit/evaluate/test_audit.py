@@ -132,6 +132,20 @@ def test_chosen_against_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "chosen is shorter than rejected in 100% of 2 pairs" in capsys.readouterr().err
 
 
+def test_each_of_several_rejected_texts_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {
+        "prompt": f"Translate this from English to German:\nEnglish: {ENGLISH}\nGerman:",
+        "chosen": GERMAN,
+        "rejected": [ENGLISH, f"{GERMAN} {GERMAN}", GERMAN[:9]],
+        "direction": "en-de",
+    }
+    chosen, rejected = run(tmp_path, "--pairs", str(rows_file(tmp_path, pair)))["audits"]
+    assert (chosen["texts"], rejected["texts"], rejected["copied_source"]) == (1, 3, 1)
+    assert "of 3 pairs" in capsys.readouterr().err
+
+
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(rows_file(tmp_path, row()))
     assert "field direction is missing" in refused(capsys, "audit", "--pairs", path)

@@ -68,7 +68,7 @@ def check_alma_row(pair: Pair, scorer: str) -> None:
     data = DataConfig(format="alma-r", path="p", scorer=scorer)
     ours, raw = format_of(data, None), RawRow("x", "line", 1, written)
     assert ours.directions(raw) == [pair.direction]
-    assert ours.pick(raw, pair.direction)[:3] == (pair.source, pair.chosen, pair.rejected)
+    assert ours.pick(raw, pair.direction)[:3] == (pair.source, pair.chosen, (pair.rejected,))
     texts = pair.rated.row.translations
     target = pair.direction.split("-")[1]
     for slot, key in (("ref", target), ("gpt4", f"gpt4_{target}"), ("alma", f"alma_{target}")):

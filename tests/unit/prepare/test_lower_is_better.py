@@ -39,10 +39,10 @@ def test_training_reads_the_same_pair_from_scored_rows_and_from_alma_rows(
 ) -> None:
     path = write(tmp_path / "in.jsonl", [row(metric, scorers)])
     rows, _ = read(path, "triplets", scorer=metric)
-    assert [(one.chosen, one.rejected) for one in rows] == [(TEXTS["a"], TEXTS["c"])]
+    assert [(one.chosen, *one.rejected) for one in rows] == [(TEXTS["a"], TEXTS["c"])]
     run(tmp_path, [row(metric, scorers)])
     rows, _ = read(tmp_path / "out" / "alma-r", "alma-r", scorer=metric)
-    assert [(one.chosen, one.rejected) for one in rows] == [(TEXTS["a"], TEXTS["c"])]
+    assert [(one.chosen, *one.rejected) for one in rows] == [(TEXTS["a"], TEXTS["c"])]
 
 
 def test_errors_are_averaged_only_with_errors(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_rows_keep_their_fields_and_draws_do_not_depend_on_the_order(tmp_path: P
     others = run(tmp_path, rows, "--seed", 7)
     assert sum(a["rejected"] != b["rejected"] for a, b in zip(others, written, strict=True)) > 15
     picked, _ = read(tmp_path / "noised.jsonl", "pairs", directions=["de-en"])
-    assert [row.rejected for row in picked] == [row["rejected"] for row in others]
+    assert [row.rejected[0] for row in picked] == [row["rejected"] for row in others]
 
 
 def test_options_do_what_they_say(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_conversations(tmp_path: Path) -> None:
         text = row["rejected"][-1]["content"]
         assert text != bot["content"] and set(text.split()) <= set(bot["content"].split())
     picked, _ = read(tmp_path / "noised.jsonl", "pairs", render_chat)
-    assert [row.rejected for row in picked] == [
+    assert [row.rejected[0] for row in picked] == [
         render_chat([row["rejected"][-1]], False).removeprefix("<s><assistant>") for row in written
     ]
 
@@ -151,3 +151,15 @@ def test_real_text_in_ten_directions(tmp_path: Path) -> None:
             sizes[unspaced][index] += len(split_units(text, unspaced=unspaced)[0])
     for chosen, rejected in sizes.values():
         assert 0.83 < rejected / chosen < 0.87  # .85, of thousands of words
+
+
+def test_a_list_of_rejected_texts_becomes_one_of_different_draws(tmp_path: Path) -> None:
+    row = PAIR | {"chosen": "eins zwei drei vier fünf", "rejected": ["a", "b", "c"]}
+    systems = {"rejected_system": ["x", "y", "z"], "margin": [1, 2, 3]}
+    turn = [{"role": "assistant", "content": row["chosen"]}]
+    chat = {"prompt": [{"role": "user", "content": "Hi?"}], "chosen": turn, "rejected": [turn] * 2}
+    first, second = run(tmp_path, [row | systems, chat])
+    assert len(set(first["rejected"])) == 3 and row["chosen"] not in first["rejected"]
+    assert first["rejected_system"] == ["noise"] * 3 and "margin" not in first
+    texts = [answer["content"] for [answer] in second["rejected"]]
+    assert len(set(texts)) == 2 and row["chosen"] not in texts

@@ -165,7 +165,7 @@ def test_alma_rows_with_long_codes(tmp_path: Path, direction: str) -> None:
     assert row[f"gpt4_{target}"] == "Guten Morgen!" and row[f"gpt4_{target}_kiwi"] == 0.9
     names = {code: code.upper() for code in parse_direction(direction)}
     (read_again,), _ = read(str(folder), "alma-r", languages=names)
-    assert (read_again.chosen, read_again.rejected) == ("Guten Morgen!", "Gute Morgen.")
+    assert (read_again.chosen, *read_again.rejected) == ("Guten Morgen!", "Gute Morgen.")
 
 
 def test_the_language_of_a_text_is_judged_if_it_can_be(

@@ -127,7 +127,7 @@ def test_a_person_goes_before_the_scores(tmp_path: Path) -> None:
     pairs, summary = run(tmp_path, rows)  # without any score too
     assert [p["margin"] for p in pairs] == [None, None] and summary["metrics"] == []
     kept, _ = read(tmp_path / "out" / "alma-r", "alma-r")
-    assert [(row.chosen, row.rejected) for row in kept] == [
+    assert [(row.chosen, *row.rejected) for row in kept] == [
         (TEXTS["b"], TEXTS["a"]),
         ("Guten Morgen.", TEXTS["c"]),
     ]
