@@ -34,6 +34,10 @@ class Command(NamedTuple):
 COMMANDS = {
     "init": Command("cpo_ds.start.init_command", "write a recipe for your model and pairs"),
     "recipes": Command("cpo_ds.start.recipes_command", "list the shipped recipes, or copy one"),
+    "import": Command(
+        "cpo_ds.start.import_command",
+        "write a recipe from settings of TRL, ALMA or LLaMA-Factory, and list every difference",
+    ),
     "train": Command(
         "cpo_ds.start.train",
         "train a recipe on the GPUs of this machine, or on several hosts",
