@@ -10,6 +10,7 @@ import yaml
 
 from cpo_ds.errors import UserError
 from cpo_ds.recipe import parse_config
+from cpo_ds.settings.other_names import OTHER_NAMES
 from cpo_ds.start.foreign_files import Source, read_source
 from cpo_ds.start.from_alma import move_alma
 from cpo_ds.start.from_llama_factory import move_llama_factory
@@ -30,8 +31,15 @@ _MARKS = {
     "alma": {"cpo_data_path", "mmt_data_path", "language_pairs", "oscar_data_path"},
     "trl": {"loss_type", "cpo_alpha", "max_completion_length", "lora_r", "dataset_train_split"},
 }
-_COMMON = {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "max_steps",
-           "output_dir", "model_name_or_path", "beta", "max_length"}  # fmt: skip
+_COMMON = {
+    *OTHER_NAMES,
+    *EQUAL_SETTINGS,
+    *LOST_SETTINGS,
+    "output_dir",
+    "learning_rate",
+    "max_steps",
+    "beta",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
