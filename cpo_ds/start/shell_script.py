@@ -30,16 +30,16 @@ def read_command(text: str, name: str) -> ShellCommand:
     """
     variables: dict[str, str] = {}
     commands = []
-    joined = re.sub(r"\\[ \t]*(\r?\n|$)", " ", text)
+    joined = re.sub(r"\\[ \t]*(\r?\n|$)", " ", _without_arrays(text))
     for number, line in enumerate(joined.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         for words in _statements(line, f"{name}, command on line {number}"):
-            words = [_expanded(word, variables) for word in words]
+            words = [part for word in words for part in _expanded(word, variables)]
             own = _assignments(words)
             if len(own) == len(words):
                 variables |= own
-            elif any(word.startswith("--") for word in words):
+            elif any(word.startswith("--") or _is_file(word) for word in words[1:] or words):
                 commands.append((words[len(own) :], own))
     if not commands:
         raise UserError(
@@ -71,8 +71,22 @@ def _statements(line: str, origin: str) -> list[list[str]]:
     return [statement for statement in statements if statement]
 
 
-def _expanded(word: str, variables: dict[str, str]) -> str:
-    """A word with the values of variables, and with the defaults of those that are not set."""
+def _without_arrays(text: str) -> str:
+    """The text with arrays, `NAME=(--option value)`, as variables of one line."""
+
+    def line(match: re.Match[str]) -> str:
+        values = re.sub(r"(?m)^\s*#.*$|\s#.*$", "", match[3]).replace('"', "'")
+        return f'{match[1]}{match[2]}="{" ".join(values.split())}"'
+
+    text = re.sub(r"(?m)^([ \t]*)([A-Za-z_]\w*)=\(([^()]*)\)", line, text)
+    return re.sub(r"\$\{(\w+)\[[@*]\]\}", r"${\1}", text)
+
+
+def _expanded(word: str, variables: dict[str, str]) -> list[str]:
+    """A word with the values of variables, and with the defaults of those that are not set.
+
+    A variable that holds options gives several words.
+    """
 
     def value(match: re.Match[str]) -> str:
         name, default = match[1] or match[3], match[2]
@@ -80,7 +94,17 @@ def _expanded(word: str, variables: dict[str, str]) -> str:
             return variables[name]
         return match[0] if default is None else default
 
-    return re.sub(r"\$(?:\{(\w+)(?::?-([^{}]*))?\}|(\w+))", value, word)
+    expanded = re.sub(r"\$(?:\{(\w+)(?::?-([^{}]*))?\}|(\w+))", value, word)
+    if word.startswith("$") and expanded.lstrip().startswith("--"):
+        try:
+            return shlex.split(expanded)
+        except ValueError:
+            return expanded.split()
+    return [expanded]
+
+
+def _is_file(word: str) -> bool:
+    return word.endswith((".yaml", ".yml", ".json"))
 
 
 def _assignments(words: list[str]) -> dict[str, str]:
@@ -122,9 +146,9 @@ def _script_end(words: list[str]) -> int:
 
 def _options(words: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Options with their values, and the configuration files that stand before all options."""
-    options: dict[str, Any] = {}
     first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-    files = [word for word in words[:first] if word.endswith((".yaml", ".yml", ".json"))]
+    files = [word for word in words[:first] if _is_file(word)]
+    options: dict[str, Any] = _assignments(words[len(files) : first])  # as LLaMA-Factory takes them
     values: list[str] = []
     name = ""
     for word in [*words[first:], "--"]:

@@ -182,6 +182,30 @@ def test_nothing_of_a_script_is_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "- learning_rate: $" in said and "known only when the script runs" in said
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ARGS=\"--beta 0.3 --output_dir 'a b'\"\npython cpo.py $ARGS --seed 7\n",
+        'ARGS=(\n  --beta 0.3  # b\n  --output_dir "a b"\n)\npython c.py "${ARGS[@]}" --seed 7\n',
+        "python cpo.py \\\r\n --beta=0.3 \\\r\n --output-dir 'a b' --seed 7\r\n",
+        "cd x && A=1 python -m torch.distributed.run c.py --beta 0.3 --output_dir 'a b' --seed 7",
+        "accelerate launch -m my.cpo --beta 0.3 --output_dir 'a b' --seed 7; echo --done",
+        "--beta 0.3 --output_dir 'a b' --seed 7",
+    ],
+)
+def test_ways_to_write_a_command(script: str) -> None:
+    Path("cpo.sh").write_bytes(script.encode())
+    config = imported("trl", "cpo.sh")
+    assert (config.loss.beta, config.output_dir, config.train.seed) == (0.3, "a b", 7)
+
+
+def test_a_command_that_names_a_file() -> None:
+    command = "FORCE_TORCHRUN=1 llamafactory-cli train lf.yaml learning_rate=1e-5 seed=7\n"
+    Path("lf.sh").write_text(command, encoding="utf-8")
+    config = imported("llama-factory", "lf.sh")
+    assert (config.optim.learning_rate, config.train.seed, config.lora is None) == (1e-5, 7, False)
+
+
 def test_a_deepspeed_file_gives_its_stage(capsys: pytest.CaptureFixture[str]) -> None:
     stages = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     Path("ds.json").write_text(json.dumps(stages), encoding="utf-8")
