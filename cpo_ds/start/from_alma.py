@@ -102,7 +102,7 @@ def _move_data(m: Moving) -> None:
             "ALMA cuts longer prompts to it; the recipe drops prompts by max_prompt_length",
         )
     m.differences[OTHERWISE].append(
-        "pairs: a pair of equal texts, as equal scores give, is dropped and counted; ALMA trains on it"
+        "pairs: one of equal texts, as equal scores give, is dropped and counted; ALMA keeps it"
     )
     m.differences[ASSUMED].append(
         "data.eval_fraction: 0, as in the script; 0.02 would show whether the model learns"

@@ -88,7 +88,7 @@ def _differences(m: Moving) -> list[str]:
     lines = []
     for kind in KINDS:
         if entries := m.differences[kind]:
-            lines += [f"{kind}:", *(f"- {entry}" for entry in entries), ""]
+            lines += [f"{kind}:", *(f"- {' '.join(entry.split())}" for entry in entries), ""]
     return lines[:-1]
 
 

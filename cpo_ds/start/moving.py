@@ -131,6 +131,7 @@ class Moving:
                 lines.append(f"{first}:")
             section = first
             value, comment = self.values[field]
+            comment = " ".join(comment.split())
             indent = "  " if leaf else ""
             lines.append(f"{indent}{leaf or first}: {as_yaml(value)} # {comment}")
         return "\n".join(lines) + "\n"

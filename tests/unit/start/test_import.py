@@ -206,6 +206,13 @@ def test_a_command_that_names_a_file() -> None:
     assert (config.optim.learning_rate, config.train.seed, config.lora is None) == (1e-5, 7, False)
 
 
+def test_a_name_over_two_lines_stays_in_a_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"beta": 0.1, "a\nloss: {beta: 9}\n#": 1, "output_dir": "a # b", "optim": "x\ny: 1"}
+    config = imported("trl", settings)
+    assert (config.loss.beta, config.output_dir) == (0.1, "a # b")
+    assert "- a loss: {beta: 9} # 1: no setting of this name" in capsys.readouterr().out
+
+
 def test_a_deepspeed_file_gives_its_stage(capsys: pytest.CaptureFixture[str]) -> None:
     stages = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     Path("ds.json").write_text(json.dumps(stages), encoding="utf-8")
