@@ -69,6 +69,7 @@ OTHER_NAMES: dict[str, OtherName] = {
     "cpo_data_path": OtherName("data.path", "with data.format: alma-r"),
     "eval_dataset": OtherName("data.eval_path"),
     "validation_file": OtherName("data.eval_path"),
+    "cpo_scorer": OtherName("data.scorer"),
     "language_pairs": OtherName("data.directions", "as in data.directions: [en-de, de-en]"),
     "max_length": OtherName("data.max_tokens"),
     "max_seq_length": OtherName("data.max_tokens"),
