@@ -16,11 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
-NEEDS = {
-    "gpu": "needs a GPU",
-    "download": "downloads a model or data",
-    "hosts": "needs several hosts",
-}
+NEEDS = {"gpu": "a GPU", "download": "a download", "hosts": "several hosts"}
 
 _LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 _NEEDS = re.compile(r"^<!-- needs: ([\w ,]+) -->$", re.MULTILINE)
@@ -43,8 +39,8 @@ def relinked(markdown: str, page: str) -> str:
         return f"{match[1]}{posixpath.relpath(site_path(target), here)}{match[3] or ''}{match[4]}"
 
     def needs(match: re.Match[str]) -> str:
-        words = ", ".join(NEEDS[word] for word in re.split(r"[ ,]+", match[1]))
-        return f'<p class="needs">{words}</p>\n'
+        words = " and ".join(NEEDS[word] for word in re.split(r"[ ,]+", match[1]))
+        return f'<p class="needs">needs {words}</p>\n'
 
     parts = _FENCE.split(markdown)
     parts[::2] = [_NEEDS.sub(needs, _LINK.sub(link, text)) for text in parts[::2]]

@@ -6,6 +6,8 @@ Commands that need a GPU, a download or several hosts say so in a comment before
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,9 @@ CARRIED_OUT = {
     "translate": "tests/ranks/test_translate.py",
     "universal": "tests/ranks/test_commands_on_runs.py",
 }
+_THIS_HOST = "hostfiles/localhost"
+_DOWNLOADED = r"haoranxu/|(kiwi|xcomet|comet|metricx)[\w-]*$"  # models and metrics
+_WITHOUT_MARKS = ("README.md",)  # its text says what a command needs
 _ALL = [command for page in PAGES for command in commands(page)]
 
 
@@ -102,6 +107,33 @@ def test_commands_are_carried_out_by_tests() -> None:
         assert name in CARRIED_OUT, f"{command.where}: no test carries out {name}; mark its needs"
         test = ROOT / CARRIED_OUT[name]
         assert test.is_file() and name.split()[-1] in test.read_text(encoding="utf-8"), name
+
+
+def evident_needs(command: Command) -> set[str]:
+    """What the words of a command show that it needs."""
+    words = command.words
+    if name_of(command) in ("", "plan", "init"):
+        return set()
+    values = dict(itertools.pairwise(words))
+    needs = set()
+    if values.get("--hostfile", _THIS_HOST) != _THIS_HOST or {"sbatch", "--nnodes"} & set(words):
+        needs.add("hosts")
+    counts = ("--gpus", "--num_accelerators", "--nproc-per-node", "--ranks")
+    if any(int(values.get(option, 0)) > 2 for option in counts):
+        needs.add("gpu")
+    if "--test-set" in words or any(re.match(_DOWNLOADED, word) for word in words):
+        needs.add("download")
+    return needs
+
+
+def test_evident_needs_are_told() -> None:
+    seen = set()
+    for command in _ALL:
+        if command.block.page.name not in _WITHOUT_MARKS:
+            missing = evident_needs(command) - set(command.block.needs)
+            assert not missing, f"{command.where}: needs {', '.join(missing)}: {command.words}"
+            seen |= evident_needs(command)
+    assert seen == set(NEEDS)
 
 
 def test_scripts_are_started_by_tests() -> None:
