@@ -6,6 +6,7 @@ site's root, and any other file keeps its path.
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from pathlib import Path
@@ -42,7 +43,15 @@ def relinked(markdown: str, page: str) -> str:
         words = " and ".join(NEEDS[word] for word in re.split(r"[ ,]+", match[1]))
         return f'<p class="needs">needs {words}</p>\n'
 
+    def block(code: str) -> str:
+        """A block of code; messages of the program get lines that wrap."""
+        text = code.removeprefix("```message\n")
+        if text == code:
+            return code
+        return f'<pre class="message"><code>{html.escape(text.removesuffix("```"))}</code></pre>'
+
     parts = _FENCE.split(markdown)
+    parts[1::2] = [block(code) for code in parts[1::2]]
     parts[::2] = [_NEEDS.sub(needs, _LINK.sub(link, text)) for text in parts[::2]]
     return "".join(parts)
 

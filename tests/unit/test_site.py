@@ -36,8 +36,11 @@ def test_the_site_is_built_without_a_broken_link_and_read_without_a_network(tmp_
         loaded = [*_LOADED.findall(text), *_STYLES.findall(text)]
         outside = [address for address in loaded if re.match(r"(https?:)?//", address)]
         assert loaded and not outside, (page.name, outside)
-    needs = (tmp_path / "site" / "quickstart.html").read_text(encoding="utf-8")
-    assert "needs a GPU" in needs
+    for name, text in (
+        ("quickstart", "needs a GPU and a download"),
+        ("troubleshooting", '<pre class="message">'),
+    ):
+        assert text in (tmp_path / "site" / f"{name}.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("link", ["[a](there.md)", "[a](#there)", "[a](b.md#there)", "[a](/b.md)"])
