@@ -64,7 +64,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write a pair for each rejected translation, as other trainers take them",
     )
 
-    # Filters of pairs.
+    _add_filters(parser)
+
+    # How the pairs are written.
+    add(
+        "--prompt-style",
+        choices=("alma", "chat"),
+        default="alma",
+        help="prompts as text, or as a user's turn for a chat template (alma)",
+    )
+    add_language_option(parser)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that drop pairs."""
+    add = parser.add_argument
     add(
         "--min-margin",
         type=float,
@@ -88,15 +102,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TIMES",
         help="drop pairs with a text that is so many times longer or shorter than usual",
     )
-
-    # How the pairs are written.
-    add(
-        "--prompt-style",
-        choices=("alma", "chat"),
-        default="alma",
-        help="prompts as text, or as a user's turn for a chat template (alma)",
-    )
-    add_language_option(parser)
 
 
 def _rejected_rule(text: str) -> str:

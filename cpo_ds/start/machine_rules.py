@@ -9,6 +9,8 @@ from typing import Any
 from cpo_ds.start.foreign_files import Source, read_deepspeed
 from cpo_ds.start.moving import ASSUMED, EQUAL, LOST, OTHERWISE, Moving
 
+_TRACKERS = ("wandb", "mlflow", "trackio")  # besides TensorBoard
+
 _ATTENTION = {"sdpa": "sdpa", "flash_attention_3": "flash_attn_3", "flex_attention": "flex"}
 _TOKENS = 8192  # of a micro-batch, as in the shipped recipe for own pairs
 
@@ -103,14 +105,11 @@ def move_saving(m: Moving, total: int | None) -> None:
     if m.has("report_to"):
         shown = bool({"tensorboard", "all"} & set(trackers))
         m.put("logging.tensorboard", shown, "report_to")
-        others = sorted(set(trackers) - {"tensorboard", "all", "none"})
+        if known := [name for name in _TRACKERS if name in trackers]:
+            m.put("logging.trackers", known, "report_to", "each must be installed")
+        others = sorted(set(trackers) - {*_TRACKERS, "tensorboard", "all", "none"})
         if others:
-            m.tell(
-                EQUAL,
-                "report_to",
-                f"{', '.join(others)}: see the section logging in "
-                "docs/configuration.md for the trackers here",
-            )
+            m.tell(EQUAL, "report_to", f"{', '.join(others)}: there is no such tracker here")
     folder = m.take("output_dir")
     if folder:
         m.put("output_dir", str(folder), "output_dir")

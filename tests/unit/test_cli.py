@@ -39,7 +39,7 @@ def test_a_python_without_the_packages_is_told_so() -> None:
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cpo_ds.cli import main; "
     for command, code, said in (
         (["init"], 2, "is not installed in"),
-        (["plan", "--config", "demo"], 2, "cpo-ds doctor checks it"),
+        (["plan", "--config", "demo", "--gpu-memory", "24"], 2, "cpo-ds doctor checks it"),
         (["recipes"], 0, ""),
         (["--version"], 0, "cpo-ds "),
     ):
