@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 # How files of JSON write half of a surrogate pair, for which UTF-8 has no form: as JSON's own
@@ -44,3 +45,13 @@ def shown(value: Any) -> str:
     """A value for messages, cut to 40 characters."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def finite(value: object) -> float | None:
+    """A value as a float; None unless it is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None

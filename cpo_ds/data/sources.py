@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os.path
 import re
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.file_kinds import SUFFIXES, is_in_folder, no_rows_in, unit_and_rows
-from cpo_ds.data.json_text import shown
+from cpo_ds.data.json_text import finite, shown
 from cpo_ds.data.sameness import is_blank
 from cpo_ds.errors import UserError, one_line
 from cpo_ds.storage.hub_names import is_unreachable, why_not_provided
@@ -93,16 +92,6 @@ class RawRow:
         if (number := finite(value)) is None:
             raise self.error(field, f"is {shown(value)}; give it a number or remove the row")
         return number
-
-
-def finite(value: object) -> float | None:
-    """A value as a float; None unless it is a finite number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
 
 
 def read_raw(path: str, split: str) -> Iterator[RawRow | None]:

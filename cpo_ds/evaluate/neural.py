@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ds.data.candidates import write_rows
-from cpo_ds.data.sources import finite
+from cpo_ds.data.json_text import finite
 from cpo_ds.errors import EXIT_USER_ERROR, UserError, one_line
 from cpo_ds.evaluate.metric_facts import facts_of
 from cpo_ds.evaluate.results import Result

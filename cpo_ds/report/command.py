@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cpo_ds.data.json_text import UNPAIRED
+from cpo_ds.data.json_text import UNPAIRED, finite
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.report.directions_section import by_direction
 from cpo_ds.report.run_folder import names_of, read_run
-from cpo_ds.report.series import number, series_of
+from cpo_ds.report.series import series_of
 from cpo_ds.storage.files import writing
 from cpo_ds.storage.metrics_file import Line
 
@@ -47,7 +47,7 @@ def summary(held_out: list[Line]) -> str:
 
 def _text(value: Any, decimals: int) -> str:
     """A number as text; a dash for null, which stands for one that was not finite."""
-    given = number(value)
+    given = finite(value)
     return "-" if given is None else f"{given:.{decimals}f}"
 
 
@@ -65,7 +65,7 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
         raw = series_of(training, key.removeprefix("eval_"))
         panel.plot(*raw, color="0.65", linewidth=1, label="training, each step")
         if held_out:  # a dot for each evaluation
-            pairs = number(held_out[-1].get("eval_pairs")) or 0
+            pairs = finite(held_out[-1].get("eval_pairs")) or 0
             panel.plot(
                 *series_of(held_out, key),
                 color="C0",

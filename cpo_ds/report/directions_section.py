@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cpo_ds.data.json_text import finite
 from cpo_ds.report.curves_section import colour_of
 from cpo_ds.report.drawings import Change, change_chart
 from cpo_ds.report.page import Drawing, Drawings, Section, Table, decimal
 from cpo_ds.report.run_folder import RunFolder
-from cpo_ds.report.series import number
 from cpo_ds.storage.metrics_file import Line
 
 Moves = dict[str, tuple[Line, Line]]  # by direction: its metrics at the first and latest evaluation
@@ -25,7 +25,7 @@ def directions_section(runs: Sequence[RunFolder]) -> Section | None:
     sizes: dict[str, float] = {}
     for of_run in directions.values():
         for name, (_, after) in of_run.items():
-            sizes[name] = max(sizes.get(name, 0), number(after.get("pairs")) or 0)
+            sizes[name] = max(sizes.get(name, 0), finite(after.get("pairs")) or 0)
     if not sizes:
         return None
     shown = sorted(sorted(sizes, key=lambda name: -sizes[name])[:_MOST])
@@ -67,7 +67,7 @@ def _drawing(
     for name in names:
         for index, of_run in enumerate(runs):
             before, after = of_run.get(name, ({}, {}))
-            numbers = number(before.get(key)), number(after.get(key))
+            numbers = finite(before.get(key)), finite(after.get(key))
             if numbers[0] is not None and numbers[1] is not None:
                 changes.append(Change(name, colour_of(index), numbers[0], numbers[1]))
     if not changes:
@@ -89,7 +89,7 @@ def _table(directions: dict[str, Moves], names: Sequence[str]) -> Table:
             if not after:
                 continue
             numbers = [_text(one.get(key)) for key in _METRICS for one in (before, after)]
-            pairs = number(after.get("pairs"))
+            pairs = finite(after.get("pairs"))
             names_run = (run,) * (len(directions) > 1)
             lines.append((*names_run, "–" if pairs is None else f"{pairs:,.0f}", *numbers))
         groups.append((name, tuple(lines)))
@@ -101,5 +101,5 @@ def _table(directions: dict[str, Moves], names: Sequence[str]) -> Table:
 
 
 def _text(value: Any) -> str:
-    given = number(value)
+    given = finite(value)
     return "–" if given is None else decimal(given, 3)

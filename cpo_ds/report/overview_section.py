@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from cpo_ds.data.json_text import finite
 from cpo_ds.report.page import Part, Section, Tiles, decimal
 from cpo_ds.report.run_folder import RunFolder
-from cpo_ds.report.series import number, series_of
+from cpo_ds.report.series import series_of
 
 _NAMES = {
     "eval_reward_accuracy": ("reward accuracy", 3),
@@ -56,10 +57,10 @@ def _finding(run: RunFolder) -> str:
     first, last = run.held_out[0], run.held_out[-1]
     changes = []
     for key, (name, decimals) in _NAMES.items():
-        before, after = number(first.get(key)), number(last.get(key))
+        before, after = finite(first.get(key)), finite(last.get(key))
         if before is not None and after is not None:
             changes.append(f"{name} {decimal(before, decimals)} → {decimal(after, decimals)}")
-    pairs = number(last.get("eval_pairs"))
+    pairs = finite(last.get("eval_pairs"))
     of_pairs = f"On {pairs:,.0f} held-out pairs" if pairs else "On held-out pairs"
     between = f"step {first['step']:,} → {last['step']:,}"
     return f"{start} {of_pairs}, {between}: {', '.join(changes) or 'no numbers'}."
@@ -71,7 +72,7 @@ def _tiles(run: RunFolder) -> tuple[tuple[str, str, str], ...]:
     if run.held_out:
         first, last = run.held_out[0], run.held_out[-1]
         for key, (name, decimals) in _NAMES.items():
-            before, after = number(first.get(key)), number(last.get(key))
+            before, after = finite(first.get(key)), finite(last.get(key))
             if before is not None and after is not None:
                 change = f"held out, from {decimal(before, decimals)}"
                 tiles.append((name.capitalize(), decimal(after, decimals), change))
@@ -87,10 +88,10 @@ def _tiles(run: RunFolder) -> tuple[tuple[str, str, str], ...]:
 
 
 def _epochs(run: RunFolder) -> str:
-    epoch = next((number(line.get("epoch")) for line in reversed(run.training)), None)
+    epoch = next((finite(line.get("epoch")) for line in reversed(run.training)), None)
     if epoch is None:
         return run.state
-    whole = number(run.setting("train", "epochs"))
+    whole = finite(run.setting("train", "epochs"))
     return f"epoch {epoch:.3g}{f' of {whole:g}' if whole else ''}, {run.state}"
 
 
@@ -98,7 +99,7 @@ def _trained_seconds(run: RunFolder) -> float:
     """The time of all logged steps: a line's mean counts for the steps since the line before."""
     total, previous = 0.0, 0
     for line in run.training:
-        seconds = number(line.get("step_seconds")) or 0.0
+        seconds = finite(line.get("step_seconds")) or 0.0
         total += seconds * max(0, line["step"] - previous)
         previous = line["step"]
     return total

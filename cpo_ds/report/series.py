@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from cpo_ds.data.json_text import finite
 from cpo_ds.storage.metrics_file import Line
 
 POINTS = 400  # of a curve in the page, however many steps are logged
@@ -18,19 +19,9 @@ class Series(NamedTuple):
     values: list[float]
 
 
-def number(value: Any) -> float | None:
-    """A value of a line as a number; None if it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-
-
 def series_of(lines: Iterable[Line], key: str) -> Series:
     """The numbers with a name, in order; lines without it are left out."""
-    points = [(number(line.get("step")), number(line.get(key))) for line in lines]
+    points = [(finite(line.get("step")), finite(line.get(key))) for line in lines]
     whole = [(step, value) for step, value in points if step is not None and value is not None]
     return Series([step for step, _ in whole], [value for _, value in whole])
 

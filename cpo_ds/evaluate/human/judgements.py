@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpo_ds.data.sources import finite
+from cpo_ds.data.json_text import finite
 from cpo_ds.errors import UserError
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from cpo_ds.data.candidates import REFERENCE, CandidateRow
 from cpo_ds.data.formats import compares_with_reference
-from cpo_ds.data.json_text import is_unicode
+from cpo_ds.data.json_text import finite, is_unicode
 from cpo_ds.data.sameness import best_and_worst, distinct, same_score
 from cpo_ds.data.scorers import lower_is_better
-from cpo_ds.data.sources import finite
 from cpo_ds.errors import UserError
 from cpo_ds.scoring.metrics import short_name
 
