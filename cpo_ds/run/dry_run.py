@@ -28,6 +28,7 @@ from cpo_ds.run.pair_cache import keep_pairs
 from cpo_ds.run.pairs import PreparedPairs, check_pairs, open_inputs, with_template_date
 from cpo_ds.run.planned import memory_of, settled
 from cpo_ds.run.shown_pairs import legend, pair_lines, two_of
+from cpo_ds.run.tracker_kinds import check_trackers
 from cpo_ds.run.trainer import planned_steps
 
 _NO_LIMIT = 1e6  # GiB, for devices whose memory is not planned
@@ -38,6 +39,7 @@ def dry_run(config: Config, place: Place, *, verbose: bool = False) -> None:
 
     Raises `UserError` for everything that a run would refuse before it loads the model.
     """
+    check_trackers(config.logging.trackers)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if config.model.dtype == "auto":
         dtype, reason = device_precision(device)

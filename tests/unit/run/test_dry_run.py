@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,12 @@ def test_a_folder_without_permission_is_refused(model: Path, tmp_path: Path) -> 
     closed = config.model_copy(update={"output_dir": str(tmp_path / "closed" / "out")})
     with pytest.raises(UserError, match="no permission to write"):
         check_folder(closed)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
+    config = config_of(model, tmp_path, logging={"trackers": ["trackio"]})
+    with pytest.raises(UserError, match="trackers names trackio"):
+        dry_run(config, Place("none"))
