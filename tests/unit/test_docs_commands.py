@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import NEEDS, PAGES, Command, blocks, commands
+from documentation import NEEDS, PAGES, Command, blocks, commands
 from repository import ROOT
 
 from cpo_ds import cli

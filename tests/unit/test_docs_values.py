@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import PAGES, blocks, table_after
+from documentation import PAGES, blocks, table_after
 from repository import ROOT
 
 from cpo_ds.config import Config

@@ -111,6 +111,17 @@ def test_the_unit_tier_needs_no_ranks_hosts_or_comet():
             assert not beyond_unit(source), path
 
 
+def test_no_module_on_pytests_path_hides_another():
+    folders = [ROOT / name for name in ("tests/support", "scripts", "benchmarks")]
+    names = [
+        path.stem
+        for folder in folders
+        for path in folder.iterdir()
+        if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
+    ]
+    assert len(names) > 50 and sorted(names) == sorted(set(names))
+
+
 def test_the_picture_is_current():
     drawn = architecture.draw(architecture.room_imports(IMPORTS))
     assert architecture.PICTURE.read_text(encoding="utf-8") == drawn, "scripts/architecture.py"
