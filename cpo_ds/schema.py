@@ -115,6 +115,7 @@ class PackedBatch:
         self, chosen: torch.Tensor, rejected: torch.Tensor, *reference: torch.Tensor
     ) -> PairLogps:
         """A policy's log-probs of this micro-batch, and those of the reference if there are any."""
+        assert rejected.shape == self.num_rejected_tokens.shape  # [P] would broadcast to [P, P]
         counts = (self.num_chosen_tokens, self.num_rejected_tokens, self.comparison_shares)
         return PairLogps(chosen, rejected, *counts, *reference)
 

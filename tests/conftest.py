@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from small_disk import Disk, small_disk
 
 TESTS = Path(__file__).parent
 TIERS = ("system", "ranks", "peers", "fakecuda", "parity", "unit")
+
+# A shell starts what runs in its background with SIGINT ignored, and processes inherit that; tests
+# of Ctrl-C need it as in the foreground.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test fails because the machine is busy.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

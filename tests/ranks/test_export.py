@@ -25,11 +25,12 @@ def held_out_metrics(model: Any, values: dict[str, Any]) -> dict[str, float]:
     pairs = prepare_pairs(config, prints_counts=False).held_out
     chosen, rejected = plain_logps(model, pairs)
 
-    def count(side: str) -> torch.Tensor:
-        return torch.tensor([float(getattr(pair, f"num_{side}_scored")) for pair in pairs])
+    def count(side: int) -> torch.Tensor:
+        return torch.tensor([float(pair.num_scored[side]) for pair in pairs])
 
-    logps = PairLogps(chosen, rejected, count("chosen"), count("rejected"))
-    totals = StepTotals(len(pairs), len(pairs), int(count("chosen").sum()), 0, 0, 0)
+    counts = (count(0), count(1)[:, None], torch.ones_like(rejected))
+    logps = PairLogps(chosen, rejected, *counts)
+    totals = StepTotals(len(pairs), len(pairs), int(count(0).sum()), 0, 0, 0)
     loss = step_share(pair_terms(logps, config.loss), totals, config.loss)
     return {
         "eval_loss": loss.item(),

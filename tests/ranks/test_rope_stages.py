@@ -102,7 +102,7 @@ def test_the_loss_is_that_of_plain_transformers(folder: Path, records: Any, name
     chosen, rejected = logps_alone(plain, pairs).T
     whole = tuple(range(len(pairs)))
     batch = pack(pairs, whole)
-    logps = batch.logps(chosen, rejected)
+    logps = batch.logps(chosen, rejected[:, None])
     totals = step_totals([[whole]], pairs)
     expected = step_share(pair_terms(logps, config.loss), totals, config.loss).item()
     for ranks in (1, 2):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from cpo_ds.data.candidates import CandidateRow
 from cpo_ds.data.sameness import same_score
 from cpo_ds.prepare.analyses.view import View
 from cpo_ds.report.drawings import Histogram, Line, histogram_chart, line_chart
@@ -108,8 +110,13 @@ def _left_table(margins: np.ndarray) -> Table:
 
 
 def _examples(view: View, rows: np.ndarray, margins: np.ndarray, decimals: int) -> list[Cards]:
-    """Rows with the largest, middle and smallest margins, read again for their texts."""
-    order = np.argsort(-margins, kind="stable").tolist()
+    """Rows with the largest, middle and smallest margins, read again for their texts.
+
+    They are the same in any order of the rows: digests of the texts order equal margins, and no
+    line of the file is shown.
+    """
+    keys = np.array([_key(row) for row in view.scored.rows], np.uint64)[rows]
+    order = np.lexsort((keys, -margins)).tolist()
     size = min(_EXAMPLES, len(order))
     middle = (len(order) - size) // 2
     kinds = {
@@ -133,12 +140,19 @@ def _examples(view: View, rows: np.ndarray, margins: np.ndarray, decimals: int) 
                 (f"{word}: {name}", row.translations[name])
                 for word, name in (("chosen", chosen), ("rejected", rejected))
             ]
-            shown = tuple((label, _cut(text)) for label, text in (*texts, ("where", row.where)))
+            shown = tuple((label, _cut(text)) for label, text in texts)
             margin = decimal(float(margins[index]), decimals)
             cards[index] = Card(row.language_pair, f"margin {margin}", shown)
     return [
         _cards(caption, [cards[index] for index in indices]) for caption, indices in kinds.items()
     ]
+
+
+def _key(row: CandidateRow) -> int:
+    """A number that tells rows apart by their texts."""
+    text = "\0".join((row.language_pair, row.source, *row.translations.values()))
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _cards(caption: str, cards: Sequence[Card]) -> Cards:

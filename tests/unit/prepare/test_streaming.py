@@ -61,7 +61,7 @@ def test_selected_pairs_are_the_same_bytes(tmp_path: Path, options: str, expecte
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [("", "5551b9bcd9262c30"), ("--metrics kiwi+xcomet", "80f4a8e7e7d118cf")],
+    [("", "7fcb0b26d8aaff1b"), ("--metrics kiwi+xcomet", "a2211b1813c23cd7")],
 )
 def test_tables_of_the_report_are_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, expected: str
