@@ -86,7 +86,8 @@ def test_batch_schedule_and_loss_are_those_of_trl(settings: dict[str, Any], tmp_
         (CHOSEN / LENGTHS[0], REJECTED / LENGTHS[1]) if of_tokens else (CHOSEN, REJECTED)
     )
     expected, *_ = CPOTrainer.cpo_loss(trainer, chosen, rejected)
-    ours = pair_terms(PairLogps(CHOSEN, REJECTED, *LENGTHS), config.loss)
+    counts = LENGTHS[0], LENGTHS[1][:, None], torch.ones(len(CHOSEN), 1)
+    ours = pair_terms(PairLogps(CHOSEN, REJECTED[:, None], *counts), config.loss)
     torch.testing.assert_close(ours.preference, expected)
     assert nll_weight(config.loss) == theirs.cpo_alpha and config.loss.nll_reduction == "token"
     assert config.data.max_tokens == theirs.max_length
