@@ -27,8 +27,6 @@ from typing import Any
 
 from measures.environment import describe_environment
 
-from cpo_ds.data.formats import Texts
-
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT.parent / "cpo_ds" / "data" / "sample"
 
@@ -69,9 +67,9 @@ def write_rows(path: Path, count: int) -> None:
         for file in sorted(SAMPLE.glob("*.jsonl"))
         for line in file.read_text(encoding="utf-8").splitlines()
     ]
-    by_direction: dict[str, list[Texts]] = {}
+    by_direction: dict[str, list[tuple[str, str, str]]] = {}
     for row in lines:
-        texts = Texts(row["source"], row["chosen"], row["rejected"])
+        texts = (row["source"], row["chosen"], row["rejected"])
         by_direction.setdefault(row["language_pair"], []).append(texts)
     directions = sorted(by_direction)
     with path.open("w", encoding="utf-8") as file:

@@ -17,7 +17,6 @@ from models.workload import read_rows_file
 
 from jobs.job import BETA, MAX_GRAD_NORM, WEIGHT_DECAY, Job
 
-_COLUMNS = ("prompt", "chosen", "rejected")
 _DEFAULT_LENGTH = 1024  # TRL's own limit
 
 
@@ -45,7 +44,11 @@ def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     # The pairs in the order in which this trainer meets them.
     rows = read_rows_file(job.rows)
     ordered = [rows[i] for i in epoch_order(len(rows), job.seed, 0)]
-    columns = {name: [getattr(row, name) for row in ordered] for name in _COLUMNS}
+    columns = {
+        "prompt": [row.prompt for row in ordered],
+        "chosen": [row.chosen for row in ordered],
+        "rejected": [rejected for row in ordered for rejected in row.rejected],
+    }
     # Model, reference and trainer.
     probe.libraries_are_loaded()
     model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=start_dtype(job))

@@ -142,7 +142,7 @@ def test_other_trainers_say_why_they_are_not_run(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "llama-9t"], "no shape llama-9t; known are tiny"),
+        (["--shape", "llama-9t"], "no shape llama-9t (did you mean"),
         (["--shape", "tiny", "--model", "x"], "not both"),
         (["--data-format", "sample"], "--data-format gives text"),
         (["--model", "x", "--wmt", "y", "--sequence-lengths", "64"], "not two"),
