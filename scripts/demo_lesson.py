@@ -43,7 +43,9 @@ def verdict(first: Line, last: Line, beta: float) -> str:
     )
     before, after = (round(line["eval_reward_accuracy"] * pairs) for line in (first, last))
     likes_more = first["eval_loss"] - last["eval_loss"] > _LEAST * abs(first["eval_loss"])
-    tells_apart = last["eval_reward_margin"] - first["eval_reward_margin"] > _LEAST * beta
+    # A margin that grows on pairs that were right before tells no more of them apart.
+    grows = last["eval_reward_margin"] - first["eval_reward_margin"] > _LEAST * beta
+    tells_apart = grows and (after > before or after == pairs)
     learned = {
         (True, True): "the model learned to expect the better translations, and to tell them from "
         "the worse ones",

@@ -34,6 +34,7 @@ def line(loss: float, margin: float, accuracy: float) -> dict[str, Any]:
     ("after", "said"),
     [
         (line(3.0, 0.9, 0.9), "learned to expect the better translations, and to tell them from"),
+        (line(3.0, 0.9, 0.7), "the better translations, but not to tell them from the worse ones"),
         (line(3.0, 0.4, 0.7), "the better translations, but not to tell them from the worse ones"),
         (line(4.5, 0.9, 0.9), "learned to tell better translations from worse ones, but expects"),
         (line(3.99, 0.4004, 0.7), "did not learn anything that holds for other pairs"),
