@@ -113,8 +113,6 @@ def test_an_interrupt_leaves_nothing(folder: Path, name: str) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        # A shell in the background starts programs that ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while sorted(folder.iterdir()) == before:
         assert running.poll() is None
