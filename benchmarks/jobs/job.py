@@ -50,6 +50,7 @@ class Job:
     pairs_per_step: int
     warmup_steps: int
     timed_steps: int
+    micro_batch_pairs: int | None = None  # in TRL; None: a step is one micro-batch
     tokens_per_rank: int
     max_tokens: int  # no prompt + completion is longer
     learning_rate: float = 1e-5

@@ -35,7 +35,7 @@ def run_trl(job: Job, probe: Probe, folder: str) -> dict[str, Any]:
     # TRL's callback takes the time of each step, and the states' sizes before the clock starts.
     class Clock(transformers.TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            if len(probe.losses) == 1:
+            if not held:  # after the first backward pass of the first step
                 held.update(_states(trainer))
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -114,12 +114,14 @@ def start_dtype(job: Job) -> torch.dtype:
 
 def _arguments(job: Job, folder: str) -> dict[str, Any]:
     """TRL's defaults, changed to make runs comparable: no logs, checkpoints, evaluation."""
+    micro_batch = job.micro_batch_pairs or job.pairs_per_step
+    assert job.pairs_per_step % micro_batch == 0
     return {
         "output_dir": folder,
         "max_steps": job.steps,
         "max_length": max(_DEFAULT_LENGTH, job.max_tokens),  # nothing is cut
-        "per_device_train_batch_size": job.pairs_per_step,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": job.pairs_per_step // micro_batch,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": job.gradient_checkpointing,
         "bf16": job.dtype == "bfloat16",

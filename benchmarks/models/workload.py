@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -26,13 +26,14 @@ from cpo_ds.model.tokenizer import load_tokenizer
 from cpo_ds.schema import PreferenceRow, StepTotals, TokenizedPair
 from cpo_ds.settings.data import DataConfig
 from models.synthetic import (
-    Lengths,
     draw_lengths,
     equal_lengths,
     rows_of_numbers,
     save_random_model,
     with_number_tokenizer,
 )
+
+Of = TypeVar("Of")
 
 DEFAULT_SHAPE = "smollm2-135m"
 WMT_CHOSEN, WMT_REJECTED = "gpt-4", "alma-13b-lora"
@@ -147,7 +148,7 @@ def pairs_for(
     return [rows[int(pair.origin)] for pair in pairs], pairs
 
 
-def in_order_of_training(lengths: list[Lengths], seed: int) -> list[Lengths]:
+def in_order_of_training(lengths: Sequence[Of], seed: int) -> list[Of]:
     """Orders pairs so that the trainers, which shuffle an epoch, meet them in the given order."""
     placed = list(lengths)
     for position, length in zip(epoch_order(len(lengths), seed, 0), lengths, strict=True):

@@ -32,6 +32,7 @@ RENDERERS = {
     "gpu": "pages.gpu",
     "failures": "pages.failures",
     "methods": "pages.methods",
+    "many_rejected": "pages.many_rejected",
 }
 
 

@@ -7,9 +7,9 @@ L tokens of a pair.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,19 @@ from cpo_ds.schema import to_device
 
 Segments = tuple[tuple[int, ...], ...]
 States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys, values
+
+
+class Part(NamedTuple):
+    """Queries that lie side by side in the row, and the keys that they may see."""
+
+    queries: slice
+    keys: tuple[slice, ...]  # those of the prefix and of the branch, if they lie apart
+    visible: torch.Tensor  # bool [queries, keys], if the query sees the key
+
+    def keys_of(self, states_KTD: torch.Tensor) -> torch.Tensor:
+        """Keys or values of this part: [K, its keys, D]; a view if they lie side by side."""
+        states = [states_KTD[:, keys] for keys in self.keys]
+        return states[0] if len(states) == 1 else torch.cat(states, dim=1)
 
 
 class SharedPrefixLayout:
@@ -49,6 +62,31 @@ class SharedPrefixLayout:
             ],
         )
         return masks
+
+    def parts(self, window: int | None) -> list[Part]:
+        """The row in parts that need no other keys, in the order of their queries.
+
+        A pair with one rejected branch is one part. With more, the prefix and the chosen branch are
+        one and each rejected branch is one: its queries see only the prefix and that branch, and
+        one mask for all branches would grow with the square of their number.
+        """
+        parts: list[Part] = self.keep(("parts", window), lambda: list(self._parts(window)))
+        return parts
+
+    def _parts(self, window: int | None) -> Iterator[Part]:
+        start = 0
+        for segment, length in zip(self.segments, self.lengths, strict=True):
+            prefix, chosen, *rejected = segment
+            whole = segment if len(rejected) == 1 else (prefix, chosen)
+            tokens = slice(start, start + sum(whole))
+            yield Part(tokens, (tokens,), pair_mask(whole, window=window, device=self.device))
+            at = tokens.stop
+            for branch in rejected[len(whole) - 2 :]:
+                own = slice(at, at + branch)
+                mask = pair_mask((prefix, branch), window=window, device=self.device)
+                yield Part(own, (slice(start, start + prefix), own), mask[prefix:])
+                at = own.stop
+            start += length
 
     @property
     def key_index(self) -> torch.Tensor:

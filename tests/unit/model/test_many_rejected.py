@@ -15,7 +15,8 @@ from cpo_ds.data.pack import pack
 from cpo_ds.data.plan import step_totals
 from cpo_ds.data.tokenize import Sharing, make_pair
 from cpo_ds.losses import nll_weight, pair_terms, step_share
-from cpo_ds.model.attention import reference, registered_name
+from cpo_ds.model.attention import reference, registered_name, sdpa
+from cpo_ds.model.block_attention import blocks
 from cpo_ds.model.flex_attention import flex
 from cpo_ds.model.logprobs import HeadTransform
 from cpo_ds.model.policy import PolicyModel
@@ -189,6 +190,39 @@ def test_flex_attention_hides_earlier_branches(window: int | None) -> None:
     torch.testing.assert_close(
         ours, reference(*states, layout, scale=0.3, window=window), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("backend", [sdpa, blocks])
+def test_branches_one_by_one_are_the_whole_row(backend: Any, window: int | None) -> None:
+    """Outputs and gradients of a row of pairs with one, two and five rejected branches."""
+    segments = ((5, 3, 4, 2), (6, 2, 3), (0, 2, 3, 3), (4, 1, 1, 300, 2, 3))
+    layout = SharedPrefixLayout(segments, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(map(sum, segments))
+    states = [torch.randn(heads, tokens, 8, generator=generator) for heads in (4, 2, 2)]
+    down = torch.randn(tokens, 4, 8, generator=generator)
+    results = []
+    for attend in (backend, reference):
+        own = [state.clone().requires_grad_() for state in states]
+        output = attend(*own, layout, scale=0.3, window=window)
+        output.backward(down)
+        results.append([output.detach(), *(state.grad for state in own)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_parts_of_a_row_by_hand() -> None:
+    layout = SharedPrefixLayout(((2, 1, 2), (1, 1, 1, 2)), torch.device("cpu"))
+    pair, chosen, *rejected = layout.parts(None)
+    assert pair.queries == slice(0, 5) and pair.keys == (slice(0, 5),)
+    assert chosen.queries == slice(5, 7) and chosen.keys == (slice(5, 7),)
+    assert [part.queries for part in rejected] == [slice(7, 8), slice(8, 10)]
+    assert [part.keys for part in rejected] == [
+        (slice(5, 6), slice(7, 8)),
+        (slice(5, 6), slice(8, 10)),
+    ]
+    assert rejected[1].visible.int().tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_the_mask_of_three_branches_by_hand() -> None:
