@@ -6,6 +6,7 @@ V words.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,12 +86,13 @@ class PolicyModel(nn.Module):
             logits: torch.Tensor = self.scoring_head(scored, self.head_weight, None)
             return logits
         logps = self.scoring_head(scored, self.head_weight, batch.score_targets)
-        rejected = [_sum_by_pair(logps * counts, batch) for counts in batch.score_in_rejected.T]
-        return _sum_by_pair(logps * batch.score_in_chosen, batch), torch.stack(rejected, dim=1)
+        counts = (batch.score_in_chosen, *batch.score_in_rejected.T)
+        chosen, *rejected = _sums_by_pair([logps * one for one in counts], batch)
+        return chosen, torch.stack(rejected, dim=1)
 
 
-def _sum_by_pair(logps_S: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Sums over the tokens of each pair, in the same order in every run: [S] -> [P].
+def _sums_by_pair(values_S: Sequence[torch.Tensor], batch: PackedBatch) -> list[torch.Tensor]:
+    """Sums over the tokens of each pair, in the same order in every run: each [S] -> [P].
 
     `index_add` would be shorter, but on a GPU it adds in any order. A matrix product would carry a
     value that is not finite into the sums of all pairs.
@@ -100,6 +102,10 @@ def _sum_by_pair(logps_S: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     pairs_S = batch.score_pairs  # sorted, so that a search finds each pair's first token
     in_row_S = torch.arange(len(pairs_S), device=pairs_S.device)
     in_row_S = in_row_S - torch.searchsorted(pairs_S, pairs_S)
-    places = logps_S.new_zeros(batch.num_pairs * length)
-    filled = places.index_copy(0, pairs_S * length + in_row_S, logps_S)
-    return filled.view(batch.num_pairs, length).sum(1)
+    place_S = pairs_S * length + in_row_S
+    sums = []
+    for values in values_S:
+        places = values.new_zeros(batch.num_pairs * length)
+        filled = places.index_copy(0, place_S, values)
+        sums.append(filled.view(batch.num_pairs, length).sum(1))
+    return sums

@@ -88,8 +88,12 @@ def ends_of_64_bits(folder: Path) -> Iterator[None]:
 @contextmanager
 def _before_sums(change: Callable[[torch.Tensor, Any], torch.Tensor]) -> Iterator[None]:
     """Inside it `change` makes the log-probs that are summed, from log-probs and micro-batch."""
-    plain = policy._sum_by_pair
-    with mock.patch.object(policy, "_sum_by_pair", lambda x, batch: plain(change(x, batch), batch)):
+    plain = policy._sums_by_pair
+
+    def changed(values: Any, batch: Any) -> Any:
+        return plain([change(one, batch) for one in values], batch)
+
+    with mock.patch.object(policy, "_sums_by_pair", changed):
         yield
 
 

@@ -14,7 +14,7 @@ from cpo_ds.data.pack import pack
 from cpo_ds.errors import UserError
 from cpo_ds.model.attention import registered_name
 from cpo_ds.model.load import SUPPORTED_MODEL_TYPES, load_policy
-from cpo_ds.model.policy import PolicyModel, _sum_by_pair
+from cpo_ds.model.policy import PolicyModel, _sums_by_pair
 from cpo_ds.recipe import parse_config
 
 
@@ -202,7 +202,7 @@ def test_sums_by_pair_use_no_operation_that_adds_in_any_order_on_a_gpu() -> None
     batch = pack(random_pairs(7, seed=4), (4, 0, 6, 1))
     logps = torch.randn(len(batch.score_pairs), dtype=torch.float64, requires_grad=True)
     with Operations() as operations:
-        sums = _sum_by_pair(logps, batch)
+        (sums,) = _sums_by_pair([logps], batch)
         sums.backward(torch.arange(1.0, 5.0, dtype=torch.float64))
     assert not operations.names & {"index_add", "scatter_add", "index_put", "cumsum"}
     expected = logps.new_zeros(4).index_add(0, batch.score_pairs, logps.detach())
@@ -213,4 +213,4 @@ def test_sums_by_pair_use_no_operation_that_adds_in_any_order_on_a_gpu() -> None
 def test_a_pair_that_is_not_finite_leaves_the_sums_of_others_alone() -> None:
     batch = pack(random_pairs(3, seed=4), (0, 1, 2))
     logps = torch.where(batch.score_pairs == 1, torch.nan, 1.0)
-    assert _sum_by_pair(logps, batch).isfinite().tolist() == [True, False, True]
+    assert _sums_by_pair([logps], batch)[0].isfinite().tolist() == [True, False, True]
