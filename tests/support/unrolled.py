@@ -97,7 +97,7 @@ class Unrolled:
         )
         if adapter is not None:
             model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        self.model = model.double()
+        self.model = model.double().eval()  # an adapter of peft begins with dropout on
 
     def load(self, weights: dict[str, torch.Tensor]) -> Unrolled:
         """Gives parameters their values, by name."""

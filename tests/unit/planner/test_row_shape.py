@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from preference_data import PAIR, TRIPLET, write, write_parquet
 from repository import ROOT
 
