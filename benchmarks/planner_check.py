@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs.planner_worker import MIB, PAIR, configuration
+from jobs.planner_worker import MIB, configuration, lengths_of
 from jobs.processes import run_ranks
 from measures.environment import describe_environment
 from pages.results import device_name, render_file
@@ -50,11 +50,12 @@ class Case:
     states: str = "float32"  # of the optimizer
     gradient_checkpointing: bool | int = False
     pairs: int = 4  # in a micro-batch
+    rejected: int = 1  # completions of each
 
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
-        return self.pairs * sum(PAIR)
+        return self.pairs * sum(lengths_of(self.rejected))
 
 
 CASES = (
@@ -74,6 +75,8 @@ CASES = (
     Case("llama-25m", 3, ranks=2, dtype="bfloat16", pairs=1),
     Case("llama-25m", 3, ranks=2, gradient_checkpointing=True, pairs=2),
     Case("llama-25m", 1, "lora", pairs=6),
+    Case("llama-25m", 2, pairs=2, rejected=8),
+    Case("llama-25m", 3, "lora", ranks=2, pairs=2, rejected=8),
 )
 
 
@@ -166,7 +169,7 @@ def predict(case: Case, *, on_gpu: bool) -> dict[str, float]:
     outlines, zero = Outlines(case.shape), read_zero(config)
     weights = outlines.weights(config)
     states = state_memory(weights, zero, case.dtype, case.ranks, states=case.states)
-    passes = outlines.passes(config, stage=case.stage, gpu=on_gpu, pair=PAIR)
+    passes = outlines.passes(config, stage=case.stage, gpu=on_gpu, pair=lengths_of(case.rejected))
     memory = passes.at(case.tokens)
     in_passes, update = states.in_passes, states.in_update
     grows = untouched = 0.0

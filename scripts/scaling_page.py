@@ -16,8 +16,8 @@ from cpo_ds.devices import DEVICES
 from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.model.flops import MatrixWeights, recomputed_flops, step_flops
 from cpo_ds.planner.communication import Cluster, Volume, hierarchical_volume, zero_volume
-from cpo_ds.planner.estimate import PAIR_TOKENS, SCORED_TOKENS
 from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.row_shape import PAIR
 from cpo_ds.planner.step_time import (
     COMPUTE_EFFICIENCY,
     LINK_EFFICIENCY,
@@ -26,6 +26,7 @@ from cpo_ds.planner.step_time import (
 )
 from cpo_ds.recipe import parse_config
 
+PAIR_TOKENS = round(PAIR.tokens)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 MODELS = {"7B": "llama-2-7b", "13B": "llama-2-13b"}  # names of cpo_ds/model/shapes.py
 NODES = (1, 2, 4, 8, 16, 32, 64)
@@ -79,7 +80,7 @@ def compute(model: str, cluster: Cluster, tokens: int) -> float:
     """
     _, weights = sizes_of(model)
     total = tokens * cluster.ranks
-    scored = total * SCORED_TOKENS / PAIR_TOKENS
+    scored = total * PAIR.scored_tokens / PAIR.tokens
     flops = step_flops(weights, total, scored, trains_adapter=False)
     flops += recomputed_flops(weights, total, scored, trains_adapter=False, recomputed_share=1.0)
     return compute_seconds(flops, cluster)

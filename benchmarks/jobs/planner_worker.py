@@ -13,7 +13,12 @@ import torch
 from measures.probe import memory_now, memory_peak, reset_peak
 
 MIB = 2**20
-PAIR = (100, 60, 60)  # prefix, chosen, rejected
+PREFIX, BRANCH = 100, 60  # tokens
+
+
+def lengths_of(rejected: int) -> tuple[int, ...]:
+    """Tokens of a row: its prefix, the chosen completion, and each rejected one."""
+    return PREFIX, *(BRANCH,) * (1 + rejected)
 
 
 def configuration(task: dict[str, Any], model: str, folder: str) -> Any:
@@ -31,7 +36,7 @@ def configuration(task: dict[str, Any], model: str, folder: str) -> Any:
         "optim": {"states": task["states"]},
         "batch": {
             "pairs": 2 * task["pairs"] * task["ranks"],
-            "tokens_per_rank": task["pairs"] * sum(PAIR),
+            "tokens_per_rank": task["pairs"] * sum(lengths_of(task["rejected"])),
         },
         "train": {"max_steps": 2},
         "logging": {"tensorboard": False},
@@ -55,7 +60,7 @@ def main(task: dict[str, Any]) -> None:
     folder = Path(task["folder"])
     config = configuration(task, str(folder / "model"), str(folder / "run"))
     ranks.on_first(lambda: _save_random_model(task["shape"], task["dtype"], folder / "model"))
-    pairs = _pairs(2 * config.batch.pairs)
+    pairs = _pairs(2 * config.batch.pairs, lengths_of(task["rejected"]))
     run = build_run(RunInputs(config, read_deepspeed_settings(config), ranks, pairs))
     # The first step fills all buffers; the second one is measured.
     held, _ = _step(run, 1)
@@ -91,16 +96,16 @@ def _save_random_model(shape: str, dtype: str, folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def _pairs(count: int) -> list[Any]:
+def _pairs(count: int, lengths: tuple[int, ...]) -> list[Any]:
     import numpy as np
 
     from cpo_ds.schema import TokenizedPair
 
-    prefix, *lengths = PAIR
-    branches = tuple(lengths)
-    tokens = np.random.default_rng(0).integers(3, 500, (count, sum(PAIR)), dtype=np.int32)
+    prefix, *branches = lengths
+    starts = (prefix,) * len(branches)
+    tokens = np.random.default_rng(0).integers(3, 500, (count, sum(lengths)), dtype=np.int32)
     return [
-        TokenizedPair(row, prefix, branches, (prefix, prefix), "", str(number))
+        TokenizedPair(row, prefix, tuple(branches), starts, "", str(number))
         for number, row in enumerate(tokens)
     ]
 

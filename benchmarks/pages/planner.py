@@ -30,7 +30,8 @@ def report(lines: list[dict[str, Any]]) -> str:
     # Repeats of a case share a row.
     cases: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        cases[tuple(line[name] for name in _CASE)].append(line)
+        case = (*(line[name] for name in _CASE), line.get("rejected", 1))
+        cases[case].append(line)
     head = (
         "| model | ZeRO | trains | ranks | number type | states estimated | measured | error "
         "| total estimated | measured | error | without baseline |"
@@ -72,6 +73,8 @@ def _row(repeats: list[dict[str, Any]]) -> str:
     trains = "LoRA" if first["training"] == "lora" else "all parameters"
     if first["gradient_checkpointing"]:
         trains += ", checkpointing"
+    if first.get("rejected", 1) > 1:
+        trains += f", {first['rejected']} rejected completions"
 
     def middle(name: str) -> float:
         return median(line[name] for line in repeats)

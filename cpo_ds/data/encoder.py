@@ -17,6 +17,7 @@ from cpo_ds.settings.data import AddBos
 
 _MARK = "\ufdd0"  # noncharacters of Unicode: no text should hold them
 _STAND_IN = "\ufdd1"
+_AT_ONCE = 4096  # texts
 _MARKED = re.compile(f"{_MARK}(.?)", re.DOTALL)
 
 
@@ -78,7 +79,13 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, with no others before or after them."""
         whole = [text for text in texts if not is_marked(text)]
-        ids = iter(self.tokenizer(whole, add_special_tokens=False)["input_ids"] if whole else [])
+        # A tokenizer takes much memory for each text, and rows may have many rejected completions.
+        parts = (whole[begin : begin + _AT_ONCE] for begin in range(0, len(whole), _AT_ONCE))
+        ids = (
+            tokens
+            for part in parts
+            for tokens in self.tokenizer(part, add_special_tokens=False)["input_ids"]
+        )
         return [self._encode_marked(text) if is_marked(text) else next(ids) for text in texts]
 
     def prompts(self, texts: Sequence[str], *, is_chat: bool) -> list[list[int]]:

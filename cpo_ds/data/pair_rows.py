@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any, NamedTuple
 
 from cpo_ds.data.prompts import (
@@ -36,6 +37,8 @@ def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
         )
     if not is_conversation:
         texts = tuple(raw.checked_text(text, field) for field, text in rejected.items())
+        for field, text in zip(rejected, texts, strict=True):
+            _refuse_written_list(raw, field, text)
         return Texts(raw.text("prompt"), raw.text("chosen"), texts)
     if render_chat is None:
         problem = "is a conversation, but the tokenizer has no chat template; use plain strings"
@@ -50,6 +53,25 @@ def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
         if is_blank(text):
             raise raw.error(field, "is empty after the chat template has rendered it")
     return Texts(rendered[0], rendered[1], rendered[2:])
+
+
+def _refuse_written_list(raw: RawRow, field: str, text: str) -> None:
+    """Raises `UserError` for a list of texts that was written into one text, as csv files have it.
+
+    A chosen text that begins with a bracket too may be meant so.
+    """
+    if not text.lstrip().startswith("[") or raw.text("chosen").lstrip().startswith("["):
+        return
+    try:
+        values = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return
+    if values and isinstance(values, list) and all(isinstance(value, str) for value in values):
+        raise raw.error(
+            field,
+            "is a list written as text, and would be trained on with its brackets; csv and tsv "
+            "have no lists: write .jsonl or .parquet, or a row for each text",
+        )
 
 
 def are_many(chosen: Any, rejected: Any) -> bool:

@@ -100,12 +100,14 @@ def check_budget(pairs: Sequence[TokenizedPair], budget: int) -> None:
     lengths = lengths_of(pairs)
     largest = pairs[int(np.argmax(lengths))]  # the first of several
     if len(largest.tokens) > budget:
-        too_long = int((lengths > budget).sum())
+        too_long, many = int((lengths > budget).sum()), largest.num_comparisons
+        of_many = f" with its {many} rejected completions" if many > 1 else ""
+        fewer = ", or give it fewer rejected completions" if many > 1 else ""
         raise UserError(
             f"batch.tokens_per_rank is {budget}, but the pair at {largest.origin} has "
-            f"{len(largest.tokens)} unique tokens ({too_long} of {len(pairs)} pairs are over the "
-            f"budget); set batch.tokens_per_rank to {len(largest.tokens)} or more, or lower "
-            "data.max_tokens to drop long pairs."
+            f"{len(largest.tokens)} unique tokens{of_many} ({too_long} of {len(pairs)} pairs are "
+            f"over the budget); set batch.tokens_per_rank to {len(largest.tokens)} or more, or "
+            f"lower data.max_tokens to drop long pairs{fewer}."
         )
 
 

@@ -81,7 +81,10 @@ def texts_of_rows(path: str, systems: Sequence[str] | None) -> list[AuditedText]
 
 
 def texts_of_pairs(path: str) -> list[AuditedText]:
-    """The chosen text of each pair in a file, then its rejected texts. Raises `UserError`."""
+    """The chosen text of each pair in a file, then its rejected texts.
+
+    Raises `UserError`, also if no row has a rejected text.
+    """
     texts = []
     for raw in read_raw(path, "train"):
         if raw is None:
@@ -96,6 +99,8 @@ def texts_of_pairs(path: str) -> list[AuditedText]:
         for field, value in ({CHOSEN: raw.get(CHOSEN)} | rejected_by_field(raw)).items():
             text, system = _content(raw, field, value), CHOSEN if field == CHOSEN else REJECTED
             texts.append(AuditedText(system, direction, source, text, None, raw.where))
+    if all(text.system == CHOSEN for text in texts):
+        raise UserError(f"{path}: no row has a rejected text, so there are no pairs to audit.")
     return texts
 
 

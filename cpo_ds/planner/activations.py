@@ -32,10 +32,10 @@ from cpo_ds.model.recomputation import recompute_layers
 from cpo_ds.model.shared_prefix import SharedPrefixLayout, gather_keys
 from cpo_ds.planner.memory_trace import MemoryTrace
 from cpo_ds.planner.passes import DepthModel, PassMemory, depth_model
+from cpo_ds.planner.row_shape import PAIR
 from cpo_ds.schema import PackedBatch, TokenizedPair
 
-# Tokens of a pair's shared prefix, chosen and rejected translation: means of 4,000 WMT22 pairs.
-TYPICAL_PAIR = (55, 45, 45)
+TYPICAL_PAIR = PAIR.lengths  # tokens of a pair's shared prefix, chosen and rejected translation
 # The name has no "flash": for one with it, transformers would look for a kernel to import.
 _FLASH = "cpo_ds_planned"
 
@@ -47,7 +47,7 @@ def measure_passes(
     recomputes: bool,
     flash: bool,
     saves_inputs: bool,
-    pair: tuple[int, int, int] = TYPICAL_PAIR,
+    pair: tuple[int, ...] = TYPICAL_PAIR,
 ) -> DepthModel:
     """Measures two depths and two sizes of micro-batch, and draws lines through them.
 
@@ -55,7 +55,7 @@ def measure_passes(
     its layers recompute their activations, or none. `flash` is whether attention runs in a flash
     kernel (16 bits on a GPU) rather than pair by pair. `saves_inputs` is whether every linear layer
     keeps its input: under ZeRO-3 DeepSpeed replaces torch's function by one that does. `pair` gives
-    the tokens of (prefix, chosen, rejected).
+    the tokens of (prefix, chosen, rejected, ...).
     """
     # As many pairs as fill a chunk of the head, rounded up.
     fewest = -(-_chunk(language_model, config) // sum(pair[1:]))
@@ -97,7 +97,7 @@ def _run(policy: PolicyModel, batch: PackedBatch) -> PassMemory:
     hook = policy.scoring_head.register_forward_pre_hook(head_begins)
     with MemoryTrace([*policy.parameters(), *policy.buffers()]) as trace:
         chosen, rejected = policy(batch)
-        (chosen - rejected).sum().backward()
+        (chosen[:, None] - rejected).sum().backward()
     hook.remove()
     held, forward, head = marks
     return PassMemory(held, head, max(forward, trace.peak))
@@ -168,17 +168,17 @@ def allocate(model: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device=device)
 
 
-def _batch(num_pairs: int, lengths: tuple[int, int, int]) -> PackedBatch:
+def _batch(num_pairs: int, lengths: tuple[int, ...]) -> PackedBatch:
     return pack([pair_of_lengths(*lengths)], (0,) * num_pairs)
 
 
-def pair_of_lengths(prefix: int, chosen: int, rejected: int) -> TokenizedPair:
+def pair_of_lengths(prefix: int, *branches: int) -> TokenizedPair:
     """A pair of so many tokens, whatever they are; its completions begin after the prefix."""
     return TokenizedPair(
-        tokens=np.zeros(prefix + chosen + rejected, dtype=np.int32),
+        tokens=np.zeros(prefix + sum(branches), dtype=np.int32),
         num_prefix=prefix,
-        branch_lengths=(chosen, rejected),
-        starts=(prefix, prefix),
+        branch_lengths=branches,
+        starts=(prefix,) * len(branches),
         direction="",
         origin="",
     )

@@ -35,6 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help=f"a known GPU: {', '.join(DEVICES)}")
     add("--gpu-memory", metavar="GIB", type=float, help="memory of each GPU, if it is not named")
     add("--pairs", type=int, help="pairs in the data set, for the run's time")
+    add(
+        "--rejected",
+        type=int,
+        metavar="K",
+        help="rejected translations of each row (the mean of the recipe's data, if it is here)",
+    )
     add("--json", action="store_true", help="print JSON instead of text")
 
 
@@ -70,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         memory_gib=memory_gib,
         device=device,
         pairs=arguments.pairs,
+        rejected=arguments.rejected,
         takes_recommended=not has_recipe,
     )
     print(json.dumps(as_values(plan), indent=1) if arguments.json else as_text(plan))
@@ -110,7 +117,7 @@ def _memory(name: str | None, memory_gib: float | None) -> tuple[Device | None, 
 
 def _check_positive(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for a number that is not above 0."""
-    for name in ("gpus", "nodes", "gpu_memory", "pairs"):
+    for name in ("gpus", "nodes", "gpu_memory", "pairs", "rejected"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from cpo_ds.config import Config
 from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.model.flops import MatrixWeights, recomputed_flops, step_flops
-from cpo_ds.planner.activations import TYPICAL_PAIR
 from cpo_ds.planner.communication import Cluster, zero_volume
 from cpo_ds.planner.passes import PassModel
+from cpo_ds.planner.row_shape import PAIR, RowShape
 from cpo_ds.planner.states import ELEMENT_BYTES, StateMemory, Weights, state_memory
 from cpo_ds.planner.step_time import (
     HOST_BANDWIDTH,
@@ -24,8 +24,6 @@ from cpo_ds.planner.step_time import (
 GIB = 2**30
 RUNTIME_GIB = 1.5  # CUDA context, kernels and workspaces, NCCL's buffers
 FRAGMENTATION = 0.05  # of what tensors need, lost between them in torch's allocator
-PAIR_TOKENS = sum(TYPICAL_PAIR)
-SCORED_TOKENS = sum(TYPICAL_PAIR[1:])
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def state_parts(states: StateMemory) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Expected times for pairs of typical length."""
+    """Expected times for rows of typical length."""
 
     step: StepTime
     micro_batches: int
@@ -112,6 +110,7 @@ def time_plan(
     cluster: Cluster,
     pairs: int | None,
     recomputed_share: float,
+    rows: RowShape = PAIR,
 ) -> TimePlan:
     """Expected times of a recipe. `pairs` is the size of the data set, None if unknown.
 
@@ -119,7 +118,7 @@ def time_plan(
     """
     ranks, number = cluster.ranks, ELEMENT_BYTES[config.model.dtype]
     batch = config.batch
-    count = micro_batches_per_step(batch.pairs, PAIR_TOKENS, ranks, batch.tokens_per_rank)
+    count = micro_batches_per_step(batch.pairs, rows.tokens, ranks, batch.tokens_per_rank)
     # Communication. ZeRO-3 gathers the policy's weights for two passes, a reference's for one.
     reference = 0
     if config.loss.reads_reference_from("model", "adapter"):
@@ -143,7 +142,7 @@ def time_plan(
     update_bytes = UPDATE_BYTES * ELEMENT_BYTES[config.optim.states] / 4
     on_gpu = 0.0 if zero.offload_optimizer else update_bytes * part
     step = StepTime(
-        compute=compute_seconds(_flops(config, matrices, recomputed_share), cluster),
+        compute=compute_seconds(_flops(config, matrices, recomputed_share, rows), cluster),
         communication=communication_seconds(volume, cluster),
         update=on_gpu / (cluster.device.memory_bandwidth * 1e9),
         host=host,
@@ -157,9 +156,12 @@ def time_plan(
     return TimePlan(step, count, steps)
 
 
-def _flops(config: Config, matrices: MatrixWeights, recomputed_share: float) -> float:
+def _flops(
+    config: Config, matrices: MatrixWeights, recomputed_share: float, rows: RowShape
+) -> float:
     """Floating-point operations of a step over all ranks, recomputation included."""
-    tokens, scored_tokens = config.batch.pairs * PAIR_TOKENS, config.batch.pairs * SCORED_TOKENS
+    pairs = config.batch.pairs
+    tokens, scored_tokens = pairs * rows.tokens, pairs * rows.scored_tokens
     needed = step_flops(
         matrices,
         tokens,

@@ -12,8 +12,9 @@ from cpo_ds.model.offline import outline
 from cpo_ds.model.quantization import quantized_names
 from cpo_ds.model.recomputation import recomputed_layers
 from cpo_ds.model.shapes import SHAPES, shape_config
-from cpo_ds.planner.activations import TYPICAL_PAIR, measure_passes
+from cpo_ds.planner.activations import measure_passes
 from cpo_ds.planner.passes import DepthModel, PassModel
+from cpo_ds.planner.row_shape import PAIR, RowShape
 from cpo_ds.planner.states import Weights
 
 
@@ -21,10 +22,14 @@ class Outlines:
     """Builds a recipe's model without weights and measures it.
 
     `shape` names a model of `SHAPES` that stands in for the recipe's own; None takes the recipe's.
-    `suggests_shape` is whether a message about a missing model names them.
+    `rows` are the rows that it trains on. `suggests_shape` is whether a message about a missing
+    model names shapes.
     """
 
-    def __init__(self, shape: str | None, *, suggests_shape: bool = True) -> None:
+    def __init__(
+        self, shape: str | None, rows: RowShape = PAIR, *, suggests_shape: bool = True
+    ) -> None:
+        self.rows = rows
         self._shape = shape
         self._suggests_shape = suggests_shape
         # By the settings that decide them.
@@ -92,14 +97,17 @@ class Outlines:
         *,
         stage: int,
         gpu: bool = True,
-        pair: tuple[int, int, int] = TYPICAL_PAIR,
+        pair: tuple[int, ...] | None = None,
     ) -> PassModel:
-        """Memory of a forward and backward pass at a ZeRO stage."""
-        layers = self.depth(config)
+        """Memory of a forward and backward pass at a ZeRO stage.
+
+        `pair` gives tokens of (prefix, chosen, rejected, ...) in place of those of `rows`.
+        """
+        layers, lengths = self.depth(config), pair or self.rows.lengths
         count = recomputed_layers(config.model.gradient_checkpointing, layers)
 
         def measured(recomputes: bool) -> DepthModel:
-            return self._depth_model(config, recomputes, stage, gpu, pair)
+            return self._depth_model(config, recomputes, stage, gpu, lengths)
 
         # Models with both kinds of layers are planned from those with one kind.
         if count in (0, layers):
@@ -107,7 +115,7 @@ class Outlines:
         return measured(False).with_recomputed(measured(True), layers, count)
 
     def _depth_model(
-        self, config: Config, recomputes: bool, stage: int, gpu: bool, pair: tuple[int, int, int]
+        self, config: Config, recomputes: bool, stage: int, gpu: bool, pair: tuple[int, ...]
     ) -> DepthModel:
         """Measures passes, or looks them up if models with the same settings were measured."""
         saves_inputs = stage == 3 and config.trains_adapter

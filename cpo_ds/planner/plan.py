@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,9 +13,10 @@ from cpo_ds.errors import UserError
 from cpo_ds.model.recomputation import recomputed_layers
 from cpo_ds.planner.choice import settle
 from cpo_ds.planner.communication import Cluster
-from cpo_ds.planner.estimate import GIB, PAIR_TOKENS, MemoryPlan, TimePlan, time_plan
+from cpo_ds.planner.estimate import GIB, MemoryPlan, TimePlan, time_plan
 from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
-from cpo_ds.planner.recommend import Gpus, Recommendation, recommend, ways_out
+from cpo_ds.planner.recommend import Gpus, Recommendation, recommend, step_tokens, ways_out
+from cpo_ds.planner.row_shape import PAIR, RowShape, shape_of_rows
 from cpo_ds.planner.states import Weights
 from cpo_ds.ranks.place import Place
 
@@ -50,6 +50,7 @@ class Plan:
     choices: list[str]  # what `auto` stands for, and why
     recomputed: tuple[int, int]  # layers whose activations are recomputed, of how many
     gpus: int  # of each node
+    rows: RowShape = PAIR  # those that are trained on
     recommended: Recommendation | None = None  # None if nothing fits
     ways_out: list[str] = field(default_factory=list)  # if nothing fits
 
@@ -63,15 +64,18 @@ def make_plan(
     memory_gib: float,
     device: Device | None,
     pairs: int | None,
+    rejected: int | None = None,
     takes_recommended: bool = False,
 ) -> Plan:
     """Plans a recipe, and the table's alternatives to it, on `nodes` nodes of `gpus` GPUs.
 
-    `shape` names a model to plan for in place of the recipe's. `pairs` is the size of the data set.
+    `shape` names a model to plan for in place of the recipe's. `pairs` is the size of the data set,
+    `rejected` the number of rejected translations of its rows, None to look at the data.
     With `takes_recommended` the plan is that of the recommended settings, if any fit, which may
     train all parameters in place of an adapter. Raises `UserError` if the recipe cannot be planned.
     """
-    outlines, ranks = Outlines(shape), gpus * nodes
+    rows = shape_of_rows(config, rejected)
+    outlines, ranks = Outlines(shape, rows), gpus * nodes
     on = Gpus(ranks, memory_gib, outlines, lambda named: read_zero(named, gpus, nodes))
     # Settle what the recipe leaves to the planner, as training would on these GPUs.
     config, choices = settle(config, outlines, on.read_zero, ranks=ranks, memory_gib=memory_gib)
@@ -88,12 +92,12 @@ def make_plan(
     if device is not None and device.knows_peak(config.model.dtype):
         cluster = Cluster(device, gpus, nodes)
         matrices = outlines.matrices(config)
-        time = time_plan(config, weights, zero, matrices, cluster, pairs, recomputed / depth)
+        time = time_plan(config, weights, zero, matrices, cluster, pairs, recomputed / depth, rows)
     # The alternatives.
     table = _table(config, on)
     plan = Plan(
         config, shape or config.model.name_or_path, zero, weights, ranks, memory, time, device,
-        table, [], choices, (recomputed, depth), gpus, recommended,
+        table, [], choices, (recomputed, depth), gpus, rows, recommended,
         [] if recommended else ways_out(config, on),
     )  # fmt: skip
     return replace(plan, advice=_advice(plan, on.memory_of))
@@ -177,7 +181,7 @@ def _fewest_layers(plan: Plan, memory_of: Callable[..., MemoryPlan]) -> int | No
 def _larger_micro_batch(plan: Plan) -> str:
     """Advice to raise batch.tokens_per_rank, "" if memory or pairs do not allow it."""
     batch = plan.config.batch
-    whole = math.ceil(batch.pairs / plan.ranks) * PAIR_TOKENS
+    whole = step_tokens(plan.config, plan.ranks, plan.rows)
     tokens = min(plan.memory.most_tokens, whole)
     if tokens < 1.1 * batch.tokens_per_rank:  # not worth a change
         return ""

@@ -15,8 +15,9 @@ from cpo_ds.devices import DEVICES
 from cpo_ds.engine.zero import ZeroSettings
 from cpo_ds.errors import UserError
 from cpo_ds.planner.choice import RESERVE, ReadZero, files_in_order
-from cpo_ds.planner.estimate import GIB, PAIR_TOKENS, MemoryPlan, memory_plan
+from cpo_ds.planner.estimate import GIB, MemoryPlan, memory_plan
 from cpo_ds.planner.outlines import Outlines, full_variant, lora_variant
+from cpo_ds.planner.row_shape import RowShape
 
 _ROUND = 256  # tokens; a recommended batch.tokens_per_rank is a multiple, if memory limits it
 OFFLOADED = "zero3-offload"
@@ -91,6 +92,11 @@ def recommend(config: Config, gpus: Gpus, *, is_open: bool) -> Recommendation | 
     return None
 
 
+def step_tokens(config: Config, ranks: int, rows: RowShape) -> int:
+    """The tokens of a rank's share of a step."""
+    return math.ceil(math.ceil(config.batch.pairs / ranks) * rows.tokens)
+
+
 def _variants(config: Config, is_open: bool) -> Iterator[Config]:
     """A recipe by what it trains and by DeepSpeed file, the best first."""
     lora = lora_variant(config)
@@ -109,11 +115,10 @@ def _fitted(config: Config, gpus: Gpus) -> Config | None:
     except UserError:  # training refuses it, as float16 at stage 0
         return None
     most = gpus.memory_of(config, zero, memory_gib=gpus.usable_gib).most_tokens
-    if not most:
+    if most < gpus.outlines.rows.tokens:
         return None
     # More than a whole step is never computed at once.
-    whole = math.ceil(config.batch.pairs / gpus.ranks) * PAIR_TOKENS
-    tokens = max(whole, config.batch.tokens_per_rank)
+    tokens = max(step_tokens(config, gpus.ranks, gpus.outlines.rows), config.batch.tokens_per_rank)
     if tokens > most:
         tokens = max(most // _ROUND * _ROUND, config.data.max_tokens)
     batch = config.batch.model_copy(update={"tokens_per_rank": tokens})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cpo_ds.planner.estimate import FRAGMENTATION, GIB, PAIR_TOKENS, RUNTIME_GIB
+from cpo_ds.planner.estimate import FRAGMENTATION, GIB, RUNTIME_GIB
 from cpo_ds.planner.recommend import OFFLOADED
+from cpo_ds.planner.row_shape import PROMPT_TOKENS, TRANSLATION_TOKENS
 from cpo_ds.planner.step_time import ASSUMPTIONS
 
 if TYPE_CHECKING:
     from cpo_ds.planner.estimate import MemoryPlan
     from cpo_ds.planner.plan import Plan
+    from cpo_ds.planner.row_shape import RowShape
 
 
 def as_text(plan: Plan) -> str:
@@ -110,8 +112,10 @@ def _time(plan: Plan) -> list[str]:
     if plan.time is None:
         return ["Time: give --device NAME for an estimate."]
     step = plan.time.step
+    pairs, many = plan.config.batch.pairs, plan.rows.rejected
+    comparisons = f" ({pairs * many:,.0f} comparisons)" if many != 1 else ""
     lines = [
-        f"A step of {plan.config.batch.pairs} pairs takes about {step.total:.2f} s, bound by "
+        f"A step of {pairs} pairs{comparisons} takes about {step.total:.2f} s, bound by "
         f"{step.bound}: computation {step.compute:.2f} s, communication "
         f"{step.communication:.2f} s, update {step.update:.2f} s"
         + (f", to and from the host {step.host:.2f} s" if step.host else ""),
@@ -148,11 +152,24 @@ def _table(plan: Plan) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     notes = [
-        f"pairs are taken to have {PAIR_TOKENS} tokens, the mean of WMT22",
+        *_row_notes(plan.rows),
         f"{RUNTIME_GIB} GiB for CUDA and NCCL and {FRAGMENTATION:.0%} for fragmentation",
         *(ASSUMPTIONS if plan.time else ()),
     ]
     return ["Assumed:", *(f"- {note}" for note in notes)]
+
+
+def _row_notes(rows: RowShape) -> list[str]:
+    """The assumptions about rows, in words."""
+    notes = [f"pairs are taken to have {rows.tokens:.0f} tokens, the mean of WMT22"]
+    if rows.rejected != 1:
+        notes = [
+            f"rows are taken to have {rows.tokens:.0f} tokens: a prompt of {PROMPT_TOKENS} and "
+            f"{1 + rows.rejected:.4g} translations of {TRANSLATION_TOKENS}, the means of WMT22"
+        ]
+    if rows.source:
+        notes.append(f"rejected translations of a row: {rows.rejected:.4g}, {rows.source}")
+    return notes
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
@@ -164,6 +181,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "weights": plan.weights.num_policy,
         "trained_weights": plan.weights.num_trained,
         "ranks": plan.ranks,
+        "rejected": plan.rows.rejected,
         "device": plan.device.name if plan.device else None,
         "memory_gib": {name: size / GIB for name, size in memory.parts.items()},
         "update_gib": memory.update / GIB,

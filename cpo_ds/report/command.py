@@ -78,7 +78,7 @@ def draw_curves(training: list[Line], held_out: list[Line], picture: Path) -> No
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     # Reward accuracy is a share, so its panel always shows the whole range.
-    panels[1].set_ylabel("share of pairs with chosen above rejected")
+    panels[1].set_ylabel("share of comparisons with chosen above rejected")
     panels[1].set_ylim(0, 1)
     panels[0].legend()
     with writing(picture) as unfinished:

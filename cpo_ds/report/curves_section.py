@@ -27,18 +27,24 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("loss", "Loss"),
-    Metric("reward_accuracy", "Reward accuracy", "share of pairs with chosen above rejected", 0, 1),
+    Metric(
+        "reward_accuracy",
+        "Reward accuracy",
+        "share of comparisons with chosen above rejected",
+        0,
+        1,
+    ),
     Metric(
         "reward_margin",
         "Reward margin",
-        "reward of chosen minus reward of rejected, mean of pairs",
+        "reward of chosen minus reward of rejected, mean of comparisons",
         0,
         0,
     ),
     Metric("preference_loss", "Preference loss", "the part that separates chosen and rejected"),
     Metric("nll_loss", "NLL of chosen", "the part that keeps chosen likely"),
     Metric("logp_chosen", "Log-prob of chosen", "of a whole translation, mean of pairs"),
-    Metric("logp_rejected", "Log-prob of rejected", "of a whole translation, mean of pairs"),
+    Metric("logp_rejected", "Log-prob of rejected", "of a whole one, mean of comparisons"),
     Metric("learning_rate", "Learning rate", "not smoothed", 0, smooths=False),
     Metric("grad_norm", "Gradient norm", "before it is limited by optim.max_grad_norm", 0),
     Metric("pairs_per_second", "Pairs a second", "of all ranks together", 0),

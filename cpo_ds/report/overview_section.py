@@ -23,9 +23,10 @@ def overview_section(runs: Sequence[RunFolder]) -> Section:
     for run in runs:
         parts.append(Tiles(_tiles(run), f"{run.name}: {description(run)}"))
     notes = (
-        "Reward accuracy is the share of pairs whose chosen translation has the higher reward, "
-        "which for CPO is its log-prob times beta. The reward margin is the difference of both "
-        "rewards. Both judge the model as a critic of these pairs. Whether its translations are "
+        "Reward accuracy is the share of comparisons, one for each rejected translation, in which "
+        "the chosen one has the higher reward, which for CPO is its log-prob times beta. The "
+        "reward margin is the difference of both rewards. Both judge the model as a critic of "
+        "these pairs. Whether its translations are "
         "better, cpo-ds translate and cpo-ds evaluate tell.",
     )
     return Section("overview", "Overview", tuple(map(_finding, runs)), (), tuple(parts), notes)

@@ -14,6 +14,7 @@ from cpo_ds.report.series import quantile
 
 _SHOWN, _SHOWN_OF_SEVERAL = 4, 2  # pairs of a run that gained most, and as many that lost most
 _LONGEST = 700  # letters of a text
+_MOST_REJECTED = 8  # texts of a card
 
 
 class Move(NamedTuple):
@@ -106,11 +107,26 @@ def _histogram(run: RunFolder, moves: list[Move], steps: tuple[int, int], grown:
 
 def _card(move: Move, texts: PairTexts | None) -> Card:
     origin, direction = move.key
-    labels = ("source", "chosen", *("rejected",) * (len(texts) - 2 if texts else 0))
-    shown = tuple(zip(labels, map(cut, texts), strict=True)) if texts else ()
+    shown: list[tuple[str, str]] = []
+    if texts:
+        source, chosen, *rejected = texts
+        shown = [("source", cut(source)), ("chosen", cut(chosen))]
+        shown += labelled("rejected", rejected)
     margins = f"{decimal(move.before, 2)} → {decimal(move.after, 2)}"
     remark = f"margin {margins} ({decimal(move.change, 2, sign=True)})"
     return Card(direction or "pair", remark, (*shown, ("where", origin)))
+
+
+def labelled(label: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Texts with a label each, which counts them if there are several; some of very many."""
+    count = len(texts)
+    shown = [
+        (f"{label}, {number} of {count}" if count > 1 else label, cut(text))
+        for number, text in enumerate(texts[:_MOST_REJECTED], 1)
+    ]
+    if count > _MOST_REJECTED:
+        shown.append((label, f"and {count - _MOST_REJECTED} more"))
+    return shown
 
 
 def cut(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cpo_ds.data.prompts import source_of
 from cpo_ds.report.page import Card, Cards, Section
-from cpo_ds.report.pairs_section import cut
+from cpo_ds.report.pairs_section import cut, labelled
 from cpo_ds.report.run_folder import RunFolder
 from cpo_ds.storage.metrics_file import Line
 
@@ -46,7 +46,7 @@ def _card(direction: str, prompt: str, samples: list[Line]) -> Card:
     ]
     for key in ("reference", "chosen", "rejected"):
         values = last[key] if isinstance(last.get(key), list) else [last.get(key)]
-        texts += [(f"{key} in the data", cut(text)) for text in values if isinstance(text, str)]
+        texts += labelled(f"{key} in the data", [text for text in values if isinstance(text, str)])
     return Card(direction or "source", "", tuple(texts))
 
 

@@ -19,6 +19,7 @@ from cpo_ds.errors import UserError
 from cpo_ds.model.precision import device_precision
 from cpo_ds.planner.estimate import GIB, memory_plan
 from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.row_shape import shape_of_rows
 from cpo_ds.ranks.console import print_colored
 from cpo_ds.ranks.place import Place
 from cpo_ds.ranks.quiet import silence_after_import
@@ -108,7 +109,8 @@ def _memory_line(
     config: Config, settings: DeepSpeedSettings, device: torch.device, ranks: int
 ) -> str:
     """The planner's estimate of the memory of a device."""
-    outlines, size = Outlines(None, suggests_shape=False), memory_of(device)
+    outlines = Outlines(None, shape_of_rows(config), suggests_shape=False)
+    size = memory_of(device)
     memory = memory_plan(
         config,
         outlines.weights(config),

@@ -11,6 +11,7 @@ from cpo_ds.config import Config
 from cpo_ds.engine.settings import read_deepspeed_settings
 from cpo_ds.planner.choice import leaves_choice, settle
 from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.row_shape import shape_of_rows
 from cpo_ds.ranks.place import Place
 from cpo_ds.ranks.ranks import Ranks
 
@@ -37,7 +38,7 @@ def settled(
         stage = stage_to_resume(config.checkpoint, Path(config.output_dir) / "checkpoints")
     return settle(
         config,
-        Outlines(None, suggests_shape=False),
+        Outlines(None, shape_of_rows(config), suggests_shape=False),
         lambda named: read_deepspeed_settings(named, planned).zero,
         ranks=ranks,
         memory_gib=memory_gib,

@@ -27,6 +27,7 @@ import numpy as np
 from flash_stand_in import NEWEST, install, record_torch
 from helpers import random_pair, save_tiny_model
 
+from cpo_ds.data.tokenize import make_pair
 from cpo_ds.model.policy import PolicyModel
 from cpo_ds.recipe import parse_config
 from cpo_ds.schema import TokenizedPair
@@ -62,9 +63,10 @@ def settings(case: Case, model: Path) -> Any:
 
 
 def pairs() -> list[TokenizedPair]:
-    """Pairs of several lengths."""
+    """Pairs of several lengths, one of them with three rejected completions."""
     rng = np.random.RandomState(0)
-    return [random_pair(rng) for _ in range(3)]
+    texts = [([1, 5, 9, *rng.randint(3, 99, length).tolist(), 2], 2) for length in (4, 7, 1, 3)]
+    return [*(random_pair(rng) for _ in range(3)), make_pair(*texts, direction="", origin="")]
 
 
 def result_of(case: Case, model: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ SEGMENTS: dict[str, Segments] = {
     "three pairs of odd sizes": ((5, 3, 1), (1, 1, 1), (13, 1, 7)),
     "no prefix": ((0, 4, 3), (0, 1, 1)),
     "long prefix, one-token branches": ((31, 1, 1),),
+    "up to nine branches": ((5, 3, 1, 4), (2, 1, 3, 1, 2, 1, 1, 4, 1, 2), (0, 3, 2, 2), (4, 2, 3)),
 }
 CPU = torch.device("cpu")
 States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -61,15 +62,15 @@ def plain_attention(
 
 
 def oracle(states: States, segments: Segments, **options: Any) -> torch.Tensor:
-    """Attention over (prefix + chosen) and (prefix + rejected) of each pair apart: [T, H, D]."""
+    """Attention over the prefix and each branch of each pair apart: [T, H, D]."""
     outputs, begin = [], 0
-    for prefix, chosen, rejected in segments:
-        branch, end = begin + prefix + chosen, begin + prefix + chosen + rejected
-        first = torch.arange(begin, branch)
-        second = torch.cat([torch.arange(begin, begin + prefix), torch.arange(branch, end)])
-        outputs.append(plain_attention(*(s[:, first] for s in states), **options))
-        outputs.append(plain_attention(*(s[:, second] for s in states), **options)[prefix:])
-        begin = end
+    for prefix, *branches in segments:
+        shared, begin = torch.arange(begin, begin + prefix), begin + prefix
+        for number, branch in enumerate(branches):
+            own = torch.cat([shared, torch.arange(begin, begin + branch)])
+            attended = plain_attention(*(s[:, own] for s in states), **options)
+            outputs.append(attended if number == 0 else attended[prefix:])
+            begin += branch
     return torch.cat(outputs)
 
 

@@ -42,12 +42,25 @@ def row_of(kind: str, rng: random.Random) -> dict[str, Any]:
         scores = {"kiwi": {name: round(rng.random(), 1) for name in candidates}}
         row = {"language_pair": direction, "source": source}
         return row | {"candidates": candidates, "scores": scores}
-    if kind == "chats":
-        turns = [[{"role": "assistant", "content": answer}] for answer in (chosen, rejected)]
+    several = _several(rejected, rng) if kind.startswith("lists") else []
+    if kind in ("chats", "lists of chats"):
+        turns = [
+            [{"role": "assistant", "content": answer}] for answer in (chosen, rejected, *several)
+        ]
         user = {"role": "user", "content": source}
-        row = {"prompt": [user], "chosen": turns[0], "rejected": turns[1]}
+        of_row = turns[1] if kind == "chats" else turns[2:]
+        row = {"prompt": [user], "chosen": turns[0], "rejected": of_row}
         return row | ({"direction": direction} if rng.random() < 0.7 else {})
+    if kind == "lists":
+        texts = [f" {one}" for one in several]
+        return {"prompt": source, "chosen": f" {chosen}", "rejected": texts}
     return {"prompt": source, "chosen": f" {chosen}", "rejected": f" {rejected}"}
+
+
+def _several(first: str, rng: random.Random) -> list[str]:
+    """None to nine texts, some of them equal, long, or twice in the list."""
+    texts = [first, *(text(rng, 60 if rng.random() < 0.1 else 3) for _ in range(7)), first]
+    return texts[: rng.choice([0, 1, 2, 3, 9])]
 
 
 def write_rows(path: Path, kind: str, count: int, seed: int = 0) -> Path:

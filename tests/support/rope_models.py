@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import torch
-from helpers import sequences
+from helpers import all_sequences
 
 from cpo_ds.schema import TokenizedPair
 
@@ -72,7 +72,7 @@ def rows_around_the_limit(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def logps_alone(model: Any, pairs: list[TokenizedPair]) -> torch.Tensor:
-    """Log-probs of chosen and rejected, [P, 2], by plain transformers.
+    """Log-probs of chosen and rejected, [P, 1 + K], by plain transformers; unused places are 0.
 
     Each sequence is the first that a copy of the model sees: `dynamic` remembers the longest.
     """
@@ -83,6 +83,6 @@ def logps_alone(model: Any, pairs: list[TokenizedPair]) -> torch.Tensor:
         logps = logits[0, :-1].log_softmax(-1)
         return logps.gather(-1, ids[0, 1:, None])[start - 1 :].sum()
 
-    both = [(*sequences(pair), *pair.starts) for pair in pairs]
     with torch.no_grad():
-        return torch.stack([torch.stack([logp(c, i), logp(r, j)]) for c, r, i, j in both])
+        of_pairs = [torch.stack([*map(logp, all_sequences(pair), pair.starts)]) for pair in pairs]
+    return torch.nn.utils.rnn.pad_sequence(of_pairs, batch_first=True)

@@ -8,6 +8,7 @@ from planner_check import Case, measure
     "case",
     [
         Case("llama-25m", 3, "lora"),
+        Case("llama-25m", 2, pairs=2, rejected=8),
         Case("tiny", 1, ranks=2, dtype="bfloat16", states="bfloat16"),
         Case("tiny", 2, ranks=2, dtype="bfloat16", states="bfloat16"),
         Case("tiny", 3, ranks=2, dtype="bfloat16", states="bfloat16"),

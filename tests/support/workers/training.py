@@ -58,12 +58,14 @@ def build(values: dict[str, Any], ranks: Ranks) -> trainer.Run:
 def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     run = build(values, ranks)
     gradients: list[Named] = []
+    at_steps: list[Named] = []
     start = _whole_weights(run.engine)
     update = run.engine._deepspeed.optimizer.step
 
     # Gradients are read in the optimizer's step, before DeepSpeed clears them.
     def record_gradients_then_update(*arguments: Any) -> Any:
         gradients.append(_whole_gradients(run.engine))
+        at_steps.append(_whole_weights(run.engine))
         return update(*arguments)
 
     run.engine._deepspeed.optimizer.step = record_gradients_then_update
@@ -80,6 +82,7 @@ def _train(values: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return {
         "losses": [line["loss"] for line in lines if "loss" in line],
         "gradients": gradients,
+        "at_steps": at_steps,  # weights before each update
         "start": start,
         "weights": weights,
         "micro_batches": [len(batches) for batches in plans],

@@ -21,6 +21,12 @@ def test_the_report_says_the_largest_errors():
     )
 
 
+def test_rows_with_several_rejected_completions_are_named():
+    text = report([LINE, LINE | {"rejected": 8}])
+    assert text.count("| tiny | 3 | LoRA | 2 |") == 1
+    assert "| tiny | 3 | LoRA, 8 rejected completions | 2 |" in text
+
+
 def test_a_page_keeps_a_name_with_a_dot(tmp_path):
     render([LINE], tmp_path / "planner_llama-1.1b_cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["planner_llama-1.1b_cpu.md"]

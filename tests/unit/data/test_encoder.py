@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import transformers
 from doors import tokenizers as kinds
-from helpers import sequences
+from helpers import sequences, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
+from cpo_ds.data import encoder
 from cpo_ds.data.chat import chat_renderer, render_answers
 from cpo_ds.data.encoder import TextEncoder, is_marked, unmarked
 from cpo_ds.data.tokenize import tokenize_rows
@@ -122,6 +123,16 @@ def test_a_pair_has_the_tokens_of_transformers(kind: str, asked: str, answer: st
         whole = tokenizer.apply_chat_template(messages, return_dict=False)
         assert ids == whole[: len(ids)] and ids[-1] == stops[0]
         assert tokenizer.decode(whole[len(ids) :]).strip() == ""
+
+
+def test_many_texts_are_tokenized_in_parts_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = TextEncoder(tiny_tokenizer())
+    texts = [f"the old house {number}" for number in range(10)]
+    texts[4] = tiny.plain("a </s> in a text")
+    whole = tiny.encode(texts)
+    monkeypatch.setattr(encoder, "_AT_ONCE", 3)
+    assert tiny.encode(texts) == whole == [tiny.encode([text])[0] for text in texts]
+    assert tiny.encode([]) == []
 
 
 def test_overlapping_special_tokens_are_characters_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ import pytest
 from helpers import VOCABULARY, all_sequences, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from preference_data import PAIR, read, write
+from preference_data import PAIR, TRIPLET, X_ALMA, read, write, write_parquet
 
 from cpo_ds.data.pack import pack
 from cpo_ds.data.pair_columns import comparisons_of, pairs_fingerprint
 from cpo_ds.data.pair_file import map_file, read_pairs
+from cpo_ds.data.plan import check_budget
 from cpo_ds.data.tokenize import Sharing, make_pair, tokenize_rows
 from cpo_ds.errors import UserError
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.pair_cache import keep_pairs
 from cpo_ds.run.pairs import open_inputs
-from cpo_ds.schema import TokenizedPair
+from cpo_ds.schema import PreferenceRow, TokenizedPair
 
 LIMITS: dict[str, Any] = {"max_prompt_tokens": 99, "max_tokens": 99}
 
@@ -66,6 +68,83 @@ def test_a_bad_text_is_named(tmp_path: Path, rejected: Any, message: str) -> Non
         rows_of(tmp_path, rejected)
 
 
+@pytest.mark.parametrize(
+    "written", ['[" He", " Ho"]', "[' He', ' Ho']", ' ["He"] ', "['He'\n 'Ho']"]
+)
+def test_a_list_that_was_written_as_text_is_refused(tmp_path: Path, written: str) -> None:
+    """A csv file cannot hold a list, and its text would be learnt with brackets and commas."""
+    message = r"field rejected is a list written as text.* csv and tsv\s+have no lists"
+    with pytest.raises(UserError, match=message):
+        rows_of(tmp_path, written)
+    table = tmp_path / "p.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([[*PAIR], [PAIR["prompt"], PAIR["chosen"], written]])
+    with pytest.raises(UserError, match="p.csv, line 2: " + message):
+        read(table, "pairs")
+
+
+def test_texts_with_brackets_are_texts(tmp_path: Path) -> None:
+    for text in ("[1] He", "[He]", "[]", "[1, 2]", '["He"', "[[He]]"):
+        assert rows_of(tmp_path, text)[0] == [(text,)]
+    assert rows_of(tmp_path, '["He"]', chosen='["Hallo"]')[0] == [('["He"]',)]  # meant so
+
+
+def test_lists_of_parquet_files(tmp_path: Path) -> None:
+    rows = [PAIR | {"rejected": texts} for texts in ([" He", " Ho"], [" Hu"], [])]
+    kept, report = read(write_parquet(tmp_path / "p.parquet", rows), "pairs")
+    assert [row.rejected for row in kept] == [(" He", " Ho"), (" Hu",)]
+    assert report.dropped == {"no rejected completion": 1}
+    prompt, *turned = [{"role": "user", "content": "Hi?"}], *turns("Hallo", "He", "Ho")
+    chats = [{"prompt": prompt, "chosen": turned[0], "rejected": turned[1:]}]
+    kept, _ = read(write_parquet(tmp_path / "c.parquet", chats), "pairs")
+    assert kept[0].rejected == ("He</assistant>", "Ho</assistant>")
+
+
+@pytest.mark.parametrize("rejected", [None, "missing"])
+def test_a_row_without_a_rejected_text_is_named(tmp_path: Path, rejected: str | None) -> None:
+    row = {name: PAIR[name] for name in ("prompt", "chosen")}
+    row |= {} if rejected else {"rejected": None}
+    with pytest.raises(UserError, match=r"p\.jsonl, line 2: field rejected is missing"):
+        read(write(tmp_path / "p.jsonl", [PAIR, row]), "pairs")
+
+
+def test_other_formats_have_one_rejected_text(tmp_path: Path) -> None:
+    row = X_ALMA | {"reject": ["He", "Ho"]}
+    with pytest.raises(UserError, match=r"field reject is not a string but \['He', 'Ho'\]"):
+        read(write(tmp_path / "x.jsonl", [row]), "x-alma")
+    (kept,), _ = read(write(tmp_path / "t.jsonl", [TRIPLET]), "triplets", scorer="kiwi")
+    assert kept.rejected == ("He",)  # the worst of three
+
+
+def test_fifty_texts_make_one_pair_and_a_row_over_the_budget_is_named() -> None:
+    texts = tuple(f" {number} Haus" for number in range(50))
+    row = PreferenceRow("Translate: a ->", " das", texts, "", "p.jsonl:7")
+    (pair,), report = tokenize_rows([row], tiny_tokenizer(), **LIMITS)
+    assert pair.num_comparisons == report.comparisons == 50
+    check_budget([pair], len(pair.tokens))
+    with pytest.raises(UserError) as caught:
+        check_budget([pair], len(pair.tokens) - 1)
+    message = str(caught.value)
+    assert f"pair at p.jsonl:7 has {len(pair.tokens)} unique tokens with its 50 rejected" in message
+    assert message.endswith("or give it fewer rejected completions.")
+
+
+def test_boundaries_that_merge_otherwise_in_each_branch() -> None:
+    """Branches share what no merge changed; each is scored from its own first token."""
+    prompt = "Translate this from English to German:\nEnglish: a\nGerman"
+    texts = (":das alte Haus", " x", ":", "Haus", ": b")
+    row = PreferenceRow(prompt, texts[0], texts[1:], "", "p.jsonl:1")
+    tokenizer = tiny_tokenizer()
+    (pair,), report = tokenize_rows([row], tokenizer, **LIMITS)
+    assert report.merged_boundaries == 1 and len(set(pair.starts)) == 2
+    alone = tokenizer(prompt, add_special_tokens=False).input_ids
+    for tokens, start, text in zip(all_sequences(pair), pair.starts, texts, strict=True):
+        whole = tokenizer(prompt + text, add_special_tokens=False).input_ids
+        assert tokens[-len(whole) - 1 : -1] == whole and tokens[-1] == tokenizer.eos_token_id
+        own = start - (len(tokens) - 1 - len(whole))
+        assert whole[:own] == alone[:own] and (own == len(alone) or whole[own] != alone[own])
+
+
 def turns(*answers: str) -> list[list[dict[str, str]]]:
     return [[{"role": "assistant", "content": answer}] for answer in answers]
 
@@ -84,8 +163,6 @@ def test_conversations_may_be_several_too(tmp_path: Path) -> None:
 
 
 def test_tokens_that_are_no_comparison_are_dropped_and_counted() -> None:
-    from cpo_ds.schema import PreferenceRow
-
     rows = [
         PreferenceRow("a", " b", (" c", " q7" * 90, " e"), "", "r:1"),
         PreferenceRow("a", " b", (" q7" * 90, " 9w" * 90), "", "r:2"),

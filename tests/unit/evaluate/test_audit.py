@@ -146,6 +146,14 @@ def test_each_of_several_rejected_texts_counts(
     assert "of 3 pairs" in capsys.readouterr().err
 
 
+def test_rows_without_any_rejected_text_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"prompt": "a", "chosen": GERMAN, "rejected": [], "direction": "en-de"}
+    error = refused(capsys, "audit", "--pairs", str(rows_file(tmp_path, pair)))
+    assert "no row has a rejected text" in error
+
+
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(rows_file(tmp_path, row()))
     assert "field direction is missing" in refused(capsys, "audit", "--pairs", path)

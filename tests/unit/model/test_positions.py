@@ -75,6 +75,21 @@ def test_each_sequence_gets_its_own_positions(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", CHANGING)
+def test_each_of_several_rejected_texts_gets_its_own_positions(tmp_path: Path, name: str) -> None:
+    config = recipe(tmp_path, name)
+    rows = rows_around_the_limit(16)
+    texts = [row["rejected"] for row in rows]
+    lists = [row | {"rejected": texts[n : n + 1 + n % 4]} for n, row in enumerate(rows)]
+    write(tmp_path / "pairs.jsonl", lists)
+    pairs = prepare_pairs(config, prints_counts=False).train
+    assert {pair.num_comparisons for pair in pairs} == {1, 2, 3, 4}
+    assert {pair.num_prefix > 0 for pair in pairs} == {True, False}
+    policy, plain = load(config)
+    actual = packed_logps(policy, pairs, len(pairs))
+    torch.testing.assert_close(actual, logps_alone(plain, pairs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHANGING)
 def test_negative_control_by_the_longest_position_of_the_row(tmp_path: Path, name: str) -> None:
     config = recipe(tmp_path, name)
     pairs = prepare_pairs(config, prints_counts=False).train

@@ -134,7 +134,9 @@ def test_kernels_are_deterministic_if_torch_s_are_to_be(
     assert [call.deterministic for call in calls] == [deterministic]
 
 
-GPU_SEGMENTS: Segments = ((55, 45, 47), (1, 1, 1), (0, 33, 1), (130, 7, 64), (63, 65, 129))
+GPU_SEGMENTS: Segments = (
+    (55, 45, 47), (1, 1, 1), (0, 33, 1), (130, 7, 64), (63, 65, 129), (40, 20, 33, 9, 17, 65, 1),
+)  # fmt: skip
 # Relative norm-wise errors to expect of outputs and gradients rounded to 8 and 11 bits.
 TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 

@@ -212,6 +212,21 @@ def test_texts_of_each_format_come_from_the_data(
     assert "pairs that gained most" in text and "pairs that lost most" in text
 
 
+def test_several_rejected_texts_are_counted_and_very_many_cut_short(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Good day.", "chosen": "CHOSEN", "rejected": [f"R{n}!" for n in range(count)]}
+        for count in (3, 50)
+    ]
+    path = tmp_path / "rows.jsonl"
+    write(path, rows)
+    origins = [(f"{path}:{number}", "") for number in (1, 2)]
+    text = page_of(
+        with_pairs(tmp_path / "run", {"format": "pairs", "path": str(path)}, origins)
+    ).text
+    assert "rejected, 1 of 3R0!" in text and "rejected, 3 of 3R2!" in text
+    assert "rejected, 8 of 50R7!" in text and "R8!" not in text and "and 42 more" in text
+
+
 def test_the_built_in_sample_is_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

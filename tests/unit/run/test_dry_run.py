@@ -13,6 +13,8 @@ from helpers import save_tiny_model
 from preference_data import write
 
 from cpo_ds.errors import UserError
+from cpo_ds.planner.outlines import Outlines
+from cpo_ds.planner.row_shape import RowShape
 from cpo_ds.ranks.place import Place
 from cpo_ds.recipe import parse_config
 from cpo_ds.run.dry_run import check_folder, dry_run, folder_line
@@ -64,6 +66,29 @@ def test_everything_is_shown_and_nothing_written(
     assert "memory: 2 GPU(s) would need about " in printed
     assert f"output_dir: {tmp_path}/out; the run would begin anew\n" in printed
     assert printed.endswith("Without --dry-run this run starts.\n") and "\033" not in printed
+
+
+def test_lists_of_rejected_texts_are_counted_and_planned(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    rows = [row | {"rejected": [row["rejected"], " no", " so", "?"]} for row in ROWS]
+    config = config_of(model, tmp_path, data={"path": str(write(tmp_path / "many.jsonl", rows))})
+    planned: list[RowShape] = []
+
+    def outlines(shape: None, rows: RowShape, **options: Any) -> Outlines:
+        planned.append(rows)
+        return Outlines(shape, rows, **options)
+
+    monkeypatch.setattr("cpo_ds.run.dry_run.Outlines", outlines)
+    dry_run(config, Place("none"))
+    printed = capsys.readouterr().out
+    assert "training pairs: 9\n" in printed
+    assert "  rejected completions of these pairs: 36\n" in printed
+    first = printed.partition("training pair 1 of 9")[2].partition("  tokens")[0]
+    assert [line.split()[0] for line in first.splitlines()[2:] if line] == [
+        "prompt", "chosen", *("rejected",) * 4,
+    ]  # fmt: skip
+    assert [rows.rejected for rows in planned] == [4]
 
 
 # A part that is wrong -> the message, that of a run.

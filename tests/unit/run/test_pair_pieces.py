@@ -41,6 +41,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "parsed": ("pairs", {"data": {"special_tokens": "parsed"}}),
     "neither": ("pairs", {"data": {}}),
     "chats": ("chats", {"data": {"eval_fraction": 0.1}}),
+    "lists": ("lists", {"data": PLAIN | {"eval_fraction": 0.1}}),
+    "short lists": ("lists", {"data": PLAIN | {"max_prompt_tokens": 70, "max_tokens": 60}}),
+    "lists of chats": ("lists of chats", {"data": {"eval_fraction": 0.1}}),
     "rows of their own": ("x-alma", {"data": {"eval_path": "HELD_OUT"}}),
 }
 
@@ -48,7 +51,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 def recipe(folder: Path, name: str, count: int = 120) -> Config:
     kind, sections = SETTINGS[name]
     path = pair_rows.write_rows(folder / "rows.jsonl", kind, count)
-    data = {"format": "pairs" if kind == "chats" else kind} | sections.get("data", {})
+    is_format = kind in ("x-alma", "alma-r", "triplets", "pairs")
+    data = {"format": kind if is_format else "pairs"} | sections.get("data", {})
     if data.get("eval_path"):
         data["eval_path"] = str(pair_rows.write_rows(folder / "held_out.jsonl", kind, 30, seed=9))
     return pair_rows.make(folder, path, **sections | {"data": data})
