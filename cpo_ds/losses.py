@@ -148,7 +148,7 @@ def _log_all_before(gaps: torch.Tensor, tied: torch.Tensor) -> torch.Tensor:
     most = gaps.shape[2]
     step = min(0.2, 0.9 / math.sqrt(most))  # the more members, the narrower the peak
     end = math.log(most + 12 * math.sqrt(most) + 40)
-    log_t = torch.arange(-20.0, end, step, dtype=gaps.dtype, device=gaps.device)
+    log_t = torch.arange(-32.0, end, step, dtype=gaps.dtype, device=gaps.device)
     # log(1 - exp(-exp(y))), which is 0 for large y and y for small ones. What makes y very small is
     # added after the integral, in which its digits would be lost.
     gaps = gaps[..., None]

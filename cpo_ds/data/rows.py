@@ -78,7 +78,10 @@ class RowReport:
                 f"{self.above}"
             )
         if self.tied:
-            dropped.append(f"  comparisons with equal scores, which give no order: {self.tied}")
+            dropped.append(
+                "  comparisons with equal scores, which have no margin and no order in a ranking: "
+                f"{self.tied}"
+            )
         rewritten = [
             "  with another prompt than a model gets later, because the chat template writes it "
             "otherwise before an answer (data.chat_template_kwargs may change that): "
@@ -214,8 +217,8 @@ def check_rows(report: RowReport, data: DataConfig, path: str | None = None) -> 
         reasons = ", ".join(f"{reason}: {n}" for reason, n in report.dropped.most_common())
         raise UserError(
             f"{location}: no pair is left of {report.read} rows (dropped: {reasons}); check "
-            "data.directions, and that chosen and rejected differ in the data"
-            f"{', and that higher scores are better' if ABOVE in report.dropped else ''}."
+            "data.directions, and that chosen and rejected differ in the data."
+            f"{' Of scores, higher ones must be better.' if ABOVE in report.dropped else ''}"
         )
     if report.unscored:
         raise UserError(

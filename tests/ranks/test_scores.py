@@ -83,7 +83,9 @@ def runs(folder: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
         recipes = [values_of(folder, name, ranks) for name in RUNS]
         for done in on_ranks(training.run_each, [recipes], ranks=ranks):
             assert done.code == 0, done.output
-            assert done.output.count("comparisons with equal scores, which give no order: ") in (
+            assert done.output.count(
+                "comparisons with equal scores, which have no margin and no order in a ranking: "
+            ) in (
                 0,  # on ranks that print nothing
                 2 * (len(RUNS) - 1),  # of training and held-out rows
             )

@@ -120,9 +120,13 @@ def test_a_rejected_text_above_the_chosen_one_is_dropped_and_counted(tmp_path: P
     assert report.above == 1 and report.tied == 1
     lines = report.lines()
     line = "  rejected completions dropped from pairs, scored above the chosen one: 1"
-    assert line in lines and "  comparisons with equal scores, which give no order: 1" in lines
+    assert (
+        line in lines
+        and "  comparisons with equal scores, which have no margin and no order in a ranking: 1"
+        in lines
+    )
     with pytest.raises(
-        UserError, match=r"above the chosen one: 1.*and that higher scores are bett"
+        UserError, match=r"above the chosen one: 1.*Of scores, higher ones must"
     ):
         scores_of(tmp_path, data[1])
 
