@@ -125,9 +125,7 @@ def test_a_rejected_text_above_the_chosen_one_is_dropped_and_counted(tmp_path: P
         and "  comparisons with equal scores, which have no margin and no order in a ranking: 1"
         in lines
     )
-    with pytest.raises(
-        UserError, match=r"above the chosen one: 1.*Of scores, higher ones must"
-    ):
+    with pytest.raises(UserError, match=r"above the chosen one: 1.*Of scores, higher ones must"):
         scores_of(tmp_path, data[1])
 
 
@@ -208,6 +206,18 @@ def test_other_objectives_have_the_pairs_of_rows_without_scores(tmp_path: Path) 
     # A change of the objective makes the pairs anew.
     ranked, said, _ = pairs_in_file(config_of(tmp_path, rows))
     assert said and all(pair.scores for pair in ranked)
+
+
+def test_processes_that_share_the_work_read_scores_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, rows_with_scores())
+    train, _, content = pairs_in_file(config)
+    monkeypatch.setattr(pair_cache, "FEW", 0)
+    other = config.model_copy(update={"output_dir": str(tmp_path / "other")})
+    again, said, same = pairs_in_file(other)
+    assert said and content == same
+    assert [pair.scores for pair in again] == [pair.scores for pair in train]
 
 
 def test_a_file_of_an_older_version_is_not_taken(
