@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Case:
     recomputes: bool = False
     versions: tuple[str, ...] = tuple(NEWEST.values())
     change: str | None = None
+    loss: str = "cpo"
+    score_margin: float = 0.0
 
 
 def settings(case: Case, model: Path) -> Any:
@@ -54,7 +56,8 @@ def settings(case: Case, model: Path) -> Any:
             "gradient_checkpointing": case.recomputes,
             "head_chunk_tokens": 16,
         },
-        "data": {"format": "sample"},
+        "data": {"format": "pairs", "path": "pairs.jsonl"},  # which is not read
+        "loss": {"name": case.loss, "score_margin": case.score_margin},
     }
     if case.training == "lora":
         values["lora"] = {"rank": 4, "dropout": 0.05, "target_modules": ["down_proj"]}
@@ -62,9 +65,9 @@ def settings(case: Case, model: Path) -> Any:
 
 
 def pairs() -> list[TokenizedPair]:
-    """Pairs of several lengths."""
+    """Pairs of several lengths, with scores."""
     rng = np.random.RandomState(0)
-    return [random_pair(rng) for _ in range(3)]
+    return [replace(random_pair(rng), scores=(2.0, 1.0)) for _ in range(3)]
 
 
 def result_of(case: Case, model: Path) -> dict[str, Any]:
