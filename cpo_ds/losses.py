@@ -149,14 +149,13 @@ def _log_all_before(gaps: torch.Tensor, tied: torch.Tensor) -> torch.Tensor:
     step = min(0.2, 0.9 / math.sqrt(most))  # the more members, the narrower the peak
     end = math.log(most + 12 * math.sqrt(most) + 40)
     log_t = torch.arange(-32.0, end, step, dtype=gaps.dtype, device=gaps.device)
-    # log(1 - exp(-exp(y))), which is 0 for large y and y for small ones. What makes y very small is
-    # added after the integral, in which its digits would be lost.
+    # log(1 - exp(-exp(y))), which is 0 for large y and y - exp(y) / 2 for small ones. What makes y
+    # very small is added after the integral, in which its digits would be lost.
     gaps = gaps[..., None]
     low, y = gaps.clamp(max=0.0), gaps + log_t
     middle = y.clamp(-15.0, 5.0)
-    log_before = torch.where(
-        y < -15.0, gaps - low + log_t, (-torch.expm1(-middle.exp())).log() - low
-    )
+    of_small = gaps - low + log_t - y.clamp(max=-15.0).exp() / 2
+    log_before = torch.where(y < -15.0, of_small, (-torch.expm1(-middle.exp())).log() - low)
     log_product = torch.where(tied[..., None], log_before, 0.0).sum(2)
     integral = (log_product + log_t - log_t.exp()).logsumexp(2) + math.log(step)
     return integral + torch.where(tied, low[..., 0], 0.0).sum(2)

@@ -103,6 +103,15 @@ def test_many_ties_stay_exact(tied: int) -> None:
     assert loss.item() == pytest.approx(math.log(tied + 1), rel=1e-9)
 
 
+@pytest.mark.parametrize("gap", [-40.0, -15.2, -14.8, 0.3, 5.0, 40.0])
+def test_two_ties_by_their_formula_at_any_distance(gap: float) -> None:
+    """Weights a and a above 1: a / (2a + 1) a / (a + 1), twice."""
+    a = math.exp(gap)
+    expected = -math.log(2) - 2 * gap + math.log1p(2 * a) + math.log1p(a)
+    loss = ranked([gap, gap, 0.0], [1.0, 1.0, 0.0])
+    assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-13)
+
+
 def test_far_logits_have_a_finite_loss_and_gradients() -> None:
     row = torch.tensor([[0.0, -3000.0, 3000.0, 2500.0, -2500.0]], requires_grad=True)
     scores = torch.tensor([[2.0, 2.0, 2.0, 1.0, 0.0]])
