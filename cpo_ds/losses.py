@@ -1,13 +1,16 @@
 """Preference objectives as pure functions of the log-probs of chosen and rejected completions.
 
-Each preference function takes the log-probs of chosen completions, [P, 1], of rejected ones,
-[P, K], and the `loss` section of the configuration. It returns a term for each comparison, [P, K].
+Each pairwise function takes the log-probs of chosen completions, [P, 1], of rejected ones, [P, K],
+and the `loss` section of the configuration. It returns a term for each comparison, [P, K]. Those of
+chosen completions are [P, K] if scores set a target margin for each comparison (`_less_margins`).
+`plackett_luce` takes all completions of a pair together and returns a term for each pair, [P].
 `step_share` turns the terms of a micro-batch into its share of the loss of the global batch: the
 shares of all micro-batches and ranks add up to it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,7 +29,7 @@ class PairTerms:
     log-probs are averaged over tokens; for dpo those of the reference are subtracted.
     """
 
-    preference: torch.Tensor  # [P], mean over the pair's comparisons
+    preference: torch.Tensor  # [P], mean over the pair's comparisons, or of its ranking
     nll: torch.Tensor  # [P], sum over tokens, or mean if loss.nll_reduction is "pair"
     rewards_chosen: torch.Tensor  # [P]
     rewards_rejected: torch.Tensor  # [P, K]
@@ -86,7 +89,76 @@ def arpo(logps: PairLogps, loss: LossConfig) -> torch.Tensor:
     tau = loss.arpo_scale * (loss.arpo_rate * gap).clamp(max=20.0).exp() - 1
     tau = tau.clamp(min=loss.arpo_floor, max=1.0)
     tau = tau.detach() if loss.arpo_detach else tau
-    return _smooth_sigmoid(logps.chosen[:, None] - tau * logps.rejected, loss)
+    chosen = _less_margins(logps.chosen[:, None], logps, loss)
+    return _smooth_sigmoid(chosen - tau * logps.rejected, loss)
+
+
+def _less_margins(chosen: torch.Tensor, logps: PairLogps, loss: LossConfig) -> torch.Tensor:
+    """The log-probs of chosen completions, [P, 1], less the target margins that scores set, [P, K].
+
+    Inside the sigmoid this subtracts `loss.score_margin` times the difference of the scores, an
+    offset as in arXiv 2402.10571.
+    """
+    if not loss.score_margin:
+        return chosen
+    assert logps.scores is not None
+    margins = loss.score_margin * (logps.scores[:, :1] - logps.scores[:, 1:])
+    return chosen - margins / loss.beta
+
+
+def plackett_luce(
+    logits: torch.Tensor, scores: torch.Tensor, is_there: torch.Tensor
+) -> torch.Tensor:
+    """-log-likelihood that completions are ranked as their scores say, [P]; all others [P, N].
+
+    In the model of Luce (1959) and Plackett (1975) the best of N completions is drawn with
+    probabilities proportional to exp(logit), then the next best of those left: the product over
+    completions i of exp(logit_i) / (exp(logit_i) + sum of exp(logit_j) over all j ranked below i).
+    arXiv 2305.18290, appendix A.3, has it for DPO. Completions with equal scores get no order among
+    themselves: the likelihood is that of all rankings that agree with the scores, together. Those
+    at the bottom add nothing. Where `is_there` is False there is no completion.
+    """
+    below = (scores[:, None, :] < scores[:, :, None]) & is_there[:, None, :]  # [P, N, N]: j below i
+    tied = (scores[:, None, :] == scores[:, :, None]) & is_there[:, None, :]
+    rest = torch.where(below, logits[:, None, :], _NOTHING).logsumexp(2)
+    ahead = torch.where(
+        tied.sum(2) == 1,
+        F.logsigmoid(logits - rest),
+        _log_all_before(logits[:, None, :] - rest[:, :, None], tied),
+    )
+    # One term for each level of scores, that of its first completion.
+    is_first = ~(tied.tril(-1)).any(2)
+    return -torch.where(is_there & is_first & below.any(2), ahead, 0.0).sum(1)
+
+
+_NOTHING = -1e30  # a logit whose exp is 0; an infinite one would give NaN gradients
+
+
+def _log_all_before(gaps: torch.Tensor, tied: torch.Tensor) -> torch.Tensor:
+    """The log-probability that all of a group are drawn before all of the rest, [P, N].
+
+    `gaps` are the members' logits less the rest's log-sum-exp, `tied` says who is a member, both
+    [P, N, N]. Of exponential waiting times with the rates exp(logit), the shortest comes first with
+    the model's probabilities. So the probability is the mean of the product of 1 - exp(-exp(gap) t)
+    over an exponential time t, the rest's: the exact treatment of ties in Cox's regression
+    (Kalbfleisch and Prentice 1973), whose likelihood has the same form. The integral over log t by
+    the trapezoidal rule, since its error falls exponentially with the step: far below float32's
+    rounding.
+    """
+    most = gaps.shape[2]
+    step = min(0.2, 0.9 / math.sqrt(most))  # the more members, the narrower the peak
+    end = math.log(most + 12 * math.sqrt(most) + 40)
+    log_t = torch.arange(-32.0, end, step, dtype=gaps.dtype, device=gaps.device)
+    # log(1 - exp(-exp(y))), which is 0 for large y and y - exp(y) / 2 for small ones. What makes y
+    # very small is added after the integral, in which its digits would be lost.
+    gaps = gaps[..., None]
+    low, y = gaps.clamp(max=0.0), gaps + log_t
+    middle = y.clamp(-15.0, 5.0)
+    of_small = gaps - low + log_t - y.clamp(max=-15.0).exp() / 2
+    log_before = torch.where(y < -15.0, of_small, (-torch.expm1(-middle.exp())).log() - low)
+    log_product = torch.where(tied[..., None], log_before, 0.0).sum(2)
+    integral = (log_product + log_t - log_t.exp()).logsumexp(2) + math.log(step)
+    return integral + torch.where(tied, low[..., 0], 0.0).sum(2)
 
 
 def _smooth_sigmoid(logits: torch.Tensor, loss: LossConfig) -> torch.Tensor:
@@ -118,15 +190,30 @@ def pair_terms(logps: PairLogps, loss: LossConfig) -> PairTerms:
         preference = torch.zeros_like(rejected)
     elif loss.name == "arpo":
         preference = arpo(logps, loss)
+    elif loss.name == "plackett-luce":
+        preference = _ranked(logps, loss)
     else:
-        preference = _OF_LOGPS[loss.name](chosen[:, None], rejected, loss)
+        better = _less_margins(chosen[:, None], logps, loss)
+        preference = _OF_LOGPS[loss.name](better, rejected, loss)
+    if preference.dim() == 2:
+        preference = (preference * logps.comparison_shares).sum(1)
     nll = -logps.chosen
     return PairTerms(
-        preference=(preference * logps.comparison_shares).sum(1),
+        preference=preference,
         nll=nll / logps.num_chosen_tokens if loss.nll_reduction == "pair" else nll,
         rewards_chosen=loss.beta * chosen.detach(),
         rewards_rejected=loss.beta * rejected.detach(),
     )
+
+
+def _ranked(logps: PairLogps, loss: LossConfig) -> torch.Tensor:
+    """`plackett_luce` of the completions of each pair, with logits beta log pi(y|x), [P]."""
+    assert logps.scores is not None
+    is_rejected = logps.comparison_shares > 0
+    is_there = torch.cat([torch.ones_like(is_rejected[:, :1]), is_rejected], dim=1)
+    # Less the chosen one's, which changes no ranking and keeps digits.
+    gaps = loss.beta * (logps.rejected - logps.chosen[:, None])
+    return plackett_luce(F.pad(gaps, (1, 0)), logps.scores, is_there)
 
 
 def nll_denominator(totals: StepTotals, loss: LossConfig) -> int:

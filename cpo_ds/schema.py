@@ -21,7 +21,8 @@ class PreferenceRow:
     `direction` is like `"en-de"`, or `""` if it is not known. `origin` is the row's file and line,
     like `"pairs.jsonl:12"`, for messages. `is_chat` says that a chat template rendered the texts,
     with the tokens that begin a conversation and end a turn. Texts that spell a special token are
-    marked (see `data.encoder`).
+    marked (see `data.encoder`). `scores` are those of chosen, then of each rejected completion, if
+    the objective needs them; none of the rejected ones is above the chosen one.
     """
 
     prompt: str
@@ -30,6 +31,7 @@ class PreferenceRow:
     direction: str
     origin: str
     is_chat: bool = False
+    scores: tuple[float, ...] | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -46,7 +48,8 @@ class TokenizedPair:
     each, so that no branch is empty. `branch_lengths` and `starts` have an entry for the chosen
     completion, then one for each rejected one. A start indexes the first scored token in
     `prefix + branch`, and is at least 1. `reference_logps` are the log-probs of the completions
-    under DPO's reference model, if they were computed before training.
+    under DPO's reference model, if they were computed before training; `scores` are the
+    completions' scores, if the objective needs them.
     """
 
     tokens: np.ndarray  # int32, prefix · chosen branch · rejected branches
@@ -56,6 +59,7 @@ class TokenizedPair:
     direction: str
     origin: str
     reference_logps: tuple[float, ...] | None = None
+    scores: tuple[float, ...] | None = None  # numbers that float32 holds exactly
 
     @property
     def num_comparisons(self) -> int:
@@ -105,6 +109,7 @@ class PackedBatch:
     pair_indices: tuple[int, ...]  # P indices into the data set
     counted: bool = True  # False: a stand-in that keeps ranks in step; it must not count
     reference_logps: torch.Tensor | None = None  # [P, 1 + K] float32: chosen, rejected; precomputed
+    scores: torch.Tensor | None = None  # [P, 1 + K] float32: chosen, rejected
 
     @property
     def num_pairs(self) -> int:
@@ -117,7 +122,7 @@ class PackedBatch:
         """A policy's log-probs of this micro-batch, and those of the reference if there are any."""
         assert rejected.shape == self.num_rejected_tokens.shape  # [P] would broadcast to [P, P]
         counts = (self.num_chosen_tokens, self.num_rejected_tokens, self.comparison_shares)
-        return PairLogps(chosen, rejected, *counts, *reference)
+        return replace(PairLogps(chosen, rejected, *counts, *reference), scores=self.scores)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
@@ -146,6 +151,7 @@ class PairLogps:
     """Log-probs of one micro-batch's completions: sums over tokens, float32.
 
     `reference_*` are the log-probs under DPO's reference model, or None if the objective has none.
+    So are `scores`, those of the completions in the data.
     """
 
     chosen: torch.Tensor  # [P]
@@ -155,6 +161,7 @@ class PairLogps:
     comparison_shares: torch.Tensor  # [P, K]: 1 / k for each of a pair's k comparisons, 0 there
     reference_chosen: torch.Tensor | None = None  # [P]
     reference_rejected: torch.Tensor | None = None  # [P, K]
+    scores: torch.Tensor | None = None  # [P, 1 + K]: chosen, rejected
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def assemble(
         chosen = [(0, ~held), (0, held)]
 
     # Write both parts, and after them what the file holds.
-    writer, names = PairWriter(file), (_Numbers(), _Numbers())
+    writer = PairWriter(file, with_scores=maker.with_scores)
+    names = (_Numbers(), _Numbers())
     parts = [_write_part(writer, sources, which, mask, maker, names) for which, mask in chosen]
     directions, files = (list(numbers.texts) for numbers in names)
     places = [name.partition("\0") for name in files]
@@ -224,7 +225,8 @@ def _block(
     chosen = rows[is_pair]  # among the piece's pairs
     counts = columns.counts
     origins = [columns.rows[int(row)] for row in np.flatnonzero(rows & is_pair)]
-    branches = columns.branches[np.repeat(chosen, columns.completions)]
+    of_chosen = np.repeat(chosen, columns.completions)
+    branches, scores = columns.branches[of_chosen], columns.scores
     block = Block(
         columns.tokens[np.repeat(chosen, counts)],
         _offsets(counts[chosen]),
@@ -237,6 +239,7 @@ def _block(
             [names[1][prefix + file.removeprefix(place)] for _, file, _ in origins], np.int32
         ),
         line=np.array([line for _, _, line in origins], np.int64),
+        scores=None if scores is None else scores[of_chosen],
     )
     return block, columns.flags[is_pair][chosen]
 

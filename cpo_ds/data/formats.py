@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cpo_ds.data.pair_rows import Texts, pick_pair
+from cpo_ds.data.pair_rows import SAME_TEXTS, Texts, pick_pair
 from cpo_ds.data.prompts import RenderChat, parse_direction
 from cpo_ds.data.sameness import best_and_worst, distinct
 from cpo_ds.data.scorers import lower_is_better
@@ -20,7 +20,7 @@ from cpo_ds.settings.data import DataConfig
 
 _ALMA_SCORERS = ("kiwi", "xcomet", "kiwi_xcomet")
 MEAN_SPELLINGS = ("kiwi_xcomet", "xcomet_kiwi", "kiwi-xcomet", "xcomet-kiwi")
-_NO_VERDICT, SAME_TEXTS = "all scores equal", "chosen equals rejected"
+_NO_VERDICT = "all scores equal"
 LEXICAL = ("chrf", "bleu")  # metrics that always compare strings with the reference
 
 
@@ -35,8 +35,10 @@ class Format(NamedTuple):
     pick: Callable[[RawRow, str], Texts | str]
 
 
-def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
-    """The format with the name `data.format`."""
+def format_of(
+    data: DataConfig, render_chat: RenderChat | None, *, with_scores: bool = False
+) -> Format:
+    """The format with the name `data.format`; `with_scores` says to read those of `pairs`."""
     if data.format == "alma-r":
         scorer = "kiwi_xcomet" if data.scorer in MEAN_SPELLINGS else data.scorer
         return Format(_alma_directions, lambda raw, direction: _pick_alma(raw, direction, scorer))
@@ -48,7 +50,8 @@ def format_of(data: DataConfig, render_chat: RenderChat | None) -> Format:
         return Format(_language_pair, lambda raw, _: _three_texts(raw, "rejected"))
     required = data.directions is not None
     return Format(
-        lambda raw: _pair_direction(raw, required), lambda raw, _: pick_pair(raw, render_chat)
+        lambda raw: _pair_direction(raw, required),
+        lambda raw, _: pick_pair(raw, render_chat, with_scores=with_scores),
     )
 
 

@@ -44,7 +44,8 @@ def pack(
         ),
         pair_indices=tuple(int(i) for i in indices),
         counted=counted,
-        reference_logps=_reference_logps(selected, most),
+        reference_logps=_of_completions([pair.reference_logps for pair in selected], most),
+        scores=_of_completions([pair.scores for pair in selected], most),
     )
 
 
@@ -61,9 +62,9 @@ def pack_micro_batch(
     return pack(pairs, (stand_in,), counted=False)
 
 
-def _reference_logps(pairs: Sequence[TokenizedPair], most: int) -> torch.Tensor | None:
-    """The precomputed log-probs under the reference model, [P, 1 + K]; None if there are none."""
-    known = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
+def _of_completions(of_pairs: Sequence[Sequence[float] | None], most: int) -> torch.Tensor | None:
+    """A number for each completion, [P, 1 + K] float32; None if there are none."""
+    known = [numbers for numbers in of_pairs if numbers is not None]
     return _filled(known, 1 + most, 0.0) if known else None
 
 

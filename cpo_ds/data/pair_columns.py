@@ -37,6 +37,7 @@ class Block:
     direction: np.ndarray  # int32, into `Names.directions`
     file: np.ndarray  # int32, into `Names.files`
     line: np.ndarray  # int64, counted from 1
+    scores: np.ndarray | None = None  # float32, of the completions of all pairs
 
     def __len__(self) -> int:
         return len(self.line)
@@ -51,6 +52,7 @@ class Block:
             starts=tuple(self.starts[begin:end].tolist()),
             direction=names.directions[self.direction[index]],
             origin=f"{names.files[self.file[index]]}:{self.line[index]}",
+            scores=None if self.scores is None else tuple(self.scores[begin:end].tolist()),
         )
 
 
@@ -165,12 +167,12 @@ def _with_logps(pair: TokenizedPair, logps: np.ndarray) -> TokenizedPair:
 
 
 def pairs_fingerprint(pairs: Iterable[TokenizedPair]) -> str:
-    """A fingerprint of all pairs' tokens, layout and order: 16 hexadecimal digits."""
+    """A fingerprint of all pairs' tokens, layout, scores and order: 16 hexadecimal digits."""
     if isinstance(pairs, PairColumns) and pairs.fingerprint is not None:
         return pairs.fingerprint
     digest = PairsDigest()
     for pair in pairs:
-        digest.add(pair.tokens, pair.num_prefix, pair.branch_lengths, pair.starts)
+        digest.add(pair.tokens, pair.num_prefix, pair.branch_lengths, pair.starts, pair.scores)
     return digest.text()
 
 
@@ -186,25 +188,31 @@ class PairsDigest:
         num_prefix: int,
         branch_lengths: Sequence[int],
         starts: Sequence[int],
+        scores: Sequence[float] | None = None,
     ) -> None:
-        """Adds a pair: its tokens, and where its parts begin.
+        """Adds a pair: its tokens, where its parts begin, and its scores if it has any.
 
         The lengths of branches count if there are more than two, so that the fingerprint of pairs
         with one rejected completion each is that of older versions.
         """
         numbers = [num_prefix, *starts, *(branch_lengths if len(starts) > 2 else ())]
-        self._digest.update(tokens.tobytes() + ",".join(map(str, numbers)).encode() + b";")
+        text = ",".join(map(str, numbers))
+        if scores is not None:
+            text += f"|{','.join(map(str, scores))}"
+        self._digest.update(tokens.tobytes() + text.encode() + b";")
 
     def add_block(self, block: Block) -> None:
         """Adds the pairs of a block."""
         lengths, starts = block.branch_lengths.tolist(), block.starts.tolist()
+        scores = None if block.scores is None else block.scores.tolist()
         edges = zip(
             pairwise(block.offsets.tolist()), pairwise(block.branch_offsets.tolist()), strict=True
         )
         for ((begin, end), (first, last)), prefix in zip(
             edges, block.num_prefix.tolist(), strict=True
         ):
-            self.add(block.tokens[begin:end], prefix, lengths[first:last], starts[first:last])
+            parts = (lengths[first:last], starts[first:last], scores and scores[first:last])
+            self.add(block.tokens[begin:end], prefix, *parts)
 
     def text(self) -> str:
         """The fingerprint of all pairs so far: 16 hexadecimal digits."""

@@ -19,7 +19,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from cpo_ds.data.pair_columns import Block, Names, PairColumns
 from cpo_ds.ranks.liveness import count_work
 
-FORMAT = 2  # another format, or another way from rows to pairs, takes another number
+FORMAT = 3  # another format, or another way from rows to pairs, takes another number
 _MARK = b"cpopairs"
 _CHUNK = 2**24
 _NUMBERS = ("num_prefix", "direction", "file")
@@ -30,6 +30,7 @@ _SCHEMA = pa.schema([
     *((name, pa.int32()) for name in _NUMBERS),
     ("line", pa.int64()),
 ])  # fmt: skip
+_SCORES = pa.field("scores", pa.list_(pa.field("item", pa.float32(), nullable=False)))
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class Contents:
 
 
 class PairWriter:
-    """Writes blocks of pairs to an open file, and its end."""
+    """Writes blocks of pairs to an open file, and its end; `with_scores` if they have scores."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], *, with_scores: bool = False) -> None:
         self._file, self._digest, self.closed = file, hashlib.sha256(), False
-        self._stream = pa.ipc.new_stream(pa.PythonFile(self, mode="w"), _SCHEMA)
+        self._schema = _SCHEMA.append(_SCORES) if with_scores else _SCHEMA
+        self._stream = pa.ipc.new_stream(pa.PythonFile(self, mode="w"), self._schema)
 
     def add(self, block: Block) -> None:
         """Adds pairs. Raises `OSError`."""
@@ -69,7 +71,9 @@ class PairWriter:
         ]
         numbers = [pa.array(getattr(block, name), pa.int32()) for name in _NUMBERS]
         columns = [*lists, *numbers, pa.array(block.line, pa.int64())]
-        self._stream.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        if block.scores is not None:
+            columns.append(_lists(block.branch_offsets, block.scores, _SCORES.type))
+        self._stream.write_batch(pa.record_batch(columns, schema=self._schema))
         count_work()
 
     def finish(self, contents: Contents) -> bytes:
@@ -98,10 +102,10 @@ class PairWriter:
         """Does nothing: the file is closed by whoever opened it."""
 
 
-def _lists(offsets: np.ndarray, values: np.ndarray) -> Any:
+def _lists(offsets: np.ndarray, values: np.ndarray, kind: Any = _LIST) -> Any:
     """An Arrow array of lists: the parts of `values` that `offsets` cut."""
     return pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pa.array(values, pa.int32()), type=_LIST
+        pa.array(offsets, pa.int32()), pa.array(values, kind.value_type), type=kind
     )
 
 
@@ -163,7 +167,8 @@ def _contents(values: dict[str, Any]) -> Contents:
 def _block(batch: Any) -> Block:
     tokens, branches = batch.column("tokens"), batch.column("starts")
     values = {name: batch.column(name).to_numpy() for name in (*_NUMBERS, "line")}
-    values |= {name: batch.column(name).values.to_numpy() for name in _OF_BRANCHES}
+    of_branches = [name for name in (*_OF_BRANCHES, _SCORES.name) if name in batch.schema.names]
+    values |= {name: batch.column(name).values.to_numpy() for name in of_branches}
     return Block(
         tokens=tokens.values.to_numpy(),
         offsets=tokens.offsets.to_numpy(),

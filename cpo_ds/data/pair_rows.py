@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cpo_ds.data.pair_scores import ABOVE, not_above, scores_of
 from cpo_ds.data.prompts import (
     Message,
     RenderChat,
     render_completions,
     split_conversations,
 )
-from cpo_ds.data.sameness import is_blank
+from cpo_ds.data.sameness import distinct, is_blank, same_text
 from cpo_ds.data.sources import RawRow
 
-NO_REJECTED = "no rejected completion"
+NO_REJECTED, SAME_TEXTS = "no rejected completion", "chosen equals rejected"
 
 
 class Texts(NamedTuple):
-    """One preference as text; in the format `pairs`, `source` is the whole prompt."""
+    """One preference as text; in the format `pairs`, `source` is the whole prompt.
+
+    `scores` are those of chosen, then of each rejected completion; None if they were not read.
+    """
 
     source: str
     chosen: str
     rejected: tuple[str, ...]
+    scores: tuple[float, ...] | None = None
+
+    def only(self, numbers: Sequence[int]) -> Texts:
+        """The same with these of the rejected completions alone."""
+        scores = self.scores
+        if scores is not None:
+            scores = (scores[0], *(scores[1 + number] for number in numbers))
+        rejected = tuple(self.rejected[number] for number in numbers)
+        return self._replace(rejected=rejected, scores=scores)
 
 
-def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
+def pick_pair(
+    raw: RawRow, render_chat: RenderChat | None, *, with_scores: bool = False
+) -> Texts | str:
     """The texts of a row, or the reason why it has no pair. Raises `UserError` for a bad row."""
     is_conversation = isinstance(raw.get("chosen"), list)
     rejected = rejected_by_field(raw)
@@ -35,11 +51,15 @@ def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
         raise raw.error(
             "rejected", "must be of the same kind as chosen: both strings, or both messages"
         )
+    scores = None
+    if with_scores:
+        is_many = "rejected" not in rejected
+        scores = scores_of(raw, len(rejected), is_many=is_many)
     if not is_conversation:
         texts = tuple(raw.checked_text(text, field) for field, text in rejected.items())
         for field, text in zip(rejected, texts, strict=True):
             _refuse_written_list(raw, field, text)
-        return Texts(raw.text("prompt"), raw.text("chosen"), texts)
+        return Texts(raw.text("prompt"), raw.text("chosen"), texts, scores)
     if render_chat is None:
         problem = "is a conversation, but the tokenizer has no chat template; use plain strings"
         raise raw.error("chosen", problem)
@@ -52,7 +72,34 @@ def pick_pair(raw: RawRow, render_chat: RenderChat | None) -> Texts | str:
     for field, text in zip(("prompt", "chosen", *rejected), rendered, strict=True):
         if is_blank(text):
             raise raw.error(field, "is empty after the chat template has rendered it")
-    return Texts(rendered[0], rendered[1], rendered[2:])
+    return Texts(rendered[0], rendered[1], rendered[2:], scores)
+
+
+def comparisons(texts: Texts) -> tuple[Texts, int, int] | str:
+    """The texts with rejected completions that can be compared with the chosen one.
+
+    With them come the number of those that are there already, as the chosen text or before, and the
+    number of those that score above the chosen one. If none is left, returns the reason.
+    """
+    different = _different(texts.chosen, texts.rejected)
+    if not different:
+        return SAME_TEXTS
+    lost = len(texts.rejected) - len(different)
+    texts = texts.only(different) if lost else texts
+    if texts.scores is None:
+        return texts, lost, 0
+    worse = not_above(texts.scores)
+    if not worse:
+        return ABOVE
+    return texts.only(worse), lost, len(texts.rejected) - len(worse)
+
+
+def _different(chosen: str, rejected: Sequence[str]) -> list[int]:
+    """The numbers of rejected texts that look different from the chosen one and those before."""
+    if len(rejected) == 1:  # most rows
+        return [] if same_text(chosen, rejected[0]) else [0]
+    texts = {-1: chosen} | dict(enumerate(rejected))
+    return [number for number in distinct(texts, texts) if number >= 0]
 
 
 def _refuse_written_list(raw: RawRow, field: str, text: str) -> None:

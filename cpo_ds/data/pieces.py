@@ -24,7 +24,7 @@ from cpo_ds.data.selected import named_metrics
 from cpo_ds.data.sources import RawRow
 from cpo_ds.data.tokenize import Outcome, PairRules, outcomes, problem_of
 from cpo_ds.errors import UserError
-from cpo_ds.schema import PreferenceRow
+from cpo_ds.schema import PreferenceRow, TokenizedPair
 from cpo_ds.settings.data import DataConfig
 
 ROWS = 2048  # raw rows in a piece
@@ -54,6 +54,7 @@ class Columns:
     branches: np.ndarray  # int32: length and start of each completion's branch, [completions, 2]
     lost: np.ndarray  # int32: row and reason of each dropped completion of a kept pair, [lost, 2]
     tokens: np.ndarray  # int32: of all pairs
+    scores: np.ndarray | None  # float32: of each completion; None if they were not asked for
 
 
 @dataclass(frozen=True)
@@ -97,22 +98,30 @@ def renderer_of(data: DataConfig, encoder: TextEncoder) -> RenderChat | None:
 class PieceMaker:
     """Reads and tokenizes pieces by the settings of a run and its tokenizer.
 
-    `stops` are the tokens at which the model ends an answer.
+    `stops` are the tokens at which the model ends an answer. `with_scores` says that the objective
+    needs the completions' scores.
     """
 
     def __init__(
-        self, data: DataConfig, tokenizer: Any, rules: PairRules, stops: Collection[int] = ()
+        self,
+        data: DataConfig,
+        tokenizer: Any,
+        rules: PairRules,
+        stops: Collection[int] = (),
+        with_scores: bool = False,
     ) -> None:
         """Raises `UserError` for settings that do not fit the tokenizer."""
-        self.data, self.rules = data, rules
+        self.data, self.rules, self.with_scores = data, rules, with_scores
         self.encoder = TextEncoder(tokenizer, data.add_bos, stops)
         render_chat = renderer_of(data, self.encoder)
         marks = self.encoder.parsed if data.special_tokens == "parsed" else self.encoder.plain
-        self.reader = RowReader(data, render_chat, marks)
+        self.reader = RowReader(data, render_chat, marks, with_scores=with_scores)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For other processes, which make their own functions of the same settings."""
-        return PieceMaker, (self.data, self.encoder.tokenizer, self.rules, self.encoder.stops)
+        encoder = self.encoder
+        arguments = (self.data, encoder.tokenizer, self.rules, encoder.stops, self.with_scores)
+        return PieceMaker, arguments
 
     def check(self, raw: RawPiece) -> None:
         """Reads a piece without tokenizing it. Raises `UserError` for its first bad row."""
@@ -151,6 +160,7 @@ class PieceMaker:
                 (row, reason) for row, outcome in enumerate(made) for reason in outcome.lost
             ),
             tokens=np.concatenate([np.empty(0, np.int32), *(pair.tokens for pair in pairs)]),
+            scores=_scores(pairs) if self.with_scores else None,
         )
         return Piece(report, None, columns, len(plain), looks, named)
 
@@ -171,6 +181,12 @@ class PieceMaker:
             return []
         looks = self.encoder.looks_rendered
         return [index for index in plain if looks(rows[index].prompt, rows[index].chosen)]
+
+
+def _scores(pairs: Sequence[TokenizedPair]) -> np.ndarray:
+    """The scores of all completions; NaN for those of a row without any, which is an error."""
+    known = [pair.scores or (np.nan,) * len(pair.starts) for pair in pairs]
+    return np.array([score for scores in known for score in scores], np.float32)
 
 
 def _two_columns(rows: Iterable[tuple[int, int]]) -> np.ndarray:

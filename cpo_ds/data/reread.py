@@ -85,7 +85,7 @@ class _Reader:
         else:
             picked = self._format.pick(raw, direction)
             assert not isinstance(picked, str)
-            request, chosen, rejected = picked
+            request, chosen, rejected, _ = picked
             if not self._is_pairs:
                 request = alma_prompt(request, *parse_direction(direction), languages)
         (tokens,) = self._encoder.prompts([prompt], is_chat=row.is_chat)

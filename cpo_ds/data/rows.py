@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from jinja2 import TemplateError
 
 from cpo_ds.data.chat import render_answers
 from cpo_ds.data.columns import missing_field, other_format
-from cpo_ds.data.formats import SAME_TEXTS, Format, format_of
-from cpo_ds.data.pair_rows import Texts, rewrites_prompt
+from cpo_ds.data.formats import Format, format_of
+from cpo_ds.data.pair_rows import Texts, comparisons, rewrites_prompt
+from cpo_ds.data.pair_scores import ABOVE, unscored_row
 from cpo_ds.data.prompts import (
     Languages,
     Message,
@@ -22,7 +23,6 @@ from cpo_ds.data.prompts import (
     parse_direction,
     with_names,
 )
-from cpo_ds.data.sameness import distinct, same_text
 from cpo_ds.data.sources import MissingField, RawRow, read_folder, read_raw
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.liveness import count_work
@@ -42,6 +42,10 @@ class RowReport:
     dropped: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     lost: int = 0  # rejected completions of kept pairs that equal the chosen one or another
+    above: int = 0  # rejected completions of kept pairs that score above the chosen one
+    tied: int = 0  # comparisons of kept pairs whose scores are equal
+    unscored: int = 0  # kept pairs without the scores that were asked for
+    first_unscored: str = ""  # see `unscored_row`
     rewritten: int = 0  # pairs whose prompt a template writes otherwise before an answer
     offered: set[str] = field(default_factory=set)  # directions of all rows
 
@@ -51,6 +55,10 @@ class RowReport:
         self.dropped.update(later.dropped)
         self.kept.update(later.kept)
         self.lost += later.lost
+        self.above += later.above
+        self.tied += later.tied
+        self.unscored += later.unscored
+        self.first_unscored = self.first_unscored or later.first_unscored
         self.rewritten += later.rewritten
         self.offered |= later.offered
 
@@ -63,6 +71,16 @@ class RowReport:
             dropped.append(
                 "  rejected completions dropped from pairs, equal to chosen or to another one: "
                 f"{self.lost}"
+            )
+        if self.above:
+            dropped.append(
+                "  rejected completions dropped from pairs, scored above the chosen one: "
+                f"{self.above}"
+            )
+        if self.tied:
+            dropped.append(
+                "  comparisons with equal scores, which have no margin and no order in a ranking: "
+                f"{self.tied}"
             )
         rewritten = [
             "  with another prompt than a model gets later, because the chat template writes it "
@@ -77,7 +95,8 @@ class RowReader:
 
     `render_chat` is the tokenizer's chat template, or None if it has none. Conversations and
     `data.prompt_style: chat` need it. `plain` marks what spells a special token in texts that no
-    template renders.
+    template renders. `with_scores` says that the objective needs scores, which the format `pairs`
+    alone gives.
     """
 
     def __init__(
@@ -85,6 +104,8 @@ class RowReader:
         data: DataConfig,
         render_chat: RenderChat | None,
         plain: Callable[[str], str] = str,
+        *,
+        with_scores: bool = False,
     ) -> None:
         """Checks the settings. Raises `UserError` for one that no row could satisfy."""
         if data.prompt_style == "chat" and data.format != "pairs" and render_chat is None:
@@ -96,7 +117,8 @@ class RowReader:
         for direction in data.directions or []:
             _check_selected(direction)
         self._data, self._render_chat, self._plain = data, render_chat, plain
-        self._format = format_of(data, render_chat)
+        self._with_scores = with_scores
+        self._format = format_of(data, render_chat, with_scores=with_scores)
 
     def rows(self, raw_rows: Iterable[RawRow | None], report: RowReport) -> Iterator[PreferenceRow]:
         """Yields the pair of each row and direction; counts all rows, and dropped pairs.
@@ -131,9 +153,15 @@ class RowReader:
             if isinstance(made, str):
                 report.dropped[made] += 1
                 continue
-            row, lost = made
+            row, lost, above = made
             report.kept[direction] += 1
             report.lost += lost
+            report.above += above
+            if row.scores is not None:
+                report.tied += row.scores[1:].count(row.scores[0])
+            elif self._with_scores:
+                report.unscored += 1
+                report.first_unscored = report.first_unscored or unscored_row(raw)
             yield row
             if data.format == "pairs" and row.is_chat and render_chat is not None:
                 report.rewritten += rewrites_prompt(raw, row.prompt, render_chat)
@@ -153,13 +181,16 @@ def read_rows(
     render_chat: RenderChat | None,
     path: str | None = None,
     plain: Callable[[str], str] = str,
+    *,
+    with_scores: bool = False,
 ) -> tuple[list[PreferenceRow], RowReport]:
     """Reads the preference pairs of `data.path`, or of `path` if given, in the order of the files.
 
-    Raises `UserError` as `RowReader` does, for a selected direction that no row has, and if no pair
-    is left.
+    Raises `UserError` as `RowReader` does, for a selected direction that no row has, if no pair is
+    left, and if some have no scores where `with_scores` asks for them.
     """
-    reader, report = RowReader(data, render_chat, plain), RowReport()
+    reader = RowReader(data, render_chat, plain, with_scores=with_scores)
+    report = RowReport()
     rows = list(reader.rows(raw_rows_of(data, path), report))
     check_rows(report, data, path)
     return rows, report
@@ -174,7 +205,7 @@ def _check_selected(direction: str) -> None:
 
 
 def check_rows(report: RowReport, data: DataConfig, path: str | None = None) -> None:
-    """Raises `UserError` if a selected direction is missing or no pair is left of all rows."""
+    """Raises `UserError` if a direction or scores are missing, or no pair is left of all rows."""
     location = path or data.path or "the sample"
     missing = [direction for direction in data.directions or [] if direction not in report.offered]
     if missing:
@@ -187,6 +218,13 @@ def check_rows(report: RowReport, data: DataConfig, path: str | None = None) -> 
         raise UserError(
             f"{location}: no pair is left of {report.read} rows (dropped: {reasons}); check "
             "data.directions, and that chosen and rejected differ in the data."
+            f"{' Of scores, higher ones must be better.' if ABOVE in report.dropped else ''}"
+        )
+    if report.unscored:
+        raise UserError(
+            f"{location}: {report.unscored} of {report.kept.total()} pairs have no scores, the "
+            f"first {report.first_unscored}. loss.name: plackett-luce and loss.score_margin need "
+            "chosen_score and rejected_score in every row, as cpo-ds prepare select writes them."
         )
 
 
@@ -198,20 +236,20 @@ def _make_row(
     languages: Languages,
     render_chat: RenderChat | None,
     plain: Callable[[str], str],
-) -> tuple[PreferenceRow, int] | str:
+) -> tuple[PreferenceRow, int, int] | str:
     """The pair of a row in one direction, or the reason why there is none.
 
-    With it comes the number of rejected completions that are no comparison.
+    With it come the numbers of rejected completions that are no comparison: those with a text that
+    is there already, and those that score above the chosen one.
     """
     try:
         texts = row_format.pick(raw, direction)
         if isinstance(texts, str):
             return texts
-        rejected = _different(texts.chosen, texts.rejected)
-        if not rejected:
-            return SAME_TEXTS
-        lost = len(texts.rejected) - len(rejected)
-        texts = texts._replace(rejected=rejected)
+        compared = comparisons(texts)
+        if isinstance(compared, str):
+            return compared
+        texts, lost, above = compared
         if data.format != "pairs":
             check_names(direction, languages, raw.where, "data.languages: {{{}: Name}}")
         texts = _with_prompt(texts, direction, data, languages, render_chat)
@@ -224,16 +262,10 @@ def _make_row(
     is_chat = data.prompt_style == "chat" or isinstance(raw.values.get("chosen"), list)
     if not is_chat:
         rejected = tuple(map(plain, texts.rejected))
-        texts = Texts(plain(texts.source), plain(texts.chosen), rejected)
-    return PreferenceRow(*texts, direction, raw.origin, is_chat), lost
-
-
-def _different(chosen: str, rejected: Sequence[str]) -> tuple[str, ...]:
-    """The rejected texts that look different from the chosen one and from those before them."""
-    if len(rejected) == 1:  # most rows
-        return () if same_text(chosen, rejected[0]) else tuple(rejected)
-    texts = {-1: chosen} | dict(enumerate(rejected))
-    return tuple(texts[number] for number in distinct(texts, texts) if number >= 0)
+        texts = Texts(plain(texts.source), plain(texts.chosen), rejected, texts.scores)
+    source, chosen, rejected, scores = texts
+    row = PreferenceRow(source, chosen, rejected, direction, raw.origin, is_chat, scores)
+    return row, lost, above
 
 
 def _with_prompt(

@@ -67,16 +67,16 @@ class PairRules:
 
     def split(
         self, chosen: Tokens, rejected: Sequence[Tokens]
-    ) -> tuple[list[Tokens], tuple[int, ...]]:
-        """The rejected completions that make a pair, and the reasons why the others do not."""
-        kept: list[Tokens] = []
+    ) -> tuple[list[int], tuple[int, ...]]:
+        """The numbers of rejected completions that make a pair, and why the others do not."""
+        kept: list[int] = []
         reasons = []
-        for tokens in rejected:
+        for number, tokens in enumerate(rejected):
             reason = self.reason(chosen, tokens)
-            if reason is None and any(tokens.ids == other.ids for other in kept):
+            if reason is None and any(tokens.ids == rejected[other].ids for other in kept):
                 reason = 3
             if reason is None:
-                kept.append(tokens)
+                kept.append(number)
             else:
                 reasons.append(reason)
         return kept, tuple(reasons)
@@ -105,9 +105,13 @@ def outcomes(
         if not kept:
             yield Outcome(None, lost[0])
             continue
-        is_alike = len({rules.rope_key(len(tokens.ids)) for tokens in (chosen, *kept)}) == 1
+        completions = (chosen, *(rejected[number] for number in kept))
+        is_alike = len({rules.rope_key(len(tokens.ids)) for tokens in completions}) == 1
         sharing = rules.sharing if is_alike else "none"
-        pair = make_pair(chosen, *kept, direction=row.direction, origin=row.origin, sharing=sharing)
+        scores = row.scores and (row.scores[0], *(row.scores[1 + number] for number in kept))
+        pair = make_pair(
+            *completions, direction=row.direction, origin=row.origin, sharing=sharing, scores=scores
+        )
         spelled = any(map(is_marked, row.texts))
         yield Outcome(pair, None, merged, spelled, rules.sharing != "none" and not is_alike, lost)
 
@@ -162,6 +166,7 @@ def make_pair(
     direction: str,
     origin: str,
     sharing: Sharing = "common",
+    scores: tuple[float, ...] | None = None,
 ) -> TokenizedPair:
     """Joins sequences, given like `Tokens`, into one pair with a shared prefix.
 
@@ -187,6 +192,7 @@ def make_pair(
         starts=starts,
         direction=direction,
         origin=origin,
+        scores=scores,
     )
 
 

@@ -21,6 +21,7 @@ import regex
 
 from cpo_ds.data.candidates import left_out, write_rows
 from cpo_ds.data.pair_rows import are_many
+from cpo_ds.data.pair_scores import CHOSEN_SCORE, REJECTED_SCORE
 from cpo_ds.data.prompts import base_code, parse_direction
 from cpo_ds.data.sameness import as_seen, is_blank, same_text
 from cpo_ds.data.sources import RawRow, read_raw
@@ -29,6 +30,7 @@ from cpo_ds.storage.results import content_key
 
 UNSPACED = ("zh", "yue", "ja", "th", "lo", "km", "my", "bo")  # languages without spaces
 DRAWS = 20  # at most, for a text that stays unchanged or becomes empty
+_OF_OLD_TEXTS = (CHOSEN_SCORE, REJECTED_SCORE, "margin")  # fields of a pair
 _UNSPACED_LETTER = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 )
@@ -133,8 +135,9 @@ def noise_row(raw: RawRow, noise: Noise, seed: int) -> dict[str, Any] | None:
     if not texts:
         return None
 
-    # The margins and the systems belonged to the old texts.
-    values = {key: value for key, value in raw.values.items() if key != "margin"}
+    # The scores, the margins and the systems belonged to the old texts. A chosen text's score says
+    # nothing without the others.
+    values = {key: value for key, value in raw.values.items() if key not in _OF_OLD_TEXTS}
     rejected: list[Any] = list(texts)
     if isinstance(chosen, list):
         rejected = [[*chosen[:-1], chosen[-1] | {"content": draw}] for draw in texts]

@@ -16,6 +16,7 @@ from typing import Any
 
 from cpo_ds.data.candidates import CandidateRows, left_out, row_line
 from cpo_ds.data.json_text import UNPAIRED
+from cpo_ds.data.pair_scores import CHOSEN_SCORE, REJECTED_SCORE
 from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
 from cpo_ds.data.selected import SELECTED_BY, metric_names
 from cpo_ds.errors import UserError
@@ -28,7 +29,7 @@ from cpo_ds.storage.folders import check_replaceable, replacing_folder
 from cpo_ds.translate.languages import LANGUAGE, add_language_option, all_languages, language_names
 
 PAIRS, ALMA_ROWS, SUMMARY = "pairs.jsonl", "alma-r", "summary.json"
-_OF_REJECTED = ("rejected", "rejected_system", "margin")  # fields of a pair
+_OF_REJECTED = ("rejected", "rejected_system", REJECTED_SCORE, "margin")  # fields of a pair
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +254,8 @@ def pair_row(pair: Pair, prompt_style: str, languages: Languages) -> dict[str, A
         "direction": pair.direction,
         "chosen_system": pair.chosen_system,
         "rejected_system": pair.rejected_system,
+        CHOSEN_SCORE: pair.means and pair.means[0],
+        REJECTED_SCORE: pair.means and pair.means[1],
         "margin": pair.margin,
         SELECTED_BY: selecting_metrics(pair),
     }

@@ -89,6 +89,7 @@ def _key(inputs: Inputs, folder: Path) -> str | None:
         "versions": versions | {"cpo_ds": cpo_ds.__version__},
         "rows": rows,
         "settings": settings,
+        "scores": config.loss.needs_scores,
         "seed": config.train.seed if data.eval_fraction else None,
         "sharing": config.batch.share_prefix,
         "tokenizer": tokenizer_state(inputs.tokenizer),

@@ -79,7 +79,8 @@ def open_inputs(config: Config, say: Say) -> Inputs:
         config.batch.share_prefix,
         partial(rope_key, model_config),
     )
-    maker = PieceMaker(data, tokenizer, rules, stop_tokens(name_or_path, model_config))
+    stops, with_scores = stop_tokens(name_or_path, model_config), config.loss.needs_scores
+    maker = PieceMaker(data, tokenizer, rules, stops, with_scores)
     return Inputs(config, tokenizer, model_config, maker)
 
 

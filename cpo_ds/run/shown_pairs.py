@@ -70,13 +70,14 @@ def pair_lines(pair: TokenizedPair, tokenizer: Any, *, colored: bool) -> list[st
     lines.append("  tokens")
     pieces = [(text, _GREY, "{}|") for text in _pieces(prefix[:shared], tokenizer)]
     lines.append(f"    {'prompt':<9} {_joined(pieces, colored)}")
-    for side in sides:
+    scores = [f"; score in the data {score:g}" for score in pair.scores or ()]
+    for side, score in zip(sides, scores or [""] * len(sides), strict=True):
         masked = _pieces(side.tokens[shared : side.start], tokenizer)
         scored = _pieces(side.tokens[max(shared, side.start) :], tokenizer)
         pieces = [(text, _DIM, "({})") for text in masked]
         pieces += [(text, side.color, "[{}]") for text in scored]
         count = len(side.tokens) - side.start
-        lines.append(f"    {side.name:<9} {_joined(pieces, colored)}  ({count} scored)")
+        lines.append(f"    {side.name:<9} {_joined(pieces, colored)}  ({count} scored{score})")
     return lines
 
 

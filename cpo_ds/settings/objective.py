@@ -8,13 +8,15 @@ from pydantic import Field, model_validator
 
 from cpo_ds.settings.section import Section
 
+Objective = Literal[
+    "cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "plackett-luce", "sft", "dpo", "dpo-nll"
+]
+
 
 class LossConfig(Section):
     """The objective and its parameters."""
 
-    name: Literal["cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll"] = (
-        Field("cpo", description="training objective")
-    )
+    name: Objective = Field("cpo", description="training objective")
     beta: float = Field(0.1, gt=0.0, description="temperature of the preference term")
     alpha: float = Field(1.0, ge=0.0, description="weight of the NLL term (not in simpo, dpo)")
     label_smoothing: float = Field(
@@ -24,6 +26,12 @@ class LossConfig(Section):
         "token", description="NLL: mean over all chosen tokens, or over pairs of each pair's mean"
     )
     gamma: float = Field(0.5, description="target reward margin (simpo, cpo-simpo)")
+    score_margin: float = Field(
+        0.0,
+        ge=0.0,
+        description="target reward margin for each unit by which the chosen text's score exceeds "
+        "the rejected one's (cpo, simpo, cpo-simpo, arpo, dpo, dpo-nll); 0: scores are not read",
+    )
     arpo_scale: float = Field(0.9, description="c1 of tau = min(c1 exp(c2 d) - 1, 1) (arpo)")
     arpo_rate: float = Field(0.4, description="c2 of tau (arpo)")
     arpo_floor: float | None = Field(None, description="lower bound of tau (arpo)")
@@ -61,21 +69,28 @@ class LossConfig(Section):
         """Whether the objective needs a reference model, which is the policy before training."""
         return "reference" in LOSS_FIELDS[self.name]
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the objective needs scores of all completions."""
+        return self.name == "plackett-luce" or self.score_margin > 0
+
     def reads_reference_from(self, *sources: str) -> bool:
         """Whether the objective needs a reference model and reads its log-probs from `sources`."""
         return self.has_reference and self.reference in sources
 
 
 _PREFERENCE = {"beta", "alpha", "nll_reduction"}
-_SMOOTH = _PREFERENCE | {"label_smoothing"}
+_SIGMOID = {"label_smoothing", "score_margin"}
+_SMOOTH = _PREFERENCE | _SIGMOID
 LOSS_FIELDS: dict[str, set[str]] = {  # objective -> the settings that it uses
     "cpo": _SMOOTH,
-    "simpo": {"beta", "gamma", "label_smoothing"},
+    "simpo": {"beta", "gamma"} | _SIGMOID,
     "cpo-simpo": _SMOOTH | {"gamma"},
     "arpo": _SMOOTH | {"arpo_scale", "arpo_rate", "arpo_floor", "arpo_detach"},
     "ipo": _PREFERENCE,
     "hinge": _PREFERENCE,
+    "plackett-luce": _PREFERENCE,
     "sft": {"nll_reduction"},
-    "dpo": {"beta", "label_smoothing", "reference", "reference_cache"},
+    "dpo": {"beta", "reference", "reference_cache"} | _SIGMOID,
     "dpo-nll": _SMOOTH | {"reference", "reference_cache"},
 }

@@ -35,6 +35,11 @@ PASSES: list[dict[str, Any]] = [
         (False, True),
     )
 ]
+# Objectives that read scores.
+PASSES += [
+    {"backend": "sdpa", "loss": "plackett-luce"},
+    {"backend": "sdpa", "loss": "cpo-simpo", "score_margin": 0.5},
+]
 # Fault -> the words by which the rig reports it.
 REPORTED = {
     "name_with_flash": "cannot be read",

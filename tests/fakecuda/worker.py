@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Case:
     recomputes: bool = False
     versions: tuple[str, ...] = tuple(NEWEST.values())
     change: str | None = None
+    loss: str = "cpo"
+    score_margin: float = 0.0
 
 
 def settings(case: Case, model: Path) -> Any:
@@ -55,7 +57,8 @@ def settings(case: Case, model: Path) -> Any:
             "gradient_checkpointing": case.recomputes,
             "head_chunk_tokens": 16,
         },
-        "data": {"format": "sample"},
+        "data": {"format": "pairs", "path": "pairs.jsonl"},  # which is not read
+        "loss": {"name": case.loss, "score_margin": case.score_margin},
     }
     if case.training == "lora":
         values["lora"] = {"rank": 4, "dropout": 0.05, "target_modules": ["down_proj"]}
@@ -63,10 +66,11 @@ def settings(case: Case, model: Path) -> Any:
 
 
 def pairs() -> list[TokenizedPair]:
-    """Pairs of several lengths, one of them with three rejected completions."""
+    """Pairs of several lengths with scores, one of them with three rejected completions."""
     rng = np.random.RandomState(0)
     texts = [([1, 5, 9, *rng.randint(3, 99, length).tolist(), 2], 2) for length in (4, 7, 1, 3)]
-    return [*(random_pair(rng) for _ in range(3)), make_pair(*texts, direction="", origin="")]
+    many = make_pair(*texts, direction="", origin="", scores=(4.0, 3.0, 2.0, 1.0))
+    return [*(replace(random_pair(rng), scores=(2.0, 1.0)) for _ in range(3)), many]
 
 
 def result_of(case: Case, model: Path) -> dict[str, Any]:

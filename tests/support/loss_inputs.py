@@ -12,14 +12,16 @@ from cpo_ds.losses import pair_terms
 from cpo_ds.schema import PairLogps, StepTotals
 from cpo_ds.settings.objective import LossConfig
 
-NAMES = ("cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "sft", "dpo", "dpo-nll")
+NAMES = (
+    "cpo", "simpo", "cpo-simpo", "arpo", "ipo", "hinge", "plackett-luce", "sft", "dpo", "dpo-nll",
+)  # fmt: skip
 DOUBLE = torch.float64
 
 
 def logps_of(*pairs: tuple[float, float, int, int], grad: bool = False) -> PairLogps:
     """(log-prob of chosen, of rejected, tokens of chosen, of rejected) per pair, float64.
 
-    Under the reference, chosen and rejected have log-probs of -4 and -7.
+    Under the reference, chosen and rejected have log-probs of -4 and -7; their scores are 2 and 1.
     """
     chosen, rejected, n_chosen, n_rejected = (
         torch.tensor(column, dtype=DOUBLE) for column in zip(*pairs, strict=True)
@@ -27,7 +29,9 @@ def logps_of(*pairs: tuple[float, float, int, int], grad: bool = False) -> PairL
     rejected, n_rejected = rejected[:, None], n_rejected[:, None]
     reference = torch.full_like(chosen, -4.0), torch.full_like(rejected, -7.0)
     trained = chosen.requires_grad_(grad), rejected.requires_grad_(grad)
-    return PairLogps(*trained, n_chosen, n_rejected, torch.ones_like(rejected), *reference)
+    scores = torch.tensor([2.0, 1.0], dtype=DOUBLE).expand(len(chosen), 2)
+    shares = torch.ones_like(rejected)
+    return PairLogps(*trained, n_chosen, n_rejected, shares, *reference, scores)
 
 
 def totals_of(logps: PairLogps) -> StepTotals:

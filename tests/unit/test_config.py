@@ -108,6 +108,12 @@ MOOT = [
     ("arpo", "gamma", 1.0),
     ("ipo", "label_smoothing", 0.1),
     ("hinge", "label_smoothing", 0.1),
+    ("hinge", "score_margin", 0.1),
+    ("ipo", "score_margin", 0.1),
+    ("sft", "score_margin", 0.1),
+    ("plackett-luce", "score_margin", 0.1),
+    ("plackett-luce", "label_smoothing", 0.1),
+    ("plackett-luce", "gamma", 1.0),
     ("sft", "beta", 0.5),
     ("sft", "alpha", 0.5),
     ("cpo", "reference", "adapter"),
@@ -118,10 +124,25 @@ MOOT = [
 
 @pytest.mark.parametrize(("name", "field", "value"), MOOT)
 def test_a_loss_setting_without_effect_is_refused(name: str, field: str, value: Any) -> None:
+    recipe = MINIMAL | {"data": {"format": "pairs", "path": "p.jsonl"}}
     with pytest.raises(UserError, match=rf"loss\.{field} has no effect with loss\.name: {name}"):
-        parse_config(MINIMAL | {"loss": {"name": name, field: value}}, "test")
+        parse_config(recipe | {"loss": {"name": name, field: value}}, "test")
     default = LossConfig.model_fields[field].default
-    parse_config(MINIMAL | {"loss": {"name": name, field: default}}, "test")  # a resolved config
+    parse_config(recipe | {"loss": {"name": name, field: default}}, "test")  # a resolved config
+
+
+@pytest.mark.parametrize(
+    ("loss", "needs"),
+    [
+        ({"name": "plackett-luce"}, r"loss\.name: plackett-luce"),
+        ({"name": "dpo", "score_margin": 0.5}, r"loss\.score_margin"),
+    ],
+)
+def test_scores_come_from_rows_of_pairs_alone(loss: dict[str, Any], needs: str) -> None:
+    with pytest.raises(UserError, match=rf"{needs} needs the scores of texts.*cpo-ds prepare sel"):
+        parse_config(MINIMAL | {"loss": loss}, "test")
+    with pytest.raises(UserError, match=r"loss\.score_margin"):
+        parse_config(MINIMAL | {"loss": {"score_margin": -0.5}}, "test")
 
 
 def test_simpo_with_an_nll_term_is_pointed_to_cpo_simpo() -> None:

@@ -47,6 +47,7 @@ OVERRIDES: dict[str, tuple[str, Any, list[str]]] = {
     "loss.label_smoothing": ("0.1", 0.1, []),
     "loss.nll_reduction": ("pair", "pair", []),
     "loss.gamma": ("-0.5", -0.5, ["--loss.name", "simpo"]),
+    "loss.score_margin": ("0.5", 0.5, ["--data.format", "pairs", "--data.path", "p.jsonl"]),
     "loss.arpo_scale": ("0.8", 0.8, ["--loss.name", "arpo"]),
     "loss.arpo_rate": ("0.3", 0.3, ["--loss.name", "arpo"]),
     "loss.arpo_floor": ("0", 0.0, ["--loss.name", "arpo"]),

@@ -68,20 +68,22 @@ class Pair:
         return self.rated.row.translations[self.rejected_system]
 
     @property
-    def margin(self) -> float | None:
-        """The chosen text's mean score minus the rejected one's; None without scores."""
+    def means(self) -> tuple[float, float] | None:
+        """The mean scores of the chosen and the rejected text; None unless both have one."""
         means = self.rated.means
         if self.chosen_system not in means or self.rejected_system not in means:
             return None
-        return means[self.chosen_system] - means[self.rejected_system]
+        return means[self.chosen_system], means[self.rejected_system]
+
+    @property
+    def margin(self) -> float | None:
+        """The chosen text's mean score minus the rejected one's; None without scores."""
+        return None if self.means is None else self.means[0] - self.means[1]
 
     @property
     def has_equal_scores(self) -> bool:
         """Whether both mean scores exist and differ by no more than rounding."""
-        means = self.rated.means
-        return self.margin is not None and same_score(
-            means[self.chosen_system], means[self.rejected_system]
-        )
+        return self.means is not None and same_score(*self.means)
 
 
 def scorer_name(metrics: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ def pairs_of(
     for count in comparisons:
         prompt, common = [1, *draw(1, 9)], draw(0, 4)
         texts = [([*prompt, *common, *draw(1, 9), 2], len(prompt)) for _ in range(count + 1)]
-        pairs.append(make_pair(*texts, direction="", origin="", sharing=sharing))
+        # Several levels, of which the upper ones have ties, too; only some objectives read them.
+        scores = (3.0, *rng.choice([3.0, 2.0, 0.5], size=count).tolist())
+        pairs.append(make_pair(*texts, direction="", origin="", sharing=sharing, scores=scores))
     return pairs
 
 
@@ -56,16 +59,42 @@ def plain_logps(model: Any, pair: TokenizedPair) -> list[torch.Tensor]:
     return logps
 
 
+def all_rankings(
+    chosen: torch.Tensor, rejected: list[torch.Tensor], scores: Sequence[float], loss: LossConfig
+) -> torch.Tensor:
+    """-log of the sum of the probabilities of all rankings that agree with the scores, float64."""
+    logits = loss.beta * torch.stack([chosen, *rejected]).double()
+    levels = [
+        [number for number, score in enumerate(scores) if score == level]
+        for level in sorted(set(scores), reverse=True)
+    ]
+    log_likelihoods = []
+    for orders in itertools.product(*map(itertools.permutations, levels)):
+        ranking = logits[list(itertools.chain(*orders))]
+        rest = ranking.flip(0).logcumsumexp(0).flip(0)
+        log_likelihoods.append((ranking - rest).sum())
+    return -torch.stack(log_likelihoods).logsumexp(0)
+
+
 def unrolled_loss(
     model: Any, pairs: list[TokenizedPair], loss: LossConfig, reference_model: Any
 ) -> torch.Tensor:
-    """The mean over pairs of the mean of their unrolled pairs, and the NLL counted once."""
+    """The mean over pairs of the mean of their unrolled pairs, and the NLL counted once.
+
+    For plackett-luce, of the likelihood of all rankings.
+    """
     preference, nll, tokens = [], [], 0
     for pair in pairs:
         chosen, *rejected = plain_logps(model, pair)
         with torch.no_grad():
             reference_chosen, *reference_rejected = plain_logps(reference_model, pair)
         num_chosen, *num_rejected = pair.num_scored
+        nll.append(-chosen / num_chosen if loss.nll_reduction == "pair" else -chosen)
+        tokens += num_chosen
+        assert pair.scores is not None
+        if loss.name == "plackett-luce":
+            preference.append(all_rankings(chosen, rejected, pair.scores, loss).float())
+            continue
         terms = [
             pair_terms(
                 PairLogps(
@@ -76,16 +105,15 @@ def unrolled_loss(
                     torch.ones(1, 1),
                     reference_chosen[None],
                     reference_one[None, None],
+                    torch.tensor([[pair.scores[0], score]]),
                 ),
                 loss,
             )
-            for one, count, reference_one in zip(
-                rejected, num_rejected, reference_rejected, strict=True
+            for one, count, reference_one, score in zip(
+                rejected, num_rejected, reference_rejected, pair.scores[1:], strict=True
             )
         ]
         preference.append(torch.cat([one.preference for one in terms]).mean())
-        nll.append(-chosen / num_chosen if loss.nll_reduction == "pair" else -chosen)
-        tokens += num_chosen
     denominator = len(pairs) if loss.nll_reduction == "pair" else tokens
     mean: torch.Tensor = torch.stack(preference).mean()
     return mean + nll_weight(loss) * torch.stack(nll).sum() / denominator
@@ -142,6 +170,12 @@ LOSSES = [
     {"name": "ipo"},
     {"name": "hinge"},
     {"name": "dpo-nll"},
+    {"name": "plackett-luce"},
+    {"name": "plackett-luce", "beta": 0.7, "nll_reduction": "pair"},
+    {"name": "cpo", "score_margin": 0.4, "label_smoothing": 0.1},
+    {"name": "arpo", "score_margin": 0.4},
+    {"name": "simpo", "score_margin": 2.0},
+    {"name": "dpo", "score_margin": 0.4},
 ]
 
 

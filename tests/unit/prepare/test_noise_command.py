@@ -156,10 +156,12 @@ def test_real_text_in_ten_directions(tmp_path: Path) -> None:
 def test_a_list_of_rejected_texts_becomes_one_of_different_draws(tmp_path: Path) -> None:
     row = PAIR | {"chosen": "eins zwei drei vier fünf", "rejected": ["a", "b", "c"]}
     systems = {"rejected_system": ["x", "y", "z"], "margin": [1, 2, 3]}
+    systems |= {"chosen_score": 4, "rejected_score": [3, 2, 1]}
     turn = [{"role": "assistant", "content": row["chosen"]}]
     chat = {"prompt": [{"role": "user", "content": "Hi?"}], "chosen": turn, "rejected": [turn] * 2}
     first, second = run(tmp_path, [row | systems, chat])
     assert len(set(first["rejected"])) == 3 and row["chosen"] not in first["rejected"]
-    assert first["rejected_system"] == ["noise"] * 3 and "margin" not in first
+    assert first["rejected_system"] == ["noise"] * 3
+    assert not {"margin", "chosen_score", "rejected_score"} & set(first)
     texts = [answer["content"] for [answer] in second["rejected"]]
     assert len(set(texts)) == 2 and row["chosen"] not in texts

@@ -26,6 +26,8 @@ def test_best_against_worst_by_the_mean(tmp_path: Path) -> None:
             "direction": "en-de",
             "chosen_system": "a",
             "rejected_system": "b",
+            "chosen_score": pytest.approx(0.85),
+            "rejected_score": pytest.approx(0.25),
             "margin": pytest.approx(0.6),
             "selected_by": ["kiwi", "xcomet"],
         }
@@ -126,6 +128,7 @@ def test_a_person_goes_before_the_scores(tmp_path: Path) -> None:
     rows = [{key: value for key, value in row.items() if key != "scores"} for row in rows[:2]]
     pairs, summary = run(tmp_path, rows)  # without any score too
     assert [p["margin"] for p in pairs] == [None, None] and summary["metrics"] == []
+    assert [p["chosen_score"] or p["rejected_score"] for p in pairs] == [None, None]
     kept, _ = read(tmp_path / "out" / "alma-r", "alma-r")
     assert [(row.chosen, *row.rejected) for row in kept] == [
         (TEXTS["b"], TEXTS["a"]),

@@ -10,9 +10,12 @@ from preference_data import read
 from scored_rows import refused, run, scored
 
 from cpo_ds import cli
+from cpo_ds.data.rows import read_rows
 from cpo_ds.prepare.pairs.choose import worse_names
+from cpo_ds.settings.data import DataConfig
 
-ROW = scored({"reference": 0.9, "a": 0.7, "b": 0.1, "c": 0.5})
+SCORES = {"reference": 0.9, "a": 0.7, "b": 0.1, "c": 0.5}
+ROW = scored(SCORES)
 
 
 def rejected(folder: Path, *options: Any, row: Any = ROW) -> list[list[str]]:
@@ -52,6 +55,24 @@ def test_the_lines_are_read_by_the_trainer(tmp_path: Path) -> None:
     assert summary["lines"] == 1 and summary["pairs"] == {"en-de": 3}
     rows, _ = read(tmp_path / "out" / "pairs.jsonl", "pairs")
     assert [list(row.rejected) for row in rows] == [pairs[0]["rejected"]]
+
+
+def test_the_scores_that_selected_are_written_and_read(tmp_path: Path) -> None:
+    human = ROW | {"preference": {"chosen": "b", "rejected": "a"}, "source": "Hi there."}
+    pairs, _ = run(tmp_path, [ROW, human], "--rejected", "all")
+    means = {name: pytest.approx(score) for name, score in SCORES.items()}
+    for pair in pairs:
+        assert pair["chosen_score"] == means[pair["chosen_system"]]
+        assert pair["rejected_score"] == [means[name] for name in pair["rejected_system"]]
+        margins = [pair["chosen_score"] - score for score in pair["rejected_score"]]
+        assert pair["margin"] == pytest.approx(margins)
+    # The person prefers a text with a lower score, which is no order that scores give.
+    data = DataConfig(format="pairs", path=str(tmp_path / "out" / "pairs.jsonl"))
+    rows, report = read_rows(data, None, with_scores=True)
+    assert [row.scores for row in rows] == [
+        pytest.approx((pairs[0]["chosen_score"], *pairs[0]["rejected_score"]), rel=1e-6)
+    ]
+    assert report.dropped == {"a rejected completion scores above the chosen one": 1}
 
 
 def test_unrolled_lines_are_those_of_best_each(tmp_path: Path) -> None:

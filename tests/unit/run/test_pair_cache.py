@@ -71,7 +71,7 @@ def test_equal_contents_are_found_wherever_they_are(
     other = other.model_copy(update={"output_dir": str(tmp_path / "other")})
     kept = start(other)
     assert kept == first._replace(is_new=False)
-    assert pairs_of(kept, other)[0][-2] == f"{copy}:1"  # origins name the file as it is now
+    assert f"{copy}:1" in pairs_of(kept, other)[0]  # origins name the file as it is now
 
 
 @pytest.mark.parametrize("kind", ["folder", "saved", "sample"])

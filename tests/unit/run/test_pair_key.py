@@ -43,6 +43,8 @@ CHANGES: dict[str, Callable[[Path, Config], Config]] = {
         max_position_embeddings=64,
     ),
     "sharing": lambda folder, c: changed(c, "batch", share_prefix="prompt"),
+    "scores for a margin": lambda folder, c: changed(c, "loss", score_margin=0.5),
+    "scores to rank by": lambda folder, c: changed(c, "loss", name="plackett-luce"),
     "the seed of the split": lambda folder, c: changed(c, "train", seed=1),
 }
 DATA: dict[str, Any] = {

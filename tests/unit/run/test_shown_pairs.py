@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,14 @@ def test_without_colors_marks_say_what_is_scored() -> None:
     assert lines[6] == "    chosen    [j][a]  (2 scored)"
     assert lines[7] == r"    rejected  [n][o ][你×3][\x1b]  (6 scored)"
     assert "\033" not in "".join(lines) + legend(colored=False)
+
+
+def test_scores_that_the_objective_reads_stand_beside_their_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    pair = replace(pair_of(tokenizer, "Q:\n", "ja", "no"), scores=(0.75, -1.0))
+    lines = pair_lines(pair, tokenizer, colored=False)
+    assert lines[6] == "    chosen    [j][a]  (2 scored; score in the data 0.75)"
+    assert lines[7] == "    rejected  [n][o]  (2 scored; score in the data -1)"
 
 
 def test_prompt_tokens_that_a_branch_repeats_are_masked() -> None:
