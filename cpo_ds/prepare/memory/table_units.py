@@ -32,6 +32,7 @@ def table_units(
     names: dict[str, str] = {}
     for raw in read_raw(path, "train"):
         if raw is not None:
+            _direction(raw, pair)  # without one, columns cannot be named by languages
             names = names or dict(_named_columns(raw, pair, columns))
             yield _unit(raw, pair, names, seen)
 
