@@ -8,6 +8,7 @@ that `cpo-ds prepare candidates` adds drafts to; given rows with drafts, it writ
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ _RECORDED = (  # options in summary.json
     "noise",
     "max_chrf",
     "prompt_style",
+    "label",
 )
 
 
@@ -126,6 +128,12 @@ def _add_pair_options(parser: argparse.ArgumentParser) -> None:
         choices=("alma", "chat"),
         default="alma",
         help="prompts as text, or as a user's turn for a chat template (alma)",
+    )
+    add(
+        "--label",
+        metavar="NAME",
+        help="added to the direction of pairs, as in en-de_NAME, so that metrics of held-out pairs "
+        "tell this text from other text",
     )
     add_language_option(parser)
 
@@ -230,6 +238,8 @@ def _pair_options(arguments: argparse.Namespace) -> PairOptions:
         raise UserError(f"--limit is {arguments.limit}; give 1 or more, or leave it out.")
     if not 0 < arguments.max_chrf <= 100:
         raise UserError(f"--max-chrf is {arguments.max_chrf}; give a score up to 100, like 95.")
+    if arguments.label is not None and not re.fullmatch("[A-Za-z0-9]+", arguments.label):
+        raise UserError(f"--label is {arguments.label!r}; give a name of letters and digits.")
     confidence = arguments.check_language
     if confidence is not None and not 0 < confidence <= 1:
         raise UserError(f"--check-language is {confidence}; give a probability, like 0.7.")
@@ -240,6 +250,7 @@ def _pair_options(arguments: argparse.Namespace) -> PairOptions:
         seed=arguments.seed,
         prompt_style=arguments.prompt_style,
         languages=all_languages(arguments),
+        label=arguments.label,
     )
 
 

@@ -32,6 +32,7 @@ class PairOptions:
     seed: int
     prompt_style: str
     languages: Languages
+    label: str | None = None  # added to the direction of pairs, as in `en-de_general`
 
 
 def usable_drafts(unit: Unit, options: PairOptions) -> tuple[dict[str, str], str | None]:
@@ -103,7 +104,7 @@ def _pair(unit: Unit, drafts: dict[str, str], options: PairOptions) -> dict[str,
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected if len(rejected) > 1 else rejected[0],
-        "direction": unit.language_pair,
+        "direction": "_".join(filter(None, (unit.language_pair, options.label))),
         "chosen_system": REFERENCE,
         "rejected_system": names if len(names) > 1 else names[0],
         SELECTED_BY: [],

@@ -19,10 +19,9 @@ _XML: dict[str, Callable[..., Iterator[Unit]]] = {
     ".tmx": tmx_units,
     ".xliff": xliff_units,
     ".xlf": xliff_units,
-    ".sdlxliff": xliff_units,
-    ".mxliff": xliff_units,
-    ".mqxliff": xliff_units,
 }
+# Files of tools that mark unfinished segments in ways of their own.
+_OF_TOOLS = (".sdlxliff", ".mxliff", ".mqxliff", ".sdltm", ".txlf", ".wsxz")
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ def _reader(name: str) -> Callable[..., Iterator[Unit]] | None:
 
 def _units_of_file(path: Path, reading: Reading) -> Iterator[Unit]:
     read = _reader(path.name)
+    if path.name.lower().endswith(_OF_TOOLS):
+        raise UserError(
+            f"{path} is a tool's own format, whose marks of unfinished segments are not read; "
+            "export TMX or XLIFF."
+        )
     if read is None:
         yield from table_units(str(path), reading.language_pair, reading.columns, reading.seen)
         return

@@ -89,6 +89,22 @@ def test_options_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not (tmp_path / "other").exists()
 
 
+def test_a_label_tells_sets_apart_and_changes_no_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "drafts.jsonl", ROWS)
+    assert from_tm(path, tmp_path / "plain", "--noise", pair=None) == 0
+    assert from_tm(path, tmp_path / "out", "--noise", "--label", "general", pair=None) == 0
+    pairs = rows_of(tmp_path / "out" / "pairs.jsonl")
+    assert {pair.pop("direction") for pair in pairs} == {"en-de_general"}
+    plain = rows_of(tmp_path / "plain" / "pairs.jsonl")
+    assert {pair.pop("direction") for pair in plain} == {"en-de"} and pairs == plain
+    picked, _ = read(tmp_path / "out" / "pairs.jsonl", "pairs")
+    assert {one.direction for one in picked} == {"en-de_general"}
+    assert from_tm(path, tmp_path / "other", "--label", "all text", pair=None) == 2
+    assert "--label is 'all text'" in capsys.readouterr().err
+
+
 def test_no_source_is_on_both_sides(tmp_path: Path) -> None:
     units = [
         texts(source, f"Ziel {n} von {target}")

@@ -241,3 +241,5 @@ def test_a_folder_holds_memories_of_any_kind(
     assert from_tm(tmp_path / "in" / "notes.txt", tmp_path / "x") == 2
     error = capsys.readouterr().err
     assert "has no file ending in .tmx" in error and "does not exist" in error
+    assert from_tm(put(tmp_path / "a.sdlxliff", XLIFF), tmp_path / "x") == 2
+    assert "is a tool's own format" in capsys.readouterr().err and not (tmp_path / "x").exists()
