@@ -34,6 +34,7 @@ from cpo_ds.prepare.memory.unit import Unit
 from cpo_ds.storage.folders import check_replaceable
 from cpo_ds.translate.languages import add_language_option, all_languages
 
+HELD_OUT_SHARE, SEED = 0.05, 42  # defaults
 _RECORDED = (  # options in summary.json
     "language_pair",
     "columns",
@@ -100,11 +101,11 @@ def _add_pair_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--held-out",
         type=float,
-        default=0.05,
+        default=HELD_OUT_SHARE,
         metavar="SHARE",
         help="share of the sources to hold out (0.05)",
     )
-    add("--seed", type=int, default=42, help="decides what is drawn and held out (42)")
+    add("--seed", type=int, default=SEED, help="decides what is drawn and held out (42)")
     add(
         "--drafts",
         action="append",
@@ -167,8 +168,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
     given = {name: getattr(arguments, name) for name in _RECORDED}
     written = write_folder(arguments.output, arguments.input, given, result)
-    print("\n".join(told(arguments.output, result, written, with_pairs=with_pairs)))
+    again = _options_of_the_split(arguments)
+    print("\n".join(told(arguments.output, result, written, with_pairs=with_pairs, again=again)))
     return 0
+
+
+def _options_of_the_split(arguments: argparse.Namespace) -> str:
+    """The given options by which rows with drafts are split as the memory was."""
+    given = {"--held-out": arguments.held_out, "--seed": arguments.seed}
+    usual = {"--held-out": HELD_OUT_SHARE, "--seed": SEED}
+    return "".join(f" {name} {value:g}" for name, value in given.items() if value != usual[name])
 
 
 def _clean_units(arguments: argparse.Namespace, reading: Reading) -> tuple[list[Unit], int, Tally]:

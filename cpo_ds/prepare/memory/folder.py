@@ -66,8 +66,13 @@ def write_folder(output: Path, source: Path, options: dict[str, Any], result: Re
     return [name for name in FILES if lines[name]]
 
 
-def told(output: Path, result: Result, names: Sequence[str], *, with_pairs: bool) -> list[str]:
-    """Lines to print on the counts, the files, and the next step."""
+def told(
+    output: Path, result: Result, names: Sequence[str], *, with_pairs: bool, again: str
+) -> list[str]:
+    """Lines to print on the counts, the files, and the next step.
+
+    `again` are the options that the command needs once more when it reads the drafts.
+    """
     lines = [
         f"read {result.read} segments, kept {len(result.rows)}",
         *(f"  {direction}: {n}" for direction, n in by_direction(result.rows).items()),
@@ -87,7 +92,7 @@ def told(output: Path, result: Result, names: Sequence[str], *, with_pairs: bool
             "drafts:",
             f"  cpo-ds prepare candidates --input {output / ROWS} --output drafts.jsonl --beams 1 "
             "--model NAME_OR_PATH",
-            "  cpo-ds prepare from-tm --input drafts.jsonl --output pairs",
+            f"  cpo-ds prepare from-tm --input drafts.jsonl --output pairs{again}",
             "or give --noise, for noised copies of the targets.",
         ]
     return lines

@@ -172,6 +172,7 @@ def test_the_first_run_says_how_to_get_drafts(
     assert from_tm(path, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "no segment has a draft" in said
+    assert "from-tm --input drafts.jsonl --output pairs --held-out 0\n" in said
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"rows.jsonl", "summary.json"}
     # What it says is carried out: another step adds drafts, here those of a file.
     rows, drafts = tmp_path / "out" / "rows.jsonl", tmp_path / "drafts.jsonl"
