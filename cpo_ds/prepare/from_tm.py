@@ -27,7 +27,7 @@ from cpo_ds.prepare.memory.cleaning import (
     problem_of_texts,
 )
 from cpo_ds.prepare.memory.draft_pairs import PairOptions, pairs_of, seen_drafts
-from cpo_ds.prepare.memory.folder import FILES, SUMMARY, Result, told, write_folder
+from cpo_ds.prepare.memory.folder import FILES, SUMMARY, Result, codes_of, told, write_folder
 from cpo_ds.prepare.memory.reading import Reading, units_of
 from cpo_ds.prepare.memory.table_units import COLUMNS
 from cpo_ds.prepare.memory.unit import Unit
@@ -164,7 +164,15 @@ def run(arguments: argparse.Namespace) -> int:
             )
 
     result = Result(
-        number_read, units, held_out, pairs, held_out_pairs, dropped, notes_of(units), without_pair
+        read=number_read,
+        rows=units,
+        held_out=held_out,
+        pairs=pairs,
+        held_out_pairs=held_out_pairs,
+        dropped=dropped,
+        notes=notes_of(units),
+        without_pair=without_pair,
+        seen=reading.seen,
     )
     given = {name: getattr(arguments, name) for name in _RECORDED}
     written = write_folder(arguments.output, arguments.input, given, result)
@@ -190,12 +198,11 @@ def _clean_units(arguments: argparse.Namespace, reading: Reading) -> tuple[list[
     dropped = Tally()
     units = clean(all_units, [*problems, duplicate_problem()], dropped)
     if not units:
-        there = ", ".join(f"{code or 'none'}: {n}" for code, n in reading.seen.most_common(8))
         reasons = "; ".join(line.strip() for line in dropped.lines("dropped, "))
         raise UserError(
             f"{arguments.input}: no segment is left of {len(all_units)} "
-            f"({reasons or 'the file has none'}; languages of its texts: {there or 'none'}); "
-            "nothing was written."
+            f"({reasons or 'the file has none'}; languages of its texts: {codes_of(reading.seen)}"
+            "); nothing was written."
         )
     return limited(units, arguments.limit, arguments.seed, dropped), len(all_units), dropped
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Result:
     dropped: Tally  # units
     notes: Tally
     without_pair: Tally  # units, of those to train on and of those held out
+    seen: Mapping[str, int]  # texts by the code of their language, in the files
 
 
 def write_folder(output: Path, source: Path, options: dict[str, Any], result: Result) -> list[str]:
@@ -51,6 +52,7 @@ def write_folder(output: Path, source: Path, options: dict[str, Any], result: Re
         "input": str(source),
         "options": options,
         "read": result.read,
+        "codes": dict(result.seen),
         "rows": by_direction(result.rows),
         **{Path(name).stem: len(of_file) for name, of_file in lines.items() if name != ROWS},
         "dropped": result.dropped.record(),
@@ -66,6 +68,12 @@ def write_folder(output: Path, source: Path, options: dict[str, Any], result: Re
     return [name for name in FILES if lines[name]]
 
 
+def codes_of(seen: Mapping[str, int]) -> str:
+    """The codes of languages with the number of their texts, such as `en-US: 12, zh-TW: 8`."""
+    most = sorted(seen.items(), key=lambda item: -item[1])[:12]
+    return ", ".join(f"{code or 'none'}: {number}" for code, number in most) or "none"
+
+
 def told(
     output: Path, result: Result, names: Sequence[str], *, with_pairs: bool, again: str
 ) -> list[str]:
@@ -78,6 +86,7 @@ def told(
         *(f"  {direction}: {n}" for direction, n in by_direction(result.rows).items()),
         *result.dropped.lines("dropped, "),
         *result.notes.lines(""),
+        f"  codes of languages in the files: {codes_of(result.seen)}",
         f"  held out: {len(result.held_out)}",
     ]
     if with_pairs:
