@@ -81,6 +81,9 @@ COMMANDS = {
     ),
 }
 PREPARE_STEPS = {  # of `cpo-ds prepare`, in order
+    "from-tm": Command(
+        "cpo_ds.prepare.from_tm", "make pairs of a translation memory and drafts of its targets"
+    ),
     "candidates": Command(
         "cpo_ds.prepare.candidates", "translate sources, or read translations of systems"
     ),

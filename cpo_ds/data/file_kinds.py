@@ -38,6 +38,7 @@ _IN_FOLDERS = tuple(name for name in (*_KINDS, *_PACKED) if name not in (".json"
 
 _SPREADSHEET = "is a spreadsheet; open it and save it as CSV in UTF-8"
 _ARCHIVE = "is packed; unpack it"
+_XLIFF = "is XLIFF; cpo-ds prepare from-tm makes rows and pairs of it"
 _WAYS_OUT = {
     ".xlsx": _SPREADSHEET,
     ".xlsm": _SPREADSHEET,
@@ -55,8 +56,8 @@ _WAYS_OUT = {
     ".txt": "is plain text; name it .tsv if it is a table whose first line names the columns",
     ".arrow": "is an arrow file; give the folder that save_to_disk wrote, or convert it to parquet",
     ".xml": "is XML; export it as TMX, or as CSV in UTF-8",
-    ".xliff": "is XLIFF; export it as TMX, or as CSV in UTF-8",
-    ".xlf": "is XLIFF; export it as TMX, or as CSV in UTF-8",
+    ".xliff": _XLIFF,
+    ".xlf": _XLIFF,
 }
 SUFFIXES = (*_KINDS, *_PACKED, *_WAYS_OUT)
 

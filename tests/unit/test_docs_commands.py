@@ -26,6 +26,7 @@ CARRIED_OUT = {
     "evaluate audit": "tests/unit/evaluate/test_audit.py",
     "evaluate human": "tests/unit/evaluate/test_human_sample.py",
     "export": "tests/ranks/test_export.py",
+    "from-tm": "tests/unit/prepare/test_from_tm.py",
     "import": "tests/unit/start/test_import.py",
     "init": "tests/unit/start/test_init.py",
     "noise": "tests/unit/prepare/test_noise_command.py",

@@ -97,7 +97,7 @@ def language_filter(confidence: float, directions: Collection[str]) -> Filter:
     without py3langid, and for a target that it does not know.
     """
     targets = {direction: base_code(parse_direction(direction)[1]) for direction in directions}
-    identifier = _identifier(targets)
+    identifier = identifier_for(targets)
 
     # Texts come up again in pairs nearby and identification is slow: remember some outcomes.
     @functools.lru_cache(_REMEMBERED_TEXTS)
@@ -122,7 +122,7 @@ def language_filter(confidence: float, directions: Collection[str]) -> Filter:
     return keep
 
 
-def _identifier(targets: Mapping[str, str]) -> Any:
+def identifier_for(targets: Mapping[str, str]) -> Any:
     """py3langid's classifier, limited to the known languages and to `targets` by direction.
 
     Raises `UserError` without py3langid, and for a target that it does not know.
