@@ -90,7 +90,8 @@ def comet_python() -> str:
 
     Raises `UserError` if there is none.
     """
-    if importlib.util.find_spec("comet"):
+    found = importlib.util.find_spec("comet")
+    if found is not None and found.origin:  # a mere folder of that name, here, has no origin
         return sys.executable
     beside = Path(__file__).resolve().parents[2] / ".venv-comet" / "bin" / "python"
     python = Path(os.environ.get(_COMET_PYTHON, beside))

@@ -34,8 +34,8 @@ def round_recipes(settings: RoundsSettings, policy: ModelChoice, layout: Layout)
     for number in range(1, settings.rounds + 1):
         own = copy.deepcopy(values)
         model = _section(own, "model") | {"name_or_path": base, "adapter": adapter}
-        if adapter is None:
-            model.pop("adapter_mode", None)  # of an adapter that a full model holds already
+        if number > 1:
+            model.pop("adapter_mode", None)  # it is about the adapter that round 1 starts from
         pairs = {"format": "pairs", "path": str(layout.at(number, "pairs") / "pairs.jsonl")}
         own |= {"model": model, "data": _section(own, "data") | pairs}
         own["output_dir"] = str(layout.at(number, "run"))

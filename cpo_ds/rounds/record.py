@@ -33,16 +33,21 @@ def check_record(inputs: Inputs) -> None:
         return
     try:
         known = yaml.safe_load(file.read_text(encoding="utf-8"))
-        before = _flat(known["settings"]) | _flat(known["inputs"], "the content of ")
+        before, texts = _flat(known["settings"]), dict(known["inputs"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is not of rounds; mend it, or name another output_dir.") from None
-    now = _flat(_record(inputs)["settings"]) | _flat(_record(inputs)["inputs"], "the content of ")
+    now = _flat(_record(inputs)["settings"])
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name) and name not in _MAY_CHANGE:
-            change = "" if name.startswith("the") else f" ({before.get(name)}, now {now.get(name)})"
             raise UserError(
-                f"{folder} holds rounds with another value of {name}{change}; set it back, or name "
-                "another output_dir."
+                f"{folder} holds rounds with another {name} ({before.get(name)}, now "
+                f"{now.get(name)}); set it back, or name another output_dir."
+            )
+    for name, digest in inputs.fingerprints.items():
+        if texts.get(name) != digest:
+            raise UserError(
+                f"{folder} holds rounds with another {name}: its content has changed since they "
+                "began; bring it back, or name another output_dir."
             )
 
 

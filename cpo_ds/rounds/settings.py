@@ -219,7 +219,7 @@ def _check_names(
         if key not in section.model_fields:
             same = [name for name in everywhere if name.rpartition(".")[2] == key]
             hint = did_you_mean(str(key), [*section.model_fields], 0.6)
-            if same and not hint:
+            if same:
                 hint = f" (did you mean {' or '.join(same)}?)"
             if not at and section_of_recipe(str(key)):
                 hint = " (it belongs to the recipe: write it under train.overrides)"
