@@ -31,6 +31,7 @@ from repository import ROOT
 from runs import TIMED
 
 COMMAND = [sys.executable, "-m", "cpo_ds.cli", "rounds"]
+STAGES = 14  # of two rounds
 COMET_PYTHON = ROOT / ".venv-comet" / "bin" / "python"
 # Not published: caches, consoles, times, and what only a resume reads.
 _SCRATCH = r"(^|/)(lock|logs|times\.jsonl|template_date|checkpoints|[^/]+\.cache|run/pairs)(/|$)"
@@ -124,29 +125,36 @@ def kill_all(run: Run) -> None:
                 process.kill()
 
 
-def torture(file: Path, output: Path, kills: int, seed: int, seconds: float) -> list[str]:
-    """Carries out rounds with so many kills; returns the stage that each of them met."""
+def torture(file: Path, output: Path, kills: int, seed: int) -> list[str]:
+    """Carries out rounds with so many kills; returns the stage that each of them met.
+
+    A start is killed some seconds after one more stage than before began, or two, or none.
+    """
     draw, met = random.Random(seed), list[str]()
     while True:
+        before = len(_logs(output))
         run = start([*COMMAND, "--config", str(file)])
         if len(met) < kills:
-            deadline = time.monotonic() + draw.uniform(1, seconds)
+            wanted = min(before + draw.choice([0, 1, 1, 2]), STAGES)
+            while run.poll() is None and len(_logs(output)) < wanted:
+                time.sleep(0.002)
+            deadline = time.monotonic() + draw.uniform(0, 8)
             while run.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.002)
             if run.poll() is None:
-                met.append(_stage_now(output))
+                met.append(logs[-1].stem if (logs := _logs(output)) else "start")
                 kill_all(run)
                 finish(run, 60)
                 continue
         done = finish(run, 600)
         assert done.code == 0, done.output
-        return met
+        if len(met) >= kills or before == STAGES:
+            return met
 
 
-def _stage_now(output: Path) -> str:
-    """The stage whose log is the newest one, without its round."""
-    logs = sorted((output / "logs").glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
-    return logs[-1].stem if logs else "start"
+def _logs(output: Path) -> list[Path]:
+    """The logs of stages, that of the newest stage last."""
+    return sorted((output / "logs").glob("*.txt"), key=lambda path: path.stat().st_ctime_ns)
 
 
 def published(output: Path) -> dict[str, bytes]:
@@ -190,7 +198,7 @@ def main() -> None:
         assert done.code == 0, done.output
         whole = published(output)
         shutil.move(output, folder / "whole")
-        met = torture(file, output, arguments.kills, arguments.seed, seconds=14)
+        met = torture(file, output, arguments.kills, arguments.seed)
         differ = differing(whole, published(output))
     for stage, count in sorted(Counter(met).items()):
         print(f"  {count:3} x {stage}")
