@@ -201,7 +201,9 @@ class RoundsSettings(Section):
 
 def load_rounds(file: Path) -> RoundsSettings:
     """Reads the YAML file. Raises `UserError`, with file and setting, for anything wrong in it."""
-    values = read_yaml(file, "configuration", "examples/rounds.yaml")
+    if not file.is_file():
+        raise UserError(f"there is no configuration {file}; give --config an existing YAML file.")
+    values = read_yaml(file, "examples/rounds.yaml")
     _check_names(values, RoundsSettings, file)
     try:
         return RoundsSettings.model_validate(values)

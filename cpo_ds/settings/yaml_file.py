@@ -13,16 +13,14 @@ from cpo_ds.settings.problems import yaml_problem
 _MOST_VALUES = 100_000  # of a file, written out
 
 
-def read_yaml(
-    path: Path, kind: str = "recipe", example: str = "recipes/demo.yaml"
-) -> dict[str, Any]:
-    """The mapping in a YAML file of this kind, each key of it given once.
+def read_yaml(path: Path, example: str = "recipes/demo.yaml") -> dict[str, Any]:
+    """The mapping in a recipe or another YAML file of settings, each key of it given once.
 
     Raises `UserError`, with the line, for a file that is missing, no YAML or no mapping; it
     names an `example`.
     """
     if not path.is_file():
-        raise UserError(f"there is no {kind} {path}; give --config an existing YAML file.")
+        raise UserError(f"there is no recipe {path}; give --config an existing YAML file.")
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documentation import table_after
 from repository import ROOT
 from rounds_files import inputs, rounds_file, text_rows
 
 from cpo_ds import cli
 from cpo_ds.errors import UserError
+from cpo_ds.recipe import default_text, flatten
 from cpo_ds.rounds.checks import guard
-from cpo_ds.rounds.settings import load_rounds
+from cpo_ds.rounds.settings import RoundsSettings, load_rounds
 from cpo_ds.scoring.metrics import Metric, parse_metrics
 
 
@@ -26,6 +28,17 @@ def refused(folder: Path, recipe: dict[str, Any] | None = None, **sections: Any)
 def test_the_example_is_valid() -> None:
     settings = load_rounds(ROOT / "examples" / "rounds.yaml")
     assert settings.select.check_language == 0.7 and settings.train.recipe == "own-pairs"
+
+
+def test_the_page_has_every_setting() -> None:
+    ((header, *rows),) = table_after(ROOT / "docs" / "rounds.md", "rounds settings")
+    assert header == ["section", "setting", "default", "meaning"]
+    named = {f"{row[0]}.{row[1]}".lstrip("."): row for row in rows}
+    fields = flatten(RoundsSettings)
+    assert list(named) == list(fields)
+    for name, field in fields.items():
+        default = default_text(field).removeprefix("default ")
+        assert named[name][2:] == [default, field.description], name
 
 
 def test_all_is_checked_and_nothing_is_written(tmp_path: Path) -> None:
