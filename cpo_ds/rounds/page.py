@@ -35,10 +35,10 @@ def findings(inputs: Inputs, course: Course) -> list[str]:
     best = course.verdicts[course.best].watched[first.name]
     start = course.verdicts[0].watched[first.name]
     if course.best:
-        gained = f"{first.name} {start.score:.4g} at the start, {best.score:.4g}"
+        gained = f"{first.name} {start.score:#.4g} at the start, {best.score:#.4g}"
         said = [f"the best is round {course.best} ({gained}): {best_model(inputs, course.best)}"]
     else:
-        said = [f"no round is better than the start ({first.name} {start.score:.4g})"]
+        said = [f"no round is better than the start ({first.name} {start.score:#.4g})"]
     if course.stopped:
         said.append(f"stopped, since a watched metric fell: {course.stopped}")
     elif course.is_over:
@@ -79,7 +79,7 @@ def page(inputs: Inputs, course: Course, times: Times) -> str:
         _pairs(inputs, course),
         _times(course, times),
     )
-    return render(f"Rounds {inputs.layout.folder.name}", sections, hovers=True)
+    return render(f"Rounds in {inputs.layout.folder}", sections, hovers=True)
 
 
 def _overview(inputs: Inputs, course: Course) -> Section:
@@ -87,7 +87,7 @@ def _overview(inputs: Inputs, course: Course) -> Section:
     best, start = course.verdicts[course.best].watched[first], course.verdicts[0].watched[first]
     tiles = (
         ("Best", system_of(course.best), f"by {first}"),
-        (first, f"{best.score:.4g}", f"from {start.score:.4g} at the start"),
+        (first, f"{best.score:#.4g}", f"from {start.score:#.4g} at the start"),
         ("Rounds", f"{course.last}", f"of {course.planned} at most"),
     )
     allowed = inputs.settings.watch.stop_if_falls_by
@@ -201,7 +201,7 @@ def _pairs(inputs: Inputs, course: Course) -> Section:
                     *(f"{n:,}" for n in (t.sources, t.sampled, t.distinct, t.pairs, t.comparisons)),
                     _accuracy(t),
                     *(
-                        f"{values[name]:.4g}"
+                        f"{values[name]:#.4g}".replace("-", "−")
                         for name in metrics
                         for values in (t.sample_means, t.best_means)
                     ),
@@ -260,13 +260,18 @@ def _titled(name: str, inputs: Inputs) -> str:
 
 def _score(one: Watched) -> str:
     half = f" ±{one.half_width:.2g}" if one.half_width is not None else ""
-    return f"{one.score:.4g}{half}"
+    return f"{one.score:#.4g}{half}"
 
 
 def _cells(one: Watched) -> tuple[str, str, str, str]:
     gain = "–" if one.gain is None else decimal(one.gain, 4, sign=True)
     half = "–" if one.half_width is None else f"{one.half_width:.2g}"
-    return f"{one.score:.4g}", half, gain, "–" if one.p_value is None else f"{one.p_value:.3g}"
+    return (
+        f"{one.score:#.4g}".replace("-", "−"),
+        half,
+        gain,
+        "–" if one.p_value is None else f"{one.p_value:.3g}",
+    )
 
 
 def _accuracy(trained: Trained | None) -> str:

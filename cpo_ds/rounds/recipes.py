@@ -31,6 +31,11 @@ def round_recipes(settings: RoundsSettings, policy: ModelChoice, layout: Layout)
     values, source = _user_recipe(settings)
     recipes: list[Config] = []
     base, adapter = policy.model, policy.adapter
+    if adapter is None and _section(values, "model").get("adapter_mode") == "merge":
+        raise UserError(
+            f"{source}: model.adapter_mode is merge, but the policy has no adapter; name it by "
+            "policy.adapter, or set model.adapter_mode to continue under train.overrides."
+        )
     for number in range(1, settings.rounds + 1):
         own = copy.deepcopy(values)
         model = _section(own, "model") | {"name_or_path": base, "adapter": adapter}

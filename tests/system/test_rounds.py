@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import rounds_runs
 import yaml
@@ -108,6 +109,19 @@ def test_a_stop_is_passed_on(file: Path, whole: Path, stage: str) -> None:
         done = rounds(file)
         assert done.code == 0, done.output
         assert differing(published(whole), published(output)) == []
+    shutil.rmtree(output)
+
+
+def test_a_stage_does_not_outlive_the_rounds(file: Path, whole: Path) -> None:
+    output = file.parent / "out"
+    run = start([*COMMAND, "--config", str(file)])
+    log = output / "logs" / "round-1-sample.txt"
+    while run.poll() is None and not log.exists():
+        time.sleep(0.01)
+    below = psutil.Process(run.pid).children(recursive=True)
+    os.kill(run.pid, signal.SIGKILL)
+    finish(run, 60)
+    assert below and psutil.wait_procs(below, timeout=60)[1] == []
     shutil.rmtree(output)
 
 

@@ -17,6 +17,7 @@ from cpo_ds.recipe import default_text, flatten
 from cpo_ds.rounds.checks import guard
 from cpo_ds.rounds.settings import RoundsSettings, load_rounds
 from cpo_ds.scoring.metrics import Metric, parse_metrics
+from cpo_ds.shipped import RECIPES
 
 
 def refused(folder: Path, recipe: dict[str, Any] | None = None, **sections: Any) -> str:
@@ -28,6 +29,14 @@ def refused(folder: Path, recipe: dict[str, Any] | None = None, **sections: Any)
 def test_the_example_is_valid() -> None:
     settings = load_rounds(ROOT / "examples" / "rounds.yaml")
     assert settings.select.check_language == 0.7 and settings.train.recipe == "own-pairs"
+
+
+@pytest.mark.parametrize("name", RECIPES.names())
+def test_every_shipped_recipe_can_be_trained_in_rounds(tmp_path: Path, name: str) -> None:
+    (tmp_path / "adapter").mkdir()
+    made = inputs(tmp_path, train={"recipe": name}, policy={"adapter": str(tmp_path / "adapter")})
+    assert [recipe.data.format for recipe in made.recipes] == ["pairs", "pairs"]
+    assert made.recipes[1].model.adapter != made.recipes[0].model.adapter
 
 
 def test_the_page_has_every_setting() -> None:
@@ -78,6 +87,7 @@ def test_all_is_checked_and_nothing_is_written(tmp_path: Path) -> None:
         ({"train": {"recipe": "own-pear"}}, "no recipe own-pear (did you mean own-pairs?)"),
         ({"train": {"overrides": {"optim.learning_rat": 1}}}, "(did you mean learning_rate?)"),
         ({"train": {"overrides": {"optim.learning_rate": -1}}}, "optim.learning_rate"),
+        ({"train": {"recipe": "alma-7b-r-full"}}, "the policy has no adapter; name it by policy."),
         ({"train": {"overrides": {"data.path": "x"}}}, "each round sets for itself"),
         ({"train": {"overrides": {"model": {"adapter": "x"}}}}, "policy names the model"),
         ({"train": {"overrides": {"checkpoint.resume": "never"}}}, "rounds resume their"),

@@ -140,8 +140,10 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
         assert text.lower() in html.lower(), text
     table = console_table(made, course).splitlines()
     assert table[0].split() == ["policy", "chrf", "metricx-24-qe", "(selects)", "pairs", "accuracy"]
-    assert table[2].startswith("round-1 (best)") and "52 ±0.4" in table[2]
-    assert findings(made, course)[0].startswith("the best is round 1 (chrf 50 at the start, 52)")
+    assert table[2].startswith("round-1 (best)") and "52.00 ±0.4" in table[2]
+    assert findings(made, course)[0].startswith(
+        "the best is round 1 (chrf 50.00 at the start, 52.00)"
+    )
     alone = Course((verdict(0, 50.0),), (), 0, None, 1)
-    assert findings(made, alone) == ["no round is better than the start (chrf 50)"]
+    assert findings(made, alone) == ["no round is better than the start (chrf 50.00)"]
     assert "Change since the start, %" not in page(made, alone, {})
