@@ -1,6 +1,6 @@
 """Rounds of a tiny model, killed again and again at random moments, against undisturbed ones.
 
-    python tests/support/rounds_runs.py --kills 20     # about six minutes on two cores
+    python tests/support/rounds_runs.py --kills 20     # about five minutes on two cores
 
 At a random moment all processes of the rounds get kill -9: the command, the stage that it carries
 out, and the stage's own processes. The command is then given again, until it ends by itself after
@@ -109,7 +109,7 @@ def settings(folder: Path, select: str, **sections: Any) -> Path:
 
 def rounds(file: Path, *options: str) -> Finished:
     """Carries out the rounds."""
-    return finish(start([*COMMAND, "--config", str(file), *options]), 600)
+    return finish(start([*COMMAND, "--config", str(file), *options]), 1500)
 
 
 def kill_all(run: Run) -> None:
@@ -128,15 +128,15 @@ def kill_all(run: Run) -> None:
 def torture(file: Path, output: Path, kills: int, seed: int) -> list[str]:
     """Carries out rounds with so many kills; returns the stage that each of them met.
 
-    A start is killed some seconds after one more stage than before began, or two, or none.
+    Each kill has a stage to wait for, at random over all stages, and comes some seconds after it.
     """
     draw, met = random.Random(seed), list[str]()
+    stages = sorted(draw.randint(0, STAGES) for _ in range(kills))
     while True:
         before = len(_logs(output))
         run = start([*COMMAND, "--config", str(file)])
         if len(met) < kills:
-            wanted = min(before + draw.choice([0, 1, 1, 2]), STAGES)
-            while run.poll() is None and len(_logs(output)) < wanted:
+            while run.poll() is None and len(_logs(output)) < stages[len(met)]:
                 time.sleep(0.002)
             deadline = time.monotonic() + draw.uniform(0, 8)
             while run.poll() is None and time.monotonic() < deadline:
@@ -146,7 +146,7 @@ def torture(file: Path, output: Path, kills: int, seed: int) -> list[str]:
                 kill_all(run)
                 finish(run, 60)
                 continue
-        done = finish(run, 600)
+        done = finish(run, 1500)
         assert done.code == 0, done.output
         if len(met) >= kills or before == STAGES:
             return met

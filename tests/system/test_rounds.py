@@ -16,11 +16,14 @@ import yaml
 from launch import finish, start
 from rounds_runs import COMET_PYTHON, COMMAND, differing, published, rounds, torture
 
-KILLS = int(os.environ.get("CPO_DS_TEST_KILLS", "4"))  # 20 take six minutes on two cores
+KILLS = int(os.environ.get("CPO_DS_TEST_KILLS", "4"))  # 20 take five minutes on two cores
 
-pytestmark = pytest.mark.skipif(
-    not COMET_PYTHON.is_file(), reason="needs COMET: bash scripts/setup.sh --comet"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not COMET_PYTHON.is_file(), reason="needs COMET: bash scripts/setup.sh --comet"
+    ),
+    pytest.mark.timeout(1800),  # many processes, each with its imports
+]
 
 
 @pytest.fixture(scope="module")
