@@ -53,6 +53,9 @@ COMMANDS = {
     "universal": Command(
         "cpo_ds.checkpoint.universal_command", "convert a checkpoint for any number of ranks"
     ),
+    "rounds": Command(
+        "cpo_ds.rounds.command", "sample, score, select, train and evaluate, round after round"
+    ),
     "translate": Command(
         "cpo_ds.translate.command", "translate rows, text or a test set by a model"
     ),

@@ -17,13 +17,12 @@ from pydantic.fields import FieldInfo
 from cpo_ds.config import Config
 from cpo_ds.errors import UserError
 from cpo_ds.settings.other_names import meant_setting
-from cpo_ds.settings.problems import value_problem, yaml_problem
+from cpo_ds.settings.problems import value_problem
+from cpo_ds.settings.yaml_file import read_yaml
 from cpo_ds.shipped import DEEPSPEED_FILES, RECIPES
 
 # What `deepspeed: auto` chooses from, the one that sends least first.
 DEEPSPEED_CHOICES = ("zero0", "zero1", "zero2", "zero3", "zero3-offload")
-
-_MOST_VALUES = 100_000  # of a recipe, written out
 
 
 def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
@@ -48,8 +47,8 @@ def load_config(argv: list[str]) -> tuple[Config, argparse.Namespace]:
 
     # Read the recipe, and let the command line override it.
     arguments.config = str(RECIPES.find(arguments.config))
-    values = _read_yaml(Path(arguments.config))
-    _check_keys(values, Config, arguments.config)
+    values = read_yaml(Path(arguments.config))
+    check_keys(values, Config, arguments.config)
     overrides = {k: v for k, v in vars(arguments).items() if k in SETTINGS and v is not None}
     _check_contradiction(overrides)
     for dotted, text in overrides.items():
@@ -115,19 +114,19 @@ def keeps_local_checkpoints(settings: dict[str, Any]) -> bool:
     return isinstance(checkpoint, dict) and checkpoint.get("use_node_local_storage") is True
 
 
-def _flatten(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+def flatten(section: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     """Dotted name -> field, for every plain field and for each optional section as a whole."""
     flat: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
-        nested = _section_of(field.annotation)
+        nested = section_of(field.annotation)
         if nested is None or type(None) in get_args(field.annotation):
             flat[prefix + name] = field
         if nested is not None:
-            flat |= _flatten(nested, f"{prefix}{name}.")
+            flat |= flatten(nested, f"{prefix}{name}.")
     return flat
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section that a field of this type holds; None for a plain field."""
     candidates = get_args(annotation) or (annotation,)
     classes = [c for c in candidates if isinstance(c, type) and get_origin(c) is None]
@@ -135,7 +134,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return sections[0] if sections else None
 
 
-SETTINGS = _flatten(Config)  # dotted name -> field, in the order of the recipe
+SETTINGS = flatten(Config)  # dotted name -> field, in the order of the recipe
 
 
 class _Parser(argparse.ArgumentParser):
@@ -175,7 +174,7 @@ def _type_text(annotation: Any) -> str:
     choices = [c for c in get_args(annotation) if isinstance(c, str)]
     if choices:
         return "|".join(choices)
-    if _section_of(annotation):
+    if section_of(annotation):
         return "none, or the fields below"
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type_text(part) for part in get_args(annotation))
@@ -204,57 +203,7 @@ def _normalize(argument: str) -> str:
     return name[:2] + name[2:].replace("-", "_") + equals + value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no recipe {path}; give --config an existing YAML file.")
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        if node is not None:
-            _check_nodes(node, path, {})
-        values = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} {yaml_problem(error)}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must be a mapping of sections; see recipes/demo.yaml.")
-    return values
-
-
-def _check_nodes(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
-    """Returns the number of values that a YAML node stands for, with its aliases written out.
-
-    `sizes` has those of finished nodes by id, and 0 for nodes around this one. Raises `UserError`
-    for faults that loading does not report: a key that is given twice, of which the last would
-    count, an alias inside the value that it names, and aliases that make a file huge.
-    """
-    line = f"{path}, line {node.start_mark.line + 1}"
-    if id(node) in sizes:
-        if not sizes[id(node)]:
-            raise UserError(f"{line}: an alias (*) stands inside the value that it names.")
-        return sizes[id(node)]
-    sizes[id(node)] = 0
-    parts = node.value if isinstance(node, yaml.CollectionNode) else []
-    if isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in parts if isinstance(key, yaml.ScalarNode)):
-            number = key.start_mark.line + 1
-            if key.value in lines:
-                raise UserError(
-                    f"{path}: {key.value} is given twice in one part, in lines {lines[key.value]} "
-                    f"and {number}; keep one of them."
-                )
-            lines[key.value] = number
-        parts = [part for pair in parts for part in pair]
-    size = 1 + sum(_check_nodes(part, path, sizes) for part in parts)
-    if size > _MOST_VALUES:
-        raise UserError(f"{line}: aliases (*) make more than {_MOST_VALUES} values of it.")
-    sizes[id(node)] = size
-    return size
-
-
-def _check_keys(
-    values: dict[str, Any], section: type[BaseModel], file: str, path: str = ""
-) -> None:
+def check_keys(values: dict[str, Any], section: type[BaseModel], file: str, path: str = "") -> None:
     """Raises `UserError` for a key of the recipe that the section does not have."""
     for key, value in values.items():
         if key not in section.model_fields:
@@ -263,9 +212,9 @@ def _check_keys(
                 + meant_setting(f"{path}{key}", section.model_fields, SETTINGS, mark="")
                 + "; docs/configuration.md and --help list every key."
             )
-        nested = _section_of(section.model_fields[key].annotation)
+        nested = section_of(section.model_fields[key].annotation)
         if nested and isinstance(value, dict):
-            _check_keys(value, nested, file, f"{path}{key}.")
+            check_keys(value, nested, file, f"{path}{key}.")
 
 
 def _check_contradiction(overrides: Collection[str]) -> None:

@@ -41,6 +41,7 @@ FLOORS: list[dict[str, str]] = [
         "evaluate": "what was gained",
         "start": "how a run is begun",
     },
+    {"rounds": "iterated training"},
     {"train": "the script", "cli": "cpo-ds"},
 ]
 ROOMS = [room for floor in FLOORS for room in floor]

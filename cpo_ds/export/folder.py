@@ -180,6 +180,10 @@ def _write_adapter(folder: Path, export: Export, weights: dict[str, torch.Tensor
     settings = copy.deepcopy(export.model.peft_config["default"])
     settings.inference_mode = True
     settings.base_model_name_or_path = export.base
+    # peft keeps names of modules in sets, whose order differs between processes.
+    for name, value in vars(settings).items():
+        if isinstance(value, set):
+            setattr(settings, name, sorted(value))
     settings.save_pretrained(folder)
 
 

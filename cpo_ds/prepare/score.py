@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_rank():
         if not arguments.input.is_file():
             raise UserError(f"--input {arguments.input} does not exist.")
-        python = _comet_python() if needs_comet else sys.executable
+        python = comet_python() if needs_comet else sys.executable
         if python != sys.executable or arguments.ranks > 1 or arguments.hostfile:
             become_ranks(python, arguments.argv, arguments.ranks, arguments.hostfile)
     with as_one_of_ranks() as ranks:
@@ -85,12 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _comet_python() -> str:
+def comet_python() -> str:
     """The Python that has COMET: this one, or that of `.venv-comet` beside the package.
 
     Raises `UserError` if there is none.
     """
-    if importlib.util.find_spec("comet"):
+    found = importlib.util.find_spec("comet")
+    if found is not None and found.origin:  # a mere folder of that name, here, has no origin
         return sys.executable
     beside = Path(__file__).resolve().parents[2] / ".venv-comet" / "bin" / "python"
     python = Path(os.environ.get(_COMET_PYTHON, beside))

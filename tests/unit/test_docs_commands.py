@@ -33,6 +33,7 @@ CARRIED_OUT = {
     "plan": "tests/unit/planner/test_plan_command.py",
     "recipes": "tests/unit/start/test_init.py",
     "report": "tests/unit/report/test_run_page.py",
+    "rounds": "tests/system/test_rounds.py",
     "score": "tests/ranks/test_score_lexical.py",
     "select": "tests/unit/prepare/test_select.py",
     "train": "tests/system/test_train_command.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def test_every_family_is_as_it_was_written(tmp_path: Path, family: str) -> None:
         base = save_base(tmp_path, family, kind)
         assert read_back(base, load_model(base)) is None, kind
     assert read_back(base, with_adapter(load_model(base))) is None
+
+
+def test_an_adapter_names_its_modules_in_the_same_order_in_every_process(tmp_path: Path) -> None:
+    base = save_base(tmp_path, "llama")
+    model = with_adapter(load_model(base))
+    names = [f"{name}_proj" for name in ("v", "up", "q", "o", "k", "gate", "down")]
+    model.peft_config["default"].target_modules = set(names)  # of no order
+    write_unfinished(tmp_path / "new", *export_of(base, model))
+    text = (unfinished_folder(tmp_path / "new") / "adapter_config.json").read_text()
+    assert json.loads(text)["target_modules"] == sorted(names)
+    assert model.peft_config["default"].target_modules == set(names)
 
 
 @pytest.mark.parametrize("fault", [*OF_MODELS, *OF_TOKENIZERS])

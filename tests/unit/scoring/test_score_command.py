@@ -34,3 +34,11 @@ def test_where_comets_environment_is_missing_is_said(
     files = ["--input", str(rows_file(tmp_path, ROW)), "--output", str(tmp_path / "x.jsonl")]
     assert cli.main(["prepare", "score", *files, "--metric", "kiwi"]) == 2
     assert "scripts/setup.sh --comet" in capsys.readouterr().err
+
+
+def test_a_folder_named_comet_is_not_comet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "comet").mkdir()  # Python would import it as a package without code
+    monkeypatch.syspath_prepend(str(tmp_path))
+    test_where_comets_environment_is_missing_is_said(tmp_path, capsys, monkeypatch)
