@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -36,7 +38,7 @@ def outline(config: Config) -> Any:
         check_adapter(config.model, model_config)
         if not config.continues_adapter and merge_unties(adapter, model_config):
             model_config.tie_word_embeddings = False
-    with torch.device("meta"):
+    with torch.device("meta"), _uninitialized():
         model = transformers.AutoModelForCausalLM.from_config(model_config, dtype=dtype)
         model.generation_config = _generation_config(config.model.name_or_path, model)
         if config.continues_adapter:
@@ -51,6 +53,16 @@ def outline(config: Config) -> Any:
         for parameter in outlined.parameters():
             parameter.data = parameter.data.to(model.dtype)
         return outlined
+
+
+@contextmanager
+def _uninitialized() -> Iterator[None]:
+    """Leaves out the first values of linear layers, of which tensors without data keep nothing."""
+    with (
+        mock.patch.object(torch.nn.Linear, "reset_parameters", lambda layer: None),
+        mock.patch.object(torch.nn.init, "kaiming_uniform_", lambda tensor, **named: tensor),
+    ):
+        yield
 
 
 def _generation_config(name_or_path: str, model: Any) -> Any:

@@ -35,10 +35,17 @@ class Outlines:
         # By the settings that decide them.
         self._measured: dict[tuple[Any, ...], DepthModel] = {}
         self._weights: dict[str, Weights] = {}
+        self._newest: tuple[str, Any] | None = None  # the outline that was built last, unchanged
         self._depth: int | None = None
 
     def build(self, config: Config) -> Any:
-        """Returns the language model on the meta device. Raises `UserError` if it is missing."""
+        """Returns the language model on the meta device, to change at will.
+
+        Raises `UserError` if it is missing.
+        """
+        kept, self._newest = self._newest, None
+        if kept is not None and kept[0] == _outline_key(config):
+            return kept[1]
         try:
             if self._shape is None:
                 return outline(config)
@@ -53,6 +60,12 @@ class Outlines:
                 f"{error} To plan without the model, give --shape, one of {names}."
             ) from None
 
+    def _to_read(self, config: Config) -> Any:
+        """As `build`, of a model that is not changed: the next call may return the same one."""
+        model = self.build(config)
+        self._newest = _outline_key(config), model
+        return model
+
     def weights(self, config: Config) -> Weights:
         """Numbers of weights by parameter, DPO's second model included."""
         model = config.model.model_copy(update={"gradient_checkpointing": False})
@@ -62,7 +75,7 @@ class Outlines:
         return self._weights[key]
 
     def _count(self, config: Config) -> Weights:
-        model = self.build(config)
+        model = self._to_read(config)
         base = getattr(model, "get_base_model", lambda: model)()
         in_4_bits = quantized_names(base) if config.model.quantization else frozenset()
         sizes: dict[bool, list[int]] = {True: [], False: []}  # by whether they are trained
@@ -74,19 +87,21 @@ class Outlines:
         if config.loss.reads_reference_from("model"):
             # The second model has no new adapter. One that training continues is part of it.
             new_adapter = config.lora is not None and not config.continues_adapter
-            plain = self.build(config.model_copy(update={"lora": None}) if new_adapter else config)
+            plain = self._to_read(
+                config.model_copy(update={"lora": None}) if new_adapter else config
+            )
             reference = [parameter.numel() for parameter in plain.parameters()]
         return Weights(tuple(sizes[True]), tuple(sizes[False]), tuple(reference), tuple(quantized))
 
     def matrices(self, config: Config) -> MatrixWeights:
         """Weights in matrix products of the body and of the head."""
-        model = self.build(config)
+        model = self._to_read(config)
         return matrix_weights(getattr(model, "get_base_model", lambda: model)())
 
     def depth(self, config: Config) -> int:
         """The number of decoder layers, which no other setting changes."""
         if self._depth is None:
-            model = self.build(config)
+            model = self._to_read(config)
             base = getattr(model, "get_base_model", lambda: model)()
             self._depth = len(base.get_decoder().layers)
         return self._depth
@@ -133,6 +148,12 @@ class Outlines:
                 pair=pair,
             )
         return self._measured[key]
+
+
+def _outline_key(config: Config) -> str:
+    """The settings that an outline is built from. Layers are recomputed by who runs it."""
+    model = config.model.model_copy(update={"gradient_checkpointing": False})
+    return repr((model, config.lora))
 
 
 def _with_model_folder(config: Config, folder: str) -> Config:
