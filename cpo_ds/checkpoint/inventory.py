@@ -77,6 +77,14 @@ def newest(run: Path) -> Path | None:
     return next(iter(resume_candidates(run / "checkpoints")), None)
 
 
+def check_named(run: Path, checkpoint: str | None) -> None:
+    """Raises `UserError` if there is no such run or checkpoint; reads no weights.
+
+    For commands that import slow libraries before they call `find_intact`.
+    """
+    _candidates(run, checkpoint)
+
+
 def _candidates(run: Path, checkpoint: str | None) -> list[Path]:
     """The named checkpoint alone, or all checkpoints of the run, the best first."""
     if checkpoint is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cpo_ds.checkpoint.inventory import find_intact
-from cpo_ds.checkpoint.reshard import convert
+from cpo_ds.checkpoint.inventory import check_named, find_intact
 from cpo_ds.storage.lock import hold_folder
 
 
@@ -22,6 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises `UserError` for a checkpoint that is missing or damaged, and if the conversion fails.
     """
+    check_named(arguments.run, arguments.checkpoint)
+    from cpo_ds.checkpoint.reshard import convert  # imported late: DeepSpeed takes seconds
+
     path, manifest, _hold = find_intact(arguments.run, arguments.checkpoint, print)
     if manifest.zero_stage == 0:
         print(f"{path} was saved at ZeRO stage 0 and fits any number of ranks as it is")

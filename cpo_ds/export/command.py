@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cpo_ds.checkpoint.inventory import check_named
 from cpo_ds.errors import UserError
 from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
 
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("public", "replace", "base"):
         if getattr(arguments, option) and not arguments.push:
             raise UserError(f"--{option} belongs to --push REPO; give both, or leave it out.")
+    check_named(arguments.run, arguments.checkpoint)
     # Imported late: torch, transformers and DeepSpeed take seconds. The export uses no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     silence_libraries()

@@ -59,6 +59,8 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
                                ("--train.epochs",)),
     "no run": (["report", "runs/nowhere"], ("give the output_dir of a run",)),
     "no checkpoints": (["checkpoints", "runs/nowhere"], ("give the output_dir of a run",)),
+    "nothing to export": (["export", "runs/nowhere"], ("give the output_dir of a run",)),
+    "nothing to convert": (["universal", "runs/nowhere"], ("give the output_dir of a run",)),
     "no metric": (["evaluate", "--input", "good.jsonl"], ("at least one --metric",)),
     "misspelled metric": (["prepare", "score", "--input", "a", "--output", "b", "--metric", "chfr"],
                           ("did you mean chrf?",)),
