@@ -183,14 +183,17 @@ def test_a_value_of_any_kind_anywhere_is_read_or_refused_in_words(
 
 def test_the_examples_of_the_documentation_are_read(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    sections = re.findall(r"^### `([a-z-]+)`\n(.*?)(?=^##)", text, flags=re.M | re.S)
+    sections = re.findall(r"^### `([a-z-]+)`\n(.*?)(?=^#{2,3} )", text, flags=re.M | re.S)
+    many = re.search(r"^## Several rejected translations\n(.*?)(?=^## )", text, flags=re.M | re.S)
+    assert many
+    sections.append(("pairs", many[1]))
     examples = [
         (format, json.loads(example))
         for format, section in sections
         for example in re.findall(r"```json\n(.*?)\n```", section, flags=re.S)
     ]
     assert [format for format, _ in examples] == [
-        *("alma-r", "x-alma", "pairs", "pairs", "pairs", "triplets", "sample")
+        *("alma-r", "x-alma", "pairs", "pairs", "pairs", "triplets", "sample", "pairs")
     ]
     for format, row in examples:
         path = write(tmp_path / "example.jsonl", [row])

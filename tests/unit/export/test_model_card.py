@@ -42,7 +42,8 @@ def front_matter(card: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", LOSS_FIELDS)
 def test_it_names_just_the_settings_that_its_objective_has(name: str) -> None:
-    card = model_card(make(loss={"name": name}), MANIFEST, FACTS)
+    data = {"format": "pairs", "path": "p"}  # rankings need the scores that these rows may have
+    card = model_card(make(loss={"name": name}, data=data), MANIFEST, FACTS)
     row = next(line for line in card.splitlines() if line.startswith("| objective"))
     for setting in {s for settings in LOSS_FIELDS.values() for s in settings} - {
         "arpo_floor",
