@@ -58,7 +58,7 @@ def shape_of_rows(config: Config, rejected: int | None = None) -> RowShape:
         return PAIR
     mean = _mean_of_first(config)
     if mean is None:
-        return RowShape(1.0, "since data.path cannot be looked at; --rejected gives another number")
+        return RowShape(1.0, "as no rows are here to look at; --rejected gives another number")
     return RowShape(mean, f"the mean of the first rows of {config.data.path}")
 
 
