@@ -104,13 +104,14 @@ def main(argv: list[str] | None = None) -> int:
     # Commands draw files, whatever backend of matplotlib a notebook has set.
     os.environ["MPLBACKEND"] = "Agg"
     with plain_console():
-        return _main(sys.argv[1:] if argv is None else argv)
+        return _main(sys.argv[1:] if argv is None else argv, owns_process=argv is None)
 
 
-def _main(argv: list[str]) -> int:
+def _main(argv: list[str], *, owns_process: bool) -> int:
     # Problems that the user can solve are one line, without a stack trace.
     try:
         arguments = _parsed(argv)
+        arguments.owns_process = owns_process  # then what it imports serves no other command
         code = arguments.run_command(arguments)
         sys.stdout.flush()
         return code

@@ -6,16 +6,19 @@ import argparse
 import json
 import math
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from cpo_ds.devices import DEVICES, Device, device_by_name
 from cpo_ds.errors import EXIT_USER_ERROR, UserError
 from cpo_ds.model.shapes import SHAPES, check_shape
+from cpo_ds.planner.light_imports import import_lightly, start_again_with_all
 from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cpo_ds.config import Config
+    from cpo_ds.planner.plan import Plan
 
 # Without a recipe: its values do for any model, and layers are recomputed as on a full GPU.
 _DEFAULT_RECIPE = ("--config", "own-pairs", "--model.gradient_checkpointing", "true")
@@ -62,13 +65,35 @@ def run(arguments: argparse.Namespace) -> int:
     # The plan uses no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     silence_libraries()
-    if "peft" not in sys.modules:  # it imports this library, which takes a second; no plan needs it
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-    from cpo_ds.planner.plan import make_plan
-    from cpo_ds.planner.text import as_text, as_values
+    # Attention in float32 is measured on tensors that torch's compiler keeps account of.
+    is_light = arguments.owns_process and config.model.dtype != "float32" and import_lightly()
+    try:
+        from cpo_ds.planner.plan import make_plan
+        from cpo_ds.planner.text import as_text, as_values
 
-    silence_after_import()
-    plan = make_plan(
+        silence_after_import()
+        plan = _made(make_plan, arguments, config, memory_gib, device, has_recipe)
+        text = json.dumps(as_values(plan), indent=1) if arguments.json else as_text(plan)
+    except UserError:
+        raise
+    except Exception:
+        if is_light:  # versions of the libraries may need what was left out
+            start_again_with_all()
+        raise
+    print(text)
+    return 0 if plan.recommended else EXIT_USER_ERROR
+
+
+def _made(
+    make_plan: Callable[..., Plan],
+    arguments: argparse.Namespace,
+    config: Config,
+    memory_gib: float,
+    device: Device | None,
+    has_recipe: bool,
+) -> Plan:
+    """The plan of the options. Raises `UserError` if the recipe cannot be planned."""
+    return make_plan(
         config,
         shape=arguments.shape,
         gpus=arguments.gpus,
@@ -79,8 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
         rejected=arguments.rejected,
         takes_recommended=not has_recipe,
     )
-    print(json.dumps(as_values(plan), indent=1) if arguments.json else as_text(plan))
-    return 0 if plan.recommended else EXIT_USER_ERROR
 
 
 def _config(arguments: argparse.Namespace, has_recipe: bool) -> Config:
