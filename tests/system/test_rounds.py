@@ -16,7 +16,7 @@ import yaml
 from launch import finish, start
 from rounds_runs import COMET_PYTHON, COMMAND, differing, published, rounds, torture
 
-KILLS = int(os.environ.get("CPO_DS_TEST_KILLS", "4"))  # 20 take five minutes on two cores
+KILLS = int(os.environ.get("CPO_DS_TEST_KILLS", "2"))  # 20 take five minutes on two cores
 
 pytestmark = [
     pytest.mark.skipif(
