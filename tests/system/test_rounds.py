@@ -119,9 +119,10 @@ def test_a_stage_does_not_outlive_the_rounds(file: Path, whole: Path) -> None:
     output = file.parent / "out"
     run = start([*COMMAND, "--config", str(file)])
     log = output / "logs" / "round-1-sample.txt"
-    while run.poll() is None and not log.exists():
+    below: list[psutil.Process] = []
+    while run.poll() is None and not (log.exists() and below):  # the log is there first
         time.sleep(0.01)
-    below = psutil.Process(run.pid).children(recursive=True)
+        below = psutil.Process(run.pid).children(recursive=True)
     os.kill(run.pid, signal.SIGKILL)
     finish(run, 60)
     assert below and psutil.wait_procs(below, timeout=60)[1] == []
