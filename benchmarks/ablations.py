@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 from jobs import train_ours
-from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
+from jobs.command import add_timed_runs, at_least_one, run_and_render, set_threads
 from jobs.job import TRAININGS, Job
 from jobs.processes import run_fresh
 from measures.probe import Probe
@@ -238,14 +238,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--training", nargs="+", choices=TRAININGS, default=["full"],
         help="train all parameters, a LoRA adapter, or both in turn (full)")  # fmt: skip
     add("--pairs-per-step", type=int, default=8, help="pairs per optimizer step (8)")
-    add("--steps", type=int, default=2, help="steps on the clock (2)")
-    add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
-    add("--repeats", type=int, default=2, help="processes per variant (2)")
-    add("--threads", type=int, help="CPU threads (all cores)")
-    add_dtype(parser)
-    add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
-        help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
-    add("--seed", type=int, default=42, help="of weights, pairs and their order (42)")
+    add_timed_runs(parser, "variant")
     add("--quick", action="store_true", help="a tiny shape and one repeat, to try it out")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and charts are written "
         "beside it (benchmarks/results/ablations_MODEL_DEVICE.jsonl)")  # fmt: skip

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
+from jobs.command import add_timed_runs, at_least_one, run_and_render, set_threads
 from jobs.job import TRAININGS, Job
 from jobs.processes import run_fresh
 from jobs.worker import run_job
@@ -156,14 +156,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--rows-per-step", type=int, default=4, help="rows per optimizer step (4)")
     add("--tokens-per-rank", type=int, default=4096, help="tokens of a micro-batch (4096)")
     add("--trl-pairs", type=int, default=4, help="pairs of TRL's micro-batch, at most (4)")
-    add("--steps", type=int, default=2, help="steps on the clock (2)")
-    add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
-    add("--repeats", type=int, default=2, help="processes per variant (2)")
-    add("--threads", type=int, help="CPU threads (all cores)")
-    add_dtype(parser)
-    add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
-        help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
-    add("--seed", type=int, default=42, help="of weights, rows and their order (42)")
+    add_timed_runs(parser, "variant")
     add("--quick", action="store_true", help="a tiny shape and one repeat, to try it out")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "
         "beside it (benchmarks/results/many_rejected_SHAPE-DTYPE_DEVICE.jsonl)")  # fmt: skip

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.command import add_dtype, at_least_one, run_and_render, set_threads
+from jobs.command import add_timed_runs, at_least_one, run_and_render, set_threads
 from jobs.job import OURS, TRAININGS, Job, combinations
 from jobs.processes import run_fresh
 from jobs.worker import run_job
@@ -156,14 +156,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         add(f"--{factor.replace('_', '-')}", type=int, nargs="+", default=list(values),
             metavar="N", help=f"base and others ({' '.join(map(str, values))})")  # fmt: skip
     add("--pairs-per-step", type=int, default=8, help="pairs per optimizer step (8)")
-    add("--steps", type=int, default=2, help="steps on the clock (2)")
-    add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
-    add("--repeats", type=int, default=1, help="processes per point and method (1)")
-    add("--threads", type=int, help="CPU threads (all cores)")
-    add_dtype(parser)
-    add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
-        help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
-    add("--seed", type=int, default=42, help="of weights and pairs (42)")
+    add_timed_runs(parser, "point and method", repeats=1)
     add("--quick", action="store_true", help="a tiny shape, the first two values of each factor, "
         "the first method")  # fmt: skip
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "

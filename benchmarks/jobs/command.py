@@ -45,6 +45,19 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_timed_runs(parser: argparse.ArgumentParser, of: str, *, repeats: int = 2) -> None:
+    """Declares the options of runs on the clock, `repeats` of each variant or what `of` names."""
+    add = parser.add_argument
+    add("--steps", type=int, default=2, help="steps on the clock (2)")
+    add("--warmup-steps", type=int, default=1, help="steps before the clock starts (1)")
+    add("--repeats", type=int, default=repeats, help=f"processes per {of} ({repeats})")
+    add("--threads", type=int, help="CPU threads (all cores)")
+    add_dtype(parser)
+    add("--deepspeed", default="ds_configs/zero0.json", metavar="FILE",
+        help="DeepSpeed file (ds_configs/zero0.json)")  # fmt: skip
+    add("--seed", type=int, default=42, help="of weights, pairs and their order (42)")
+
+
 def _concrete(dtype: str) -> str:
     if dtype != "auto":
         return dtype

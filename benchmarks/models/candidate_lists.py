@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from cpo_ds.schema import PreferenceRow
-from models.synthetic import SPECIAL_TOKENS
+from models.synthetic import DRAWS, SPECIAL_TOKENS, nearest_to_average, next_token, words
 
 WMT22_CANDIDATES = Path(__file__).resolve().parent / "wmt22_candidates.json"
 MOST_REJECTED = 8
-_DRAWS = 100  # candidates for each step, of which `draw_lists` takes one
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,8 @@ def draw_lists(steps: int, rows_per_step: int, seed: int) -> list[ListLengths]:
         ListLengths(prompt, chosen, tuple(map(tuple, rest))) for prompt, chosen, rest in contents
     ]
     unique = np.array([one.unique for one in known])
-    draws = np.random.RandomState(seed).randint(0, len(known), (steps, _DRAWS, rows_per_step))
-    sizes = unique[draws].sum(-1)
-    best = np.abs(sizes / sizes.mean() - 1).argmin(1)
-    return [known[index] for step, draw in enumerate(best) for index in draws[step, draw]]
+    draws = np.random.RandomState(seed).randint(0, len(known), (steps, DRAWS, rows_per_step))
+    return [known[index] for index in nearest_to_average(draws, unique[draws].sum(-1)[None])]
 
 
 def rows_of_lists(
@@ -67,10 +64,6 @@ def rows_of_lists(
     """Random texts that `synthetic.number_tokenizer` cuts into exactly these lengths."""
     rng = random.Random(seed)
     tokens = range(len(SPECIAL_TOKENS), vocabulary)
-
-    def words(ids: Sequence[int]) -> str:
-        return "".join(f" {token}" for token in ids)
-
     rows = []
     for number, wanted in enumerate(lengths):
         chosen = rng.choices(tokens, k=wanted.chosen - 1)
@@ -78,7 +71,7 @@ def rows_of_lists(
         for length, common in wanted.rejected:
             own = rng.choices(tokens, k=length - 1 - common)
             if own and common < len(chosen) and own[0] == chosen[common]:
-                own[0] = tokens[(tokens.index(own[0]) + 1) % len(tokens)]
+                own[0] = next_token(own[0], tokens)
             rejected.append(words([*chosen[:common], *own]))
         prompt = words(rng.choices(tokens, k=wanted.prompt)).strip()
         rows.append(PreferenceRow(prompt, words(chosen), tuple(rejected), "", str(number)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from cpo_ds.model.shapes import shape_config
 from cpo_ds.schema import PreferenceRow
 
 WMT22_LENGTHS = Path(__file__).resolve().parent / "wmt22_lengths.json"
-_DRAWS = 100  # candidates for each step, of which `draw_lengths` takes one
+DRAWS = 100  # candidates for each step, of which one is taken
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>")
 
 
@@ -51,10 +52,18 @@ def draw_lengths(steps: int, pairs_per_step: int, seed: int) -> list[Lengths]:
     unique = np.array([one.unique for one in known])
     longest = np.array([one.prompt + max(one.chosen, one.rejected) for one in known])
     rng = np.random.RandomState(seed)
-    draws = rng.randint(0, len(known), (steps, _DRAWS, pairs_per_step))
+    draws = rng.randint(0, len(known), (steps, DRAWS, pairs_per_step))
     sizes = np.stack([unique[draws].sum(-1), longest[draws].max(-1)])  # [2, steps, draws]
+    return [known[index] for index in nearest_to_average(draws, sizes)]
+
+
+def nearest_to_average(draws: np.ndarray, sizes: np.ndarray) -> list[int]:
+    """The items of each step, of the draw whose sizes are nearest to the average.
+
+    `draws` has numbers of items, [steps, draws, items]; `sizes` are [kinds, steps, draws].
+    """
     distance = np.square(sizes / sizes.mean((1, 2), keepdims=True) - 1).sum(0)
-    return [known[i] for step, best in enumerate(distance.argmin(1)) for i in draws[step, best]]
+    return [int(i) for step, best in enumerate(distance.argmin(1)) for i in draws[step, best]]
 
 
 def equal_lengths(sequence_length: int, count: int) -> list[Lengths]:
@@ -70,17 +79,13 @@ def rows_of_numbers(lengths: list[Lengths], vocabulary: int, seed: int) -> list[
     """Random texts that `number_tokenizer` cuts into exactly these lengths."""
     rng = random.Random(seed)
     tokens = range(len(SPECIAL_TOKENS), vocabulary)
-
-    def words(ids: list[int]) -> str:
-        return "".join(f" {token}" for token in ids)
-
     rows = []
     for number, wanted in enumerate(lengths):
         common = rng.choices(tokens, k=wanted.common)
         chosen = rng.choices(tokens, k=wanted.chosen - 1 - wanted.common)
         rejected = rng.choices(tokens, k=wanted.rejected - 1 - wanted.common)
         if chosen and rejected and chosen[0] == rejected[0]:
-            rejected[0] = tokens[(tokens.index(chosen[0]) + 1) % len(tokens)]
+            rejected[0] = next_token(chosen[0], tokens)
         prompt = words(rng.choices(tokens, k=wanted.prompt)).strip()
         rows.append(
             PreferenceRow(
@@ -88,6 +93,16 @@ def rows_of_numbers(lengths: list[Lengths], vocabulary: int, seed: int) -> list[
             )
         )
     return rows
+
+
+def words(ids: Sequence[int]) -> str:
+    """The text of tokens, each after a blank."""
+    return "".join(f" {token}" for token in ids)
+
+
+def next_token(token: int, tokens: range) -> int:
+    """Another token than this one."""
+    return tokens[(tokens.index(token) + 1) % len(tokens)]
 
 
 def number_tokenizer(vocabulary: int) -> Any:

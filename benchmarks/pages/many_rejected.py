@@ -17,6 +17,7 @@ from pages.text import (
     model_on_device,
     repeats,
     settings_list,
+    speedup,
     spread,
     table,
     typical,
@@ -67,23 +68,12 @@ def comparisons_table(groups: Groups) -> str:
         rows.append((
             *name,
             spread([run[RATE] for run in runs]),
-            "" if variant == "lists" else times(lists, runs),
+            "" if variant == "lists" else speedup(lists, runs, RATE),
             f"{median_of(runs, 'tokens_per_comparison'):.1f}",
             f"{median_of(runs, 'step_seconds_p50'):.3g}",
             f"{typical(runs)['peak_memory_gib']:.2f}",
         ))  # fmt: skip
     return table(rows, text_columns=3)
-
-
-def times(ours: list[Line], theirs: list[Line]) -> str:
-    """The ratio of the medians, and the range of the ratios of runs of the same repeat."""
-    one, other = median_of(ours, RATE), median_of(theirs, RATE)
-    if not one or not other:
-        return ""
-    by_repeat = {run["repeat"]: run[RATE] for run in ours}
-    ratios = [by_repeat[run["repeat"]] / run[RATE] for run in theirs if run["repeat"] in by_repeat]
-    ends = f" [{min(ratios):.2f} - {max(ratios):.2f}]" if len(ratios) > 1 else ""
-    return f"{one / other:.2f}{ends}"
 
 
 def draw(groups: Groups, stem: Path, title: str) -> Path:

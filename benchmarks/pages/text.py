@@ -37,11 +37,10 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return f"{median(values):{form}}{ends}"
 
 
-def speedup(ours: Sequence[Line], theirs: Sequence[Line]) -> str:
-    """Ratio of the medians of pairs/s, and the range of the ratios of runs of the same repeat."""
+def speedup(ours: Sequence[Line], theirs: Sequence[Line], name: str = "pairs_per_second") -> str:
+    """Ratio of the medians of a rate, and the range of the ratios of runs of the same repeat."""
     if not ours or not theirs:
         return ""
-    name = "pairs_per_second"
     ratio = median(run[name] for run in ours) / median(run[name] for run in theirs)
     by_repeat = {run["repeat"]: run[name] for run in ours}
     ratios = [by_repeat[r["repeat"]] / r[name] for r in theirs if r["repeat"] in by_repeat]
