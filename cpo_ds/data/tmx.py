@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
+from cpo_ds.data.safe_xml import chunks, safe_parser
 from cpo_ds.errors import UserError
 
-_CHUNK = 2**16  # bytes
 _CODES = {"bpt", "ept", "it", "ph", "ut"}  # elements that hold codes of formatting, not text
 
 
@@ -24,19 +22,15 @@ def tmx_rows(path: Path, label: str) -> Iterator[tuple[int, dict[str, Any] | Non
     """
     memory = _Memory(label)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                memory.parse(chunk)
-                yield from memory.take()
-        memory.parse(b"", is_last=True)
+        for chunk, is_last in chunks(path, label):
+            memory.parse(chunk, is_last=is_last)
+            yield from memory.take()
     except expat.ExpatError as error:
         raise UserError(f"{label} is not a whole TMX file ({error}); export it again.") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{label} is a damaged gzip file ({error}); copy it again.") from None
 
 
 class _Memory:
-    """Collects rows while expat reads the file. Expat itself opens no other file or address."""
+    """Collects rows while expat reads the file."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -48,17 +42,9 @@ class _Memory:
         self._segment: list[str] | None = None  # the text so far, inside of <seg>
         self._codes = 0  # elements of formatting around the text
         self._depth = 0
-        parser = expat.ParserCreate()
-        parser.buffer_text = True
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._add
-        # An entity may stand for gigabytes, or for nothing if its declaration is elsewhere.
-        parser.EntityDeclHandler = self._refuse_entity
-        parser.SkippedEntityHandler = self._refuse_entity
-        self._parser = parser
+        self._parser = safe_parser(label, self._start, self._end, self._add)
 
-    def parse(self, chunk: bytes, *, is_last: bool = False) -> None:
+    def parse(self, chunk: bytes, *, is_last: bool) -> None:
         """Reads on. Raises `UserError`, and expat's error for malformed XML."""
         self._parser.Parse(chunk, is_last)
 
@@ -97,12 +83,6 @@ class _Memory:
         elif name == "tu":
             rows = _unit_rows(self._texts, self._source_language)
             self._rows += [(self._units, row) for row in rows or [None]]
-
-    def _refuse_entity(self, name: str, *_: object) -> None:
-        raise UserError(
-            f"{self._label} uses the XML entity {name!r}, which is not read for safety; export the "
-            "memory again without entities."
-        )
 
 
 def _unit_rows(texts: list[tuple[str, str]], source_language: str) -> list[dict[str, Any] | None]:

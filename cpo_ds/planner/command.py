@@ -15,8 +15,6 @@ from cpo_ds.planner.light_imports import import_lightly, start_again_with_all
 from cpo_ds.ranks.quiet import silence_after_import, silence_libraries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cpo_ds.config import Config
     from cpo_ds.planner.plan import Plan
 
@@ -68,12 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Attention in float32 is measured on tensors that torch's compiler keeps account of.
     is_light = arguments.owns_process and config.model.dtype != "float32" and import_lightly()
     try:
-        from cpo_ds.planner.plan import make_plan
-        from cpo_ds.planner.text import as_text, as_values
-
-        silence_after_import()
-        plan = _made(make_plan, arguments, config, memory_gib, device, has_recipe)
-        text = json.dumps(as_values(plan), indent=1) if arguments.json else as_text(plan)
+        plan, text = _planned(arguments, config, memory_gib, device, has_recipe)
     except UserError:
         raise
     except Exception:
@@ -84,16 +77,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if plan.recommended else EXIT_USER_ERROR
 
 
-def _made(
-    make_plan: Callable[..., Plan],
+def _planned(
     arguments: argparse.Namespace,
     config: Config,
     memory_gib: float,
     device: Device | None,
     has_recipe: bool,
-) -> Plan:
-    """The plan of the options. Raises `UserError` if the recipe cannot be planned."""
-    return make_plan(
+) -> tuple[Plan, str]:
+    """The plan and its text. Raises `UserError` if the recipe cannot be planned."""
+    from cpo_ds.planner.plan import make_plan
+    from cpo_ds.planner.text import as_text, as_values
+
+    silence_after_import()
+    plan = make_plan(
         config,
         shape=arguments.shape,
         gpus=arguments.gpus,
@@ -104,6 +100,7 @@ def _made(
         rejected=arguments.rejected,
         takes_recommended=not has_recipe,
     )
+    return plan, json.dumps(as_values(plan), indent=1) if arguments.json else as_text(plan)
 
 
 def _config(arguments: argparse.Namespace, has_recipe: bool) -> Config:

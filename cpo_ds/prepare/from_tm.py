@@ -31,6 +31,7 @@ from cpo_ds.prepare.memory.folder import FILES, SUMMARY, Result, codes_of, told,
 from cpo_ds.prepare.memory.reading import Reading, units_of
 from cpo_ds.prepare.memory.table_units import COLUMNS
 from cpo_ds.prepare.memory.unit import Unit
+from cpo_ds.prepare.pairs.filters import CONFIDENCE, check_confidence
 from cpo_ds.storage.folders import check_replaceable
 from cpo_ds.translate.languages import add_language_option, all_languages
 
@@ -85,10 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--check-language",
-        nargs="?",
-        type=float,
-        const=0.7,
-        metavar="CONFIDENCE",
+        **CONFIDENCE,
         help="drop texts in another language, by py3langid's probability (0.7)",
     )
     _add_pair_options(parser)
@@ -256,9 +254,7 @@ def _pair_options(arguments: argparse.Namespace) -> PairOptions:
         raise UserError(f"--max-chrf is {arguments.max_chrf}; give a score up to 100, like 95.")
     if arguments.label is not None and not re.fullmatch("[A-Za-z0-9]+", arguments.label):
         raise UserError(f"--label is {arguments.label!r}; give a name of letters and digits.")
-    confidence = arguments.check_language
-    if confidence is not None and not 0 < confidence <= 1:
-        raise UserError(f"--check-language is {confidence}; give a probability, like 0.7.")
+    check_confidence(arguments.check_language)
     return PairOptions(
         drafts=arguments.drafts,
         max_chrf=arguments.max_chrf,

@@ -21,7 +21,8 @@ from cpo_ds.data.prompts import Languages, alma_prompt, parse_direction, unnamed
 from cpo_ds.data.selected import SELECTED_BY, metric_names
 from cpo_ds.errors import UserError
 from cpo_ds.prepare.pairs.alma_rows import AlmaFolder
-from cpo_ds.prepare.pairs.choose import ALL, BEST_EACH, BEST_WORST, SPREAD, WORST, Pair
+from cpo_ds.prepare.pairs.choose import BEST_EACH, BEST_WORST, Pair, is_rule
+from cpo_ds.prepare.pairs.filters import CONFIDENCE, check_confidence
 from cpo_ds.prepare.pairs.metric_choice import add_metrics_option, joined_metrics
 from cpo_ds.prepare.pairs.selection import Options, Selection, Summary, select, summarize
 from cpo_ds.storage.files import replacing
@@ -90,10 +91,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     add("--directions", metavar="en-de,de-en", help="directions to keep (all)")
     add(
         "--check-language",
-        nargs="?",
-        type=float,
-        const=0.7,
-        metavar="CONFIDENCE",
+        **CONFIDENCE,
         help="drop pairs with a text in another language, by py3langid's probability (0.7), or "
         "with a copy of the source",
     )
@@ -107,7 +105,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 def _rejected_rule(text: str) -> str:
     """A value of `--rejected`. Raises `ArgumentTypeError`."""
-    if text in (WORST, ALL, SPREAD) or (text.isdecimal() and int(text) > 0):
+    if is_rule(text):
         return text
     raise argparse.ArgumentTypeError(
         f"it is {text!r}; give worst, all, spread, or a number of translations"
@@ -224,8 +222,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     ratio, confidence = arguments.max_length_ratio, arguments.check_language
     if ratio is not None and not ratio > 1:
         raise UserError(f"--max-length-ratio is {ratio}; give a number above 1, like 2.")
-    if confidence is not None and not 0 < confidence <= 1:
-        raise UserError(f"--check-language is {confidence}; give a probability, like 0.7.")
+    check_confidence(confidence)
     return Options(
         pairs=arguments.rejected or arguments.pairs or BEST_WORST,
         metrics=joined_metrics(arguments),

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cpo_ds.data.prompts import parse_direction, with_names
 from cpo_ds.errors import UserError, did_you_mean
+from cpo_ds.prepare.pairs.choose import is_rule
+from cpo_ds.prepare.pairs.filters import USUAL_CONFIDENCE
 from cpo_ds.recipe import flatten, section_of
 from cpo_ds.settings.problems import value_problem
 from cpo_ds.settings.section import Section
@@ -128,13 +130,13 @@ class SelectSettings(Section):
     @field_validator("check_language", mode="before")
     @classmethod
     def _usual(cls, value: object) -> object:
-        return {True: 0.7, False: None}[value] if isinstance(value, bool) else value
+        return {True: USUAL_CONFIDENCE, False: None}[value] if isinstance(value, bool) else value
 
     @field_validator("rejected", mode="before")
     @classmethod
     def _check_rule(cls, value: object) -> str | None:
         text = None if value is None else str(value)
-        if text in (None, "worst", "all", "spread") or (text.isdecimal() and int(text) > 0):
+        if text is None or is_rule(text):
             return text
         raise ValueError(f"must be worst, all, spread or a number of texts, but is {value!r}")
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
+from cpo_ds.data.safe_xml import chunks, safe_parser
 from cpo_ds.errors import UserError
-
-_CHUNK = 2**16  # bytes
 
 
 @dataclass
@@ -51,35 +48,23 @@ def xml_units(path: Path, label: str, root: str, names: Collection[str]) -> Iter
     """
     parser = _Parser(label, root, names)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                yield from parser.parse(chunk)
-        yield from parser.parse(b"", is_last=True)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{label} is a damaged gzip file ({error}); copy it again.") from None
+        for chunk, is_last in chunks(path, label):
+            yield from parser.parse(chunk, is_last=is_last)
     except OSError as error:
         raise UserError(f"{label} cannot be read ({error.strerror}); check the file.") from None
 
 
 class _Parser:
-    """Collects units while expat reads the file. Expat itself opens no other file or address."""
+    """Collects units while expat reads the file."""
 
     def __init__(self, label: str, root: str, names: Collection[str]) -> None:
         self._label, self._root, self._names = label, root, names
         self._around: list[tuple[str, dict[str, str]]] = []  # elements outside of units
         self._open: list[Element] = []  # elements inside of a unit, the unit first
         self._units: list[XmlUnit] = []
-        parser = expat.ParserCreate()
-        parser.buffer_text = True
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._add
-        # An entity may stand for gigabytes, or for nothing if its declaration is elsewhere.
-        parser.EntityDeclHandler = self._refuse_entity
-        parser.SkippedEntityHandler = self._refuse_entity
-        self._expat = parser
+        self._expat = safe_parser(label, self._start, self._end, self._add)
 
-    def parse(self, chunk: bytes, *, is_last: bool = False) -> list[XmlUnit]:
+    def parse(self, chunk: bytes, *, is_last: bool) -> list[XmlUnit]:
         """Reads on; returns the units that ended. Raises `UserError`."""
         try:
             self._expat.Parse(chunk, is_last)
@@ -122,9 +107,3 @@ class _Parser:
         element = self._open.pop()
         if not self._open:
             self._units.append(XmlUnit(element, dict(self._around)))
-
-    def _refuse_entity(self, name: str, *_: object) -> None:
-        raise UserError(
-            f"{self._label}, line {self._expat.CurrentLineNumber}: uses the XML entity {name!r}, "
-            "which is not read for safety; export the file again without entities."
-        )

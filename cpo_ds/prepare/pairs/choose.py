@@ -219,6 +219,11 @@ def choose(rated: RatedRow, pairing: str, least_margin: float = 0.0) -> list[Pai
     return [Pair(rated, best, other) for other in others]
 
 
+def is_rule(text: str) -> bool:
+    """Whether `worse_names` takes it as a rule."""
+    return text in (WORST, ALL, SPREAD) or (text.isdecimal() and int(text) > 0)
+
+
 def worse_names(
     means: Mapping[str, float], best: str, rule: str, least_margin: float = 0.0
 ) -> list[str]:

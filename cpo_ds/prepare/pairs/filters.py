@@ -18,7 +18,18 @@ from cpo_ds.prepare.pairs.choose import EQUAL, SAME, Pair
 
 Filter = Callable[[Pair], str | None]
 _REMEMBERED_TEXTS = 2**12
+USUAL_CONFIDENCE = 0.7  # of --check-language without a value
+# How --check-language is declared; its help says what is dropped.
+CONFIDENCE: dict[str, Any] = {
+    "nargs": "?", "type": float, "const": USUAL_CONFIDENCE, "metavar": "CONFIDENCE",
+}  # fmt: skip
 MIN_BYTES = 20  # of UTF-8: a shorter text may well be a name or a number
+
+
+def check_confidence(confidence: float | None) -> None:
+    """Raises `UserError` unless a value of --check-language is a probability, or not given."""
+    if confidence is not None and not 0 < confidence <= 1:
+        raise UserError(f"--check-language is {confidence}; give a probability, like 0.7.")
 
 
 def first_reason(pair: Pair, filters: Sequence[Filter]) -> str | None:
