@@ -70,22 +70,27 @@ def program(command: Sequence[str]) -> str:
     return name
 
 
-def end_with(launchers: Sequence[Launcher], stop: StopRequest) -> None:
+def end_with(launchers: Sequence[Launcher], stop: StopRequest, *, is_shown: bool = True) -> None:
     """Asks for a stop once a launcher is gone, and ends this process within a minute.
 
     Nobody would wait for such ranks, and they would keep the run's folder from the next start.
+    `is_shown` is whether this rank's messages reach the console. A rank whose messages do not gives
+    the one whose messages do the time to look and to say it, since all end together.
     """
     if launchers:
-        threading.Thread(target=_wait_for_end, args=(launchers, stop), daemon=True).start()
+        arguments = (launchers, stop, is_shown)
+        threading.Thread(target=_wait_for_end, args=arguments, daemon=True).start()
 
 
-def _wait_for_end(launchers: Sequence[Launcher], stop: StopRequest) -> None:
+def _wait_for_end(launchers: Sequence[Launcher], stop: StopRequest, is_shown: bool) -> None:
     while not (gone := [one for one in launchers if not is_alive(one.pid, one.started)]):
         time.sleep(_LOOK_SECONDS)
     names = ", ".join(map(str, gone))
     print(
         f"\ncpo_ds: the launcher {names} is gone; saving and ending.", file=sys.stderr, flush=True
     )
+    if not is_shown:
+        time.sleep(2 * _LOOK_SECONDS)
     stop.ask(f"the end of {names}")
     time.sleep(_LAST_SECONDS)
     print("\ncpo_ds: stopped: the launcher is gone, and this rank could not end its step and save "

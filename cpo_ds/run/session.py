@@ -63,8 +63,8 @@ def run_recipe(
     set_arithmetic(deterministic=config.train.deterministic)
     keep_freed_memory()
     stop = StopRequest(config.train.max_hours)
-    end_with(launchers, stop)
     own, limit = find_place(), config.train.stall_minutes
+    end_with(launchers, stop, is_shown=own.rank == 0)
     roll = call_roll(own, limit)
     # From here on a rank that is lost or hangs ends the run.
     with Watch(roll, limit) as watch:

@@ -89,3 +89,28 @@ def test_without_a_launcher_nothing_is_watched() -> None:
     end_with([], stop)
     assert stop.reason is None
     assert launchers._LOOK_SECONDS <= 1 and launchers._LAST_SECONDS < 60
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_ranks_without_a_console_let_the_one_with_it_tell_first(
+    is_shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all could end, asked by another rank, before rank 0 has looked."""
+    told: list[object] = []
+
+    class Asked:
+        def ask(self, reason: str) -> None:
+            told.append(reason)
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(launchers.time, "sleep", told.append)
+    monkeypatch.setattr(launchers.os, "_exit", end)
+    gone = launchers.Launcher("torchrun", 2**22 + 1, 1)
+    with pytest.raises(SystemExit):
+        launchers._wait_for_end([gone], Asked(), is_shown)
+    reason = "the end of torchrun (process 4194305)"
+    before = [] if is_shown else [2 * launchers._LOOK_SECONDS]
+    assert told == [*before, reason, launchers._LAST_SECONDS]
+    assert 3 * launchers._LOOK_SECONDS + launchers._LAST_SECONDS < 60
