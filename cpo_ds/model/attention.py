@@ -65,15 +65,17 @@ def sdpa(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """torch's fused attention, part by part under the part's mask: [T, H, D]."""
+    """torch's fused attention, pair by pair under the pair's mask: [T, H, D].
+
+    Branch by branch it would keep a copy of the prefix's keys and values for each branch.
+    """
     assert softcap is None
     outputs = [
         F.scaled_dot_product_attention(
-            query_HTD[None, :, part.queries], part.keys_of(key_KTD)[None],
-            part.keys_of(value_KTD)[None], attn_mask=part.visible, scale=scale, enable_gqa=True,
+            query[None], key[None], value[None], attn_mask=visible, scale=scale, enable_gqa=True
         )[0]
-        for part in layout.parts(window)
-    ]  # fmt: skip
+        for query, key, value, visible in _pairs((query_HTD, key_KTD, value_KTD), layout, window)
+    ]
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
