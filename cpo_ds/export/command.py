@@ -37,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("public", "replace", "base"):
         if getattr(arguments, option) and not arguments.push:
             raise UserError(f"--{option} belongs to --push REPO; give both, or leave it out.")
-    check_named(arguments.run, arguments.checkpoint)
     # Imported late: torch, transformers and DeepSpeed take seconds. The export uses no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     silence_libraries()
     push = _push(arguments) if arguments.push else None
+    check_named(arguments.run, arguments.checkpoint)
     from cpo_ds.export.from_checkpoint import export
 
     silence_after_import()
