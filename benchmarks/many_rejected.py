@@ -61,6 +61,7 @@ def run_all(arguments: argparse.Namespace, folder: Path) -> Results:
             "model": arguments.shape,
             "rows_per_step": arguments.rows_per_step,
             "data": "lengths drawn from WMT22's candidates",
+            "context_tokens": arguments.context_tokens,
         },
     )
     for repeat in range(arguments.repeats):
@@ -81,7 +82,10 @@ def make_jobs(arguments: argparse.Namespace, folder: Path) -> dict[tuple[int, st
     model = prepare_model(arguments, folder)
     vocabulary = load_model_config(model).vocab_size
     steps = arguments.warmup_steps + arguments.steps
-    drawn = draw_lists(steps, arguments.rows_per_step, arguments.seed)
+    drawn = draw_lists(
+        steps, arguments.rows_per_step, arguments.seed, context_tokens=arguments.context_tokens
+    )
+    max_tokens = MAX_TOKENS + arguments.context_tokens
     jobs = {}
     for rejected in arguments.rejected:
         lengths = [one.with_rejected(rejected) for one in drawn]
@@ -101,7 +105,7 @@ def make_jobs(arguments: argparse.Namespace, folder: Path) -> dict[tuple[int, st
                 warmup_steps=arguments.warmup_steps,
                 timed_steps=arguments.steps,
                 tokens_per_rank=arguments.tokens_per_rank,
-                max_tokens=MAX_TOKENS,
+                max_tokens=max_tokens,
                 deepspeed=arguments.deepspeed,
                 seed=arguments.seed,
             )
@@ -154,6 +158,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--training", nargs="+", choices=TRAININGS, default=["full"],
         help="train all parameters, a LoRA adapter, or both in turn (full)")  # fmt: skip
     add("--rows-per-step", type=int, default=4, help="rows per optimizer step (4)")
+    add("--context-tokens", type=int, default=0, metavar="N",
+        help="tokens before each source, of examples or a document (0)")  # fmt: skip
     add("--tokens-per-rank", type=int, default=4096, help="tokens of a micro-batch (4096)")
     add("--trl-pairs", type=int, default=4, help="pairs of TRL's micro-batch, at most (4)")
     add_timed_runs(parser, "variant")
@@ -177,9 +183,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     at_least_one(**{name: getattr(arguments, name) for name in names})
     if wrong := [count for count in arguments.rejected if not 1 <= count <= MOST_REJECTED]:
         raise UserError(f"--rejected takes numbers from 1 to {MOST_REJECTED}; it is {wrong[0]}.")
+    if arguments.context_tokens < 0:
+        raise UserError(f"--context-tokens must be at least 0; it is {arguments.context_tokens}.")
     arguments.model = None
     arguments.threads = set_threads(arguments.threads)
     name = f"{arguments.shape}-{arguments.dtype}"
+    if arguments.context_tokens:
+        name += f"-context{arguments.context_tokens}"
     arguments.out = results_file(arguments.out, BENCHMARK, name)
     return arguments
 

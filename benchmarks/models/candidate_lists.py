@@ -36,6 +36,10 @@ class ListLengths:
         """The same row with its first rejected completions only."""
         return ListLengths(self.prompt, self.chosen, self.rejected[:count])
 
+    def unrolled(self) -> list[ListLengths]:
+        """A row for each comparison."""
+        return [ListLengths(self.prompt, self.chosen, (one,)) for one in self.rejected]
+
     @property
     def unique(self) -> int:
         """Tokens of the row as one sequence, those that all completions begin with counted once."""
@@ -44,18 +48,24 @@ class ListLengths:
         return self.prompt + branches - common * len(self.rejected)
 
 
-def draw_lists(steps: int, rows_per_step: int, seed: int) -> list[ListLengths]:
+def draw_lists(
+    steps: int, rows_per_step: int, seed: int, *, context_tokens: int = 0
+) -> list[ListLengths]:
     """Draws lengths of real rows, one step's after the other's.
 
-    Each step is the one of a hundred draws whose number of unique tokens is nearest to the average.
+    Each step is the one of a hundred draws whose numbers of unique tokens are nearest to the
+    average, both as lists and as unrolled pairs. `context_tokens` are added to each prompt.
     """
     contents = json.loads(WMT22_CANDIDATES.read_text(encoding="utf-8"))["lengths"]
     known = [
-        ListLengths(prompt, chosen, tuple(map(tuple, rest))) for prompt, chosen, rest in contents
+        ListLengths(prompt + context_tokens, chosen, tuple(map(tuple, rest)))
+        for prompt, chosen, rest in contents
     ]
-    unique = np.array([one.unique for one in known])
+    lists = np.array([one.unique for one in known])
+    pairs = np.array([sum(pair.unique for pair in one.unrolled()) for one in known])
     draws = np.random.RandomState(seed).randint(0, len(known), (steps, DRAWS, rows_per_step))
-    return [known[index] for index in nearest_to_average(draws, unique[draws].sum(-1)[None])]
+    sizes = np.stack([lists[draws].sum(-1), pairs[draws].sum(-1)])
+    return [known[index] for index in nearest_to_average(draws, sizes)]
 
 
 def rows_of_lists(

@@ -41,9 +41,12 @@ def render(lines: list[Line], stem: Path) -> None:
     if any(good(runs) for runs in groups.values()):
         parts.append(image(draw(groups, stem, title)))
     first = lines[0]
+    context = first["context_tokens"]
+    before = f", {context} tokens before each source" if context else ""
     settings = {
-        "rows": f"{first['data']}; {first['rows_per_step']} in an optimizer step, each with its "
-        "rejected completions; the comparisons of a step are the same in all variants",
+        "rows": f"{first['data']}{before}; {first['rows_per_step']} in an optimizer "
+        "step, each with its rejected completions; the comparisons of a step are the same in all "
+        "variants",
         "micro-batch": f"{first['tokens_per_rank']} tokens; "
         f"TRL: {first['micro_batch_pairs']} pairs",
         "steps": f"{first['warmup_steps']} of warm-up, {first['timed_steps']} timed, "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import many_rejected
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +63,17 @@ def test_wmt22_candidates_are_rows_of_eight():
         assert one.with_rejected(2).rejected == one.rejected[:2]
 
 
+def test_a_step_is_near_the_average_as_lists_and_as_pairs_and_context_lengthens_prompts():
+    def totals(rows):
+        pairs = [pair.unique for one in rows for pair in one.unrolled()]
+        return np.array([sum(one.unique for one in rows), sum(pairs)]) / len(rows)
+
+    average, step = (totals(candidate_lists.draw_lists(1, count, seed=3)) for count in (2000, 4))
+    np.testing.assert_allclose(step, average, rtol=0.1)
+    with_context = candidate_lists.draw_lists(1, 2000, seed=3, context_tokens=100)
+    np.testing.assert_allclose(totals(with_context) - average, [100, 800], atol=10)
+
+
 def test_candidates_are_read_with_noised_copies_of_the_chosen_one(tmp_path):
     row = {
         "language_pair": "en-de",
@@ -113,6 +125,7 @@ def test_all_variants_make_the_same_comparisons_in_a_step(tmp_path):
     ("words", "message"),
     [
         (["--rejected", "9"], "--rejected takes numbers from 1 to 8; it is 9"),
+        (["--context-tokens", "-1"], "--context-tokens must be at least 0; it is -1"),
         (["--trl-pairs", "0"], "--trl-pairs must be at least 1"),
         (["--shape", "huge"], "there is no shape huge"),
     ],
@@ -125,9 +138,9 @@ def test_wrong_words_are_refused(words, message, capsys):
 def test_the_page_compares_lists_with_the_others(tmp_path: Path) -> None:
     def line(variant: str, repeat: int, rate: float, **more: Any) -> dict[str, Any]:
         shared = {"training": "full", "rejected": 8, "model": "tiny", "dtype": "float32",
-                  "device": "CPU", "data": "lengths", "rows_per_step": 4, "tokens_per_rank": 4096,
-                  "micro_batch_pairs": 4, "warmup_steps": 1, "timed_steps": 2, "threads": 1,
-                  "deepspeed": "zero0.json", "step_seconds_p50": 1.0, "peak_memory_gib": 2.0,
+                  "device": "CPU", "data": "lengths", "context_tokens": 128, "rows_per_step": 4,
+                  "tokens_per_rank": 4096, "micro_batch_pairs": 4, "warmup_steps": 1,
+                  "timed_steps": 2, "threads": 1, "deepspeed": "zero0.json", "step_seconds_p50": 1.0, "peak_memory_gib": 2.0,
                   "tokens_per_comparison": 50.0}  # fmt: skip
         return shared | {"variant": variant, "repeat": repeat, many_rejected.RATE: rate} | more
 
@@ -137,6 +150,7 @@ def test_the_page_compares_lists_with_the_others(tmp_path: Path) -> None:
     ]  # fmt: skip
     render(lines, tmp_path / "page")
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "lengths, 128 tokens before each source; 4 in an optimizer step" in page
     assert "| 8 | lists | 9.00 [8.00 - 10.00] |  | 50.0 |" in page
     assert "| unrolled pairs | 4.00 [4.00 - 4.00] | 2.25 [2.00 - 2.50] |" in page
     assert "| TRL CPOTrainer, unrolled pairs | 1.00 | 9.00 |" in page
