@@ -5,8 +5,8 @@
 
 Rows have k rejected completions, k = 1, 2, 4, 8. This trainer takes them as lists, then unrolled
 into k pairs each; TRL's CPOTrainer takes the unrolled pairs. All make the same comparisons in each
-optimizer step. Each run is a fresh process, in turns. Writes a line per run to OUT.jsonl, then
-OUT.md and a chart beside it.
+optimizer step; the unrolled pairs of a step are shuffled. Each run is a fresh process, in turns.
+Writes a line per run to OUT.jsonl, then OUT.md and a chart beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from jobs.command import add_timed_runs, at_least_one, run_and_render, set_threa
 from jobs.job import TRAININGS, Job
 from jobs.processes import run_fresh
 from jobs.worker import run_job
-from models.candidate_lists import MOST_REJECTED, draw_lists, rows_of_lists, unrolled
+from models.candidate_lists import (
+    MOST_REJECTED,
+    draw_lists,
+    rows_of_lists,
+    shuffled_in_steps,
+    unrolled,
+)
 from models.workload import (
     DEFAULT_SHAPE,
     MAX_TOKENS,
@@ -91,7 +97,9 @@ def make_jobs(arguments: argparse.Namespace, folder: Path) -> dict[tuple[int, st
         lengths = [one.with_rejected(rejected) for one in drawn]
         lists = rows_of_lists(lengths, vocabulary, arguments.seed)
         for variant in arguments.variants:
-            rows = lists if variant == "lists" else unrolled(lists)
+            rows = lists
+            if variant != "lists":  # in another order, as a sampler gives them
+                rows = shuffled_in_steps(unrolled(lists), steps, arguments.seed)
             pairs_per_step = len(rows) // steps
             file = folder / f"{rejected}-{variant}.json"
             jobs[rejected, variant] = Job(
@@ -123,7 +131,9 @@ def rates(job: Job, comparisons_per_step: int, seconds: float) -> dict[str, floa
     )
     first = job.warmup_steps * job.pairs_per_step
     timed = epoch_order(len(pairs), job.seed, 0).tolist()[first:]
-    totals = step_totals([[tuple(timed)]], pairs)
+    size = job.micro_batch_pairs or job.pairs_per_step
+    cut = [tuple(timed[begin : begin + size]) for begin in range(0, len(timed), size)]
+    totals = step_totals([cut], pairs)
     count = job.timed_steps * comparisons_per_step
     assert totals.comparisons == count, "the steps of the runs make other comparisons"
     padded = job.method != "cpo"
@@ -157,11 +167,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="lists or unrolled pairs in this trainer, unrolled pairs in TRL (all)")  # fmt: skip
     add("--training", nargs="+", choices=TRAININGS, default=["full"],
         help="train all parameters, a LoRA adapter, or both in turn (full)")  # fmt: skip
-    add("--rows-per-step", type=int, default=4, help="rows per optimizer step (4)")
+    add("--rows-per-step", type=int, default=8, help="rows per optimizer step (8)")
     add("--context-tokens", type=int, default=0, metavar="N",
         help="tokens before each source, of examples or a document (0)")  # fmt: skip
     add("--tokens-per-rank", type=int, default=4096, help="tokens of a micro-batch (4096)")
-    add("--trl-pairs", type=int, default=4, help="pairs of TRL's micro-batch, at most (4)")
+    add("--trl-pairs", type=int, default=8, help="pairs of TRL's micro-batch, at most (8)")
     add_timed_runs(parser, "variant")
     add("--quick", action="store_true", help="a tiny shape and one repeat, to try it out")
     add("--out", type=Path, metavar="FILE.jsonl", help="results; FILE.md and a chart are written "

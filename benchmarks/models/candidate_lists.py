@@ -95,3 +95,13 @@ def unrolled(rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
         for row in rows
         for number, text in enumerate(row.rejected)
     ]
+
+
+def shuffled_in_steps(pairs: Sequence[PreferenceRow], steps: int, seed: int) -> list[PreferenceRow]:
+    """The pairs of each of the steps shuffled, so that neighbours are seldom of one source."""
+    rng, of_step = random.Random(seed), len(pairs) // steps
+    return [
+        pair
+        for begin in range(0, len(pairs), of_step)
+        for pair in rng.sample(pairs[begin : begin + of_step], of_step)
+    ]

@@ -100,5 +100,6 @@ Figures are medians over repeats, [least - most]. A comparison is a chosen compl
 rejected completion. Lists: a row with k rejected completions is one sequence, whose prompt and
 chosen completion are computed once. Unrolled: k pairs, each with the prompt and the chosen
 completion. All variants make the same comparisons in each optimizer step, and the loss is the same
-except for its NLL term, which counts a chosen completion k times when unrolled. Tokens per
+except for its NLL term, which counts a chosen completion k times when unrolled. The unrolled pairs
+of a step are shuffled, as samplers do, so that TRL's micro-batches mix sources. Tokens per
 comparison are those that the model computes: unique ones here, padded ones in TRL."""
