@@ -246,11 +246,12 @@ class Config(Section):
                 "train.sample_metrics measures translations, and the recipe makes none; set "
                 "train.sample_translations"
             )
-        if self.loss.needs_scores and self.data.format != "pairs":
+        if self.loss.needs_scores and self.data.format in ("x-alma", "sample"):
             needs = "loss.score_margin" if self.loss.score_margin else "loss.name: plackett-luce"
             raise ValueError(
-                f"{needs} needs the scores of texts, which rows of data.format: pairs alone can "
-                "give (chosen_score and rejected_score); cpo-ds prepare select writes such rows"
+                f"{needs} needs the scores of texts, and rows of data.format: {self.data.format} "
+                "have none; pairs (with chosen_score and rejected_score, as cpo-ds prepare select "
+                "writes them), triplets and alma-r do"
             )
         makes_adapter = self.lora is not None and not self.continues_adapter
         if self.loss.reads_reference_from("adapter") and not makes_adapter:

@@ -7,10 +7,11 @@ second returns the texts of one direction, or the reason why the row has no pair
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from cpo_ds.data.pair_rows import SAME_TEXTS, Texts, pick_pair
+from cpo_ds.data.pair_scores import float32_scores
 from cpo_ds.data.prompts import RenderChat, parse_direction
 from cpo_ds.data.sameness import best_and_worst, distinct
 from cpo_ds.data.scorers import lower_is_better
@@ -38,12 +39,17 @@ class Format(NamedTuple):
 def format_of(
     data: DataConfig, render_chat: RenderChat | None, *, with_scores: bool = False
 ) -> Format:
-    """The format with the name `data.format`; `with_scores` says to read those of `pairs`."""
+    """The format with the name `data.format`; `with_scores` says to give texts their scores."""
     if data.format == "alma-r":
         scorer = "kiwi_xcomet" if data.scorer in MEAN_SPELLINGS else data.scorer
-        return Format(_alma_directions, lambda raw, direction: _pick_alma(raw, direction, scorer))
+        return Format(
+            _alma_directions,
+            lambda raw, direction: _pick_alma(raw, direction, scorer, with_scores=with_scores),
+        )
     if data.format == "triplets":
-        return Format(_language_pair, lambda raw, _: _pick_triplet(raw, data.scorer))
+        return Format(
+            _language_pair, lambda raw, _: _pick_triplet(raw, data.scorer, with_scores=with_scores)
+        )
     if data.format == "x-alma":
         return Format(_x_alma_direction, lambda raw, _: _three_texts(raw, "reject"))
     if data.format == "sample":
@@ -58,6 +64,21 @@ def format_of(
 def _three_texts(raw: RawRow, rejected: str) -> Texts:
     """The texts of a row that has them as fields; `rejected` is the name of the third field."""
     return Texts(raw.text("source"), raw.text("chosen"), (raw.text(rejected),))
+
+
+def _pair_of(
+    raw: RawRow,
+    source: str,
+    text: Mapping[str, str],
+    picked: tuple[str, str] | None,
+    scores: Mapping[str, float] | None,
+) -> Texts | str:
+    """The texts named as better and worse, with their scores if there are any."""
+    if picked is None:
+        return _NO_VERDICT
+    better, worse = picked
+    both = None if scores is None else float32_scores(raw, (scores[better], scores[worse]))
+    return Texts(source, text[better], (text[worse],), both)
 
 
 # Reading directions.
@@ -110,10 +131,11 @@ def _alma_directions(raw: RawRow) -> list[str]:
 # The format of ALMA-R-Preference.
 
 
-def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
+def _pick_alma(raw: RawRow, direction: str, scorer: str, *, with_scores: bool) -> Texts | str:
     """Picks by the human verdict if there is one, else by the scores.
 
-    The field Delta holds the verdict: above 0 gpt4 is better, below 0 alma is better.
+    The field Delta holds the verdict: above 0 gpt4 is better, below 0 alma is better. A row with a
+    verdict may have no scores.
     """
     # Read the three translations.
     source_code, target = parse_direction(direction)
@@ -125,13 +147,17 @@ def _pick_alma(raw: RawRow, direction: str, scorer: str) -> Texts | str:
     text = {name: raw.text("translation", column) for name, column in columns.items()}
 
     # Pick two of them.
-    if delta:
-        better, worse = ("gpt4", "alma") if delta > 0 else ("alma", "gpt4")
-        return Texts(source, text[better], (text[worse],))
-    picked = best_and_worst(
-        {name: raw.number_at("translation", f"{name}_{target}_{scorer}") for name in text}
-    )
-    return Texts(source, text[picked[0]], (text[picked[1]],)) if picked else _NO_VERDICT
+    fields = {name: f"{name}_{target}_{scorer}" for name in text}
+    if not delta:
+        scores = {name: raw.number_at("translation", field) for name, field in fields.items()}
+        picked = best_and_worst(scores)
+        return _pair_of(raw, source, text, picked, scores if with_scores else None)
+    picked = ("gpt4", "alma") if delta > 0 else ("alma", "gpt4")
+    known = raw.mapping("translation")
+    if not with_scores or all(known.get(fields[name]) is None for name in picked):
+        return _pair_of(raw, source, text, picked, None)
+    scores = {name: raw.number_at("translation", fields[name]) for name in picked}
+    return _pair_of(raw, source, text, picked, scores)
 
 
 def _check_alma_scorer(raw: RawRow, target: str, scorer: str) -> None:
@@ -163,7 +189,7 @@ def compares_with_reference(scorers: Any, metric: str) -> bool:
     return metric.lower() in LEXICAL
 
 
-def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
+def _pick_triplet(raw: RawRow, scorer: str, *, with_scores: bool) -> Texts | str:
     # Read the candidates and the names that have a score.
     source, scores = raw.text("source"), raw.mapping("scores")
     metrics = _metrics(raw, scores, scorer)
@@ -200,7 +226,7 @@ def _pick_triplet(raw: RawRow, scorer: str) -> Texts | str:
     if len(names) < 2:
         return SAME_TEXTS
     picked = best_and_worst({name: means[name] for name in names})
-    return Texts(source, candidates[picked[0]], (candidates[picked[1]],)) if picked else _NO_VERDICT
+    return _pair_of(raw, source, candidates, picked, means if with_scores else None)
 
 
 def _metrics(raw: RawRow, scores: dict[str, Any], scorer: str) -> list[str]:

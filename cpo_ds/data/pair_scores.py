@@ -1,4 +1,4 @@
-"""Scores of the completions of a row in the format `pairs`, for objectives that need them."""
+"""Scores of the completions of a row, for objectives that need them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ def scores_of(raw: RawRow, count: int, *, is_many: bool) -> tuple[float, ...] | 
             raise raw.error(REJECTED_SCORE, problem)
         named[1:] = [(score, f"{REJECTED_SCORE}[{i}]") for i, score in enumerate(rejected)]
     return _leveled([_number(raw, *one) for one in named])
+
+
+def float32_scores(raw: RawRow, scores: Sequence[float]) -> tuple[float, ...]:
+    """Scores that picked the texts of a row, as `scores_of` gives them.
+
+    Raises `UserError` for numbers that are too large.
+    """
+    for score in scores:
+        if abs(score) > _LARGEST:
+            raise raw.error("scores", f"give a text {score:g}; give it a smaller one")
+    return _leveled(scores)
 
 
 def not_above(scores: Sequence[float]) -> list[int]:

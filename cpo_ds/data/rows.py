@@ -95,8 +95,7 @@ class RowReader:
 
     `render_chat` is the tokenizer's chat template, or None if it has none. Conversations and
     `data.prompt_style: chat` need it. `plain` marks what spells a special token in texts that no
-    template renders. `with_scores` says that the objective needs scores, which the format `pairs`
-    alone gives.
+    template renders. `with_scores` says that the objective needs scores.
     """
 
     def __init__(
@@ -221,10 +220,15 @@ def check_rows(report: RowReport, data: DataConfig, path: str | None = None) -> 
             f"{' Of scores, higher ones must be better.' if ABOVE in report.dropped else ''}"
         )
     if report.unscored:
+        wanted = (
+            "chosen_score and rejected_score in every row, as cpo-ds prepare select writes them"
+        )
+        if data.format == "alma-r":
+            wanted = f"the scores of data.scorer ({data.scorer}) in rows with a human verdict too"
         raise UserError(
             f"{location}: {report.unscored} of {report.kept.total()} pairs have no scores, the "
             f"first {report.first_unscored}. loss.name: plackett-luce and loss.score_margin need "
-            "chosen_score and rejected_score in every row, as cpo-ds prepare select writes them."
+            f"{wanted}."
         )
 
 

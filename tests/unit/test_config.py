@@ -138,9 +138,14 @@ def test_a_loss_setting_without_effect_is_refused(name: str, field: str, value: 
         ({"name": "dpo", "score_margin": 0.5}, r"loss\.score_margin"),
     ],
 )
-def test_scores_come_from_rows_of_pairs_alone(loss: dict[str, Any], needs: str) -> None:
-    with pytest.raises(UserError, match=rf"{needs} needs the scores of texts.*cpo-ds prepare sel"):
-        parse_config(MINIMAL | {"loss": loss}, "test")
+def test_scores_are_refused_for_rows_without_any(loss: dict[str, Any], needs: str) -> None:
+    for data in ({"format": "sample"}, {"format": "x-alma", "path": "x.jsonl"}):
+        message = rf"{needs} needs the scores of texts.*data\.format: {data['format']} have none"
+        with pytest.raises(UserError, match=message):
+            parse_config(MINIMAL | {"loss": loss, "data": data}, "test")
+    for format in ("pairs", "triplets", "alma-r"):
+        data = {"format": format, "path": "x.jsonl"}
+        assert parse_config(MINIMAL | {"loss": loss, "data": data}, "test").loss.needs_scores
     with pytest.raises(UserError, match=r"loss\.score_margin"):
         parse_config(MINIMAL | {"loss": {"score_margin": -0.5}}, "test")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import save_tiny_model, tiny_tokenizer
-from preference_data import PAIR, render_chat, write
+from preference_data import PAIR, TRIPLET, alma, render_chat, write
 
 from cpo_ds.config import Config
 from cpo_ds.data.encoder import TextEncoder
@@ -87,6 +87,49 @@ def test_scores_of_a_csv_are_texts(tmp_path: Path) -> None:
 def test_a_bad_score_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=rf"p\.jsonl, line 2: field {message}"):
         scores_of(tmp_path, scored(" He", 1, 0), row)
+
+
+def with_scores(folder: Path, row: dict[str, Any], format: str, **settings: Any) -> Any:
+    data = DataConfig(format=format, path=str(write(folder / "p.jsonl", [row])), **settings)
+    kept, report = read_rows(data, render_chat, with_scores=True)
+    return [(row.direction, row.chosen, row.rejected, row.scores) for row in kept], report
+
+
+def test_triplets_have_the_means_that_picked_them(tmp_path: Path) -> None:
+    """By the metrics a, b, c have 0.5, 0.15 and 0.65; negated, one that counts errors."""
+    kept, _ = with_scores(tmp_path, TRIPLET, "triplets", scorer="kiwi+xcomet")
+    assert kept == [("en-de", "Servus", ("He",), pytest.approx((0.65, 0.15)))]
+    errors = TRIPLET | {"scorers": {"kiwi": {"lower_is_better": True}}}
+    kept, _ = with_scores(tmp_path, errors, "triplets", scorer="kiwi")
+    assert kept == [("en-de", "He", ("Hallo",), pytest.approx((-0.1, -0.9)))]
+    large = TRIPLET | {"scores": {"kiwi": {"a": 1e31, "b": 0, "c": 1}}}
+    with pytest.raises(UserError, match=r"line 1: field scores give a text 1e\+31"):
+        with_scores(tmp_path, large, "triplets", scorer="kiwi")
+    data = DataConfig(format="triplets", path=str(tmp_path / "p.jsonl"), scorer="kiwi")
+    assert len(read_rows(data, None)[0]) == 1  # other objectives take it
+
+
+def test_alma_rows_have_the_scores_of_the_scorer(tmp_path: Path) -> None:
+    kept, report = with_scores(tmp_path, alma(), "alma-r")
+    assert kept == [
+        ("de-en", "Hello, world.", ("Hello the world.",), pytest.approx((0.9, 0.3))),
+        ("en-de", "Hallo Welt.", ("Grüß dich Welt.",), pytest.approx((0.9, 0.5))),
+    ]
+    assert not report.unscored
+
+
+def test_alma_rows_with_a_verdict_need_scores_that_agree_with_it(tmp_path: Path) -> None:
+    verdict = {"Delta": 1.0, "required_directions": "de-en"}
+    kept, _ = with_scores(tmp_path, alma(**verdict), "alma-r")
+    assert kept == [("de-en", "Hello, world.", ("Hello the world.",), pytest.approx((0.9, 0.3)))]
+    with pytest.raises(UserError, match=r"a rejected completion scores above the chosen one: 1"):
+        with_scores(tmp_path, alma(**verdict | {"Delta": -1.0}), "alma-r")
+    none = {"gpt4_en_kiwi_xcomet": None, "alma_en_kiwi_xcomet": None}
+    message = r"1 of 1 pairs have no scores.*data\.scorer \(kiwi_xcomet\) in rows with a human ver"
+    with pytest.raises(UserError, match=message):
+        with_scores(tmp_path, alma(**verdict, **none), "alma-r")
+    with pytest.raises(UserError, match=r"alma_en_kiwi_xcomet is missing"):
+        with_scores(tmp_path, alma(**verdict, alma_en_kiwi_xcomet=None), "alma-r")
 
 
 def test_scores_in_some_rows_only_are_refused(tmp_path: Path) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attention_oracle import CPU, SEGMENTS, assert_equals_oracle, draw
+from helpers import VOCABULARY, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as torch_flex
 
+from cpo_ds.data.pack import pack
+from cpo_ds.data.tokenize import make_pair
 from cpo_ds.model import flex_attention
-from cpo_ds.model.attention import BACKENDS
+from cpo_ds.model.attention import BACKENDS, registered_name
+from cpo_ds.model.logprobs import HeadTransform
+from cpo_ds.model.policy import PolicyModel
 from cpo_ds.model.shared_prefix import Segments, SharedPrefixLayout
 
 LONG: Segments = ((55, 45, 47), (30, 20, 33), (0, 33, 1), (130, 7, 64), (200, 150, 260))
@@ -39,6 +46,35 @@ def test_output_and_gradients_equal_plain_attention(
     for segments in (SEGMENTS["three pairs of odd sizes"], LONG):
         states = draw(segments, head_dim=16)
         assert_equals_oracle("flex", segments, states, scale=0.3, window=window, softcap=softcap)
+
+
+@pytest.mark.usefixtures("gradient_on_cpu")
+@pytest.mark.parametrize(("family", "options"), [("llama", {}), ("mistral", {"sliding_window": 7})])
+def test_a_whole_model_on_rows_of_several_rejected_texts(
+    family: str, options: dict[str, Any]
+) -> None:
+    """Log-probs and gradients equal those with plain attention, which others hold to peers."""
+    rng = np.random.RandomState(0)
+    pairs = []
+    for count in (1, 8, 3, 2):
+        prompt = [1, *rng.randint(3, VOCABULARY, size=5).tolist()]
+        texts = [
+            [*prompt, 4, *rng.randint(3, VOCABULARY, size=2 + number % 5).tolist(), 2]
+            for number in range(count + 1)
+        ]
+        pairs.append(make_pair(*((text, 6) for text in texts), direction="", origin=""))
+    batch, results = pack(pairs, (0, 1, 2, 3)), []
+    for backend in ("flex", "reference"):
+        model = tiny_model(family, **options)
+        model.set_attn_implementation(registered_name(backend))
+        policy = PolicyModel(model, HeadTransform(chunk_tokens=7))
+        chosen, rejected = policy(batch)
+        (chosen.sum() - 0.3 * rejected.square().sum()).backward()
+        gradients = [p.grad for p in policy.parameters() if p.grad is not None]
+        results.append((chosen, rejected, *gradients))
+    assert results[0][1].shape == (4, 8) and len(results[0]) > 10
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def dense(layout: SharedPrefixLayout, window: int | None) -> torch.Tensor:
