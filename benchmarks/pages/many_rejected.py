@@ -48,7 +48,7 @@ def render(lines: list[Line], stem: Path) -> None:
         "step, each with its rejected completions; the comparisons of a step are the same in all "
         "variants",
         "micro-batch": f"{first['tokens_per_rank']} tokens; "
-        f"TRL: {first['micro_batch_pairs']} pairs",
+        f"TRL: {max(line['micro_batch_pairs'] for line in lines)} pairs",
         "steps": f"{first['warmup_steps']} of warm-up, {first['timed_steps']} timed, "
         f"{repeats(lines)} repeats",
         "DeepSpeed": f"{first['deepspeed']}, {first['threads']} thread(s)",
@@ -77,6 +77,29 @@ def comparisons_table(groups: Groups) -> str:
             f"{typical(runs)['peak_memory_gib']:.2f}",
         ))  # fmt: skip
     return table(rows, text_columns=3)
+
+
+def headline(lines: list[Line]) -> str:
+    """The README's table: the rate of lists by their length, and how often that of the others."""
+    groups = grouped(lines, "training", "rejected", "variant")
+    trainings = list(dict.fromkeys(training for training, _, _ in groups))
+    names = ("comparisons/s", "than unrolled pairs", "than TRL")
+    columns = [f"{TRAININGS[training]}: {name}" for training in trainings for name in names]
+    rows = [("rejected", "tokens per comparison", "in unrolled pairs", *columns)]
+    for rejected in dict.fromkeys(rejected for _, rejected, _ in groups):
+        lists, unrolled = (groups[trainings[0], rejected, name] for name in ("lists", "unrolled"))
+        tokens = [f"{median_of(runs, 'tokens_per_comparison'):.0f}" for runs in (lists, unrolled)]
+        cells = [cell for training in trainings for cell in _rates(groups, training, rejected)]
+        rows.append((str(rejected), *tokens, *cells))
+    return table(rows, text_columns=0)
+
+
+def _rates(groups: Groups, training: str, rejected: int) -> tuple[str, str, str]:
+    """The rate of lists, and its ratios with those of unrolled pairs and TRL."""
+    lists, *others = (good(groups[training, rejected, variant]) for variant in VARIANTS)
+    rate = median_of(lists, RATE)
+    ratios = [f"{speedup(lists, runs, RATE).split(' ')[0]} times" for runs in others]
+    return f"{rate:.1f}", ratios[0], ratios[1]
 
 
 def draw(groups: Groups, stem: Path, title: str) -> Path:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import candidate_lists, synthetic, workload
 from models.candidate_lists import ListLengths, rows_of_lists, unrolled
-from pages.many_rejected import render
+from pages.many_rejected import headline, render
 from wmt22_lengths import list_lengths, read_lists
 
 from cpo_ds.data.tokenize import tokenize_rows
@@ -156,6 +156,11 @@ def test_the_page_compares_lists_with_the_others(tmp_path: Path) -> None:
     assert "| unrolled pairs | 4.00 [4.00 - 4.00] | 2.25 [2.00 - 2.50] |" in page
     assert "| TRL CPOTrainer, unrolled pairs | 1.00 | 9.00 |" in page
     assert (tmp_path / "page_throughput.png").stat().st_size > 1000
+    table = headline(lines).splitlines()
+    assert table[0].startswith(
+        "| rejected | tokens per comparison | in unrolled pairs | all parameters: "
+    )
+    assert table[2] == "| 8 | 50 | 50 | 9.0 | 2.25 times | 9.00 times |"
 
 
 def test_a_failed_run_is_a_row_with_its_reason() -> None:

@@ -145,15 +145,17 @@ def test_committed_pages_are_what_their_lines_say(file, tmp_path):
     assert drawn <= {path.name for path in file.parent.glob("*.png")}
 
 
-def test_the_readme_table_is_what_the_results_say():
+@pytest.mark.parametrize("name", render.HEADLINES)
+def test_the_readme_tables_are_what_the_results_say(name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for file in render.HEADLINES for line in read_lines(file)]
-    assert render.with_table(readme, lines) == readme
+    assert render.with_table(readme, name) == readme
 
 
-def test_a_readme_without_marks_is_refused():
+def test_a_readme_without_marks_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="to write the table between"):
-        render.with_table("# nothing here", LINES)
-    text = f"a\n{render.BEGIN}old\n{render.END}\nb"
-    assert "| CPO | LoRA | 7.00 |" in render.with_table(text, LINES)
-    assert "old" not in render.with_table(text, LINES)
+        render.with_table("# nothing here", "results")
+    shown = render.Headline([_write(tmp_path / "a.jsonl", LINES)], memory_report.headline)
+    monkeypatch.setitem(render.HEADLINES, "results", shown)
+    mark = "<!-- results: written by benchmarks/render.py -->"
+    text = render.with_table(f"a\n{mark}\nold\n<!-- /results -->\nb", "results")
+    assert "| CPO | LoRA | 7.00 |" in text and "old" not in text
