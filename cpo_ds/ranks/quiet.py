@@ -45,6 +45,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     loud = ("DeepSpeed", "torch.distributed", "transformers", "datasets", "absl", "bitsandbytes")
     for name in loud:
         logging.getLogger(name).setLevel(logging.ERROR)

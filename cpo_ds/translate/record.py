@@ -13,6 +13,7 @@ from typing import Any
 
 from cpo_ds.data.prompts import Languages
 from cpo_ds.storage.files import writing
+from cpo_ds.translate import vllm_model
 from cpo_ds.translate.answers import Asked
 from cpo_ds.translate.decoding import Decoding, OwnSettings
 from cpo_ds.translate.lines import Sources
@@ -89,7 +90,9 @@ def write_settings(request: Request, planned: Planned, counts: Counter[str]) -> 
 def _settings(request: Request, planned: Planned, counts: Counter[str]) -> dict[str, Any]:
     """All that decides the output, in plain values."""
     decoding = planned.decoding
-    libraries = (*_LIBRARIES, *(["vllm"] * request.is_vllm))
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    if request.is_vllm:
+        versions["vllm"] = vllm_model.version()
     differs = differences(
         Protocol(
             decoding.num_beams,
@@ -129,6 +132,6 @@ def _settings(request: Request, planned: Planned, counts: Counter[str]) -> dict[
         "cleaning": request.cleaning,
         "counts": dict(counts.most_common()),
         "batch_tokens": request.batch_tokens,
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
+        "versions": versions,
         "sha256": hashlib.sha256(request.output.read_bytes()).hexdigest(),
     }

@@ -5,7 +5,6 @@ Its kernels round otherwise, so its translations may differ from those of transf
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -67,8 +66,10 @@ def _rank(adapter: str) -> int:
 
 
 def version() -> str:
-    """The installed version of vLLM."""
-    return importlib.metadata.version("vllm")
+    """The installed version of vLLM, which for CPUs comes in a package of another name."""
+    import vllm
+
+    return str(vllm.__version__)
 
 
 class VllmModel:
@@ -97,6 +98,7 @@ class VllmModel:
                 seed=0,
                 max_model_len=longest,
                 trust_remote_code=False,
+                use_tqdm_on_load=False,
                 **lora,
             )
         except Exception as error:  # vLLM raises errors of many types

