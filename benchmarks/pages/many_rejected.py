@@ -80,12 +80,12 @@ def comparisons_table(groups: Groups) -> str:
 
 
 def headline(lines: list[Line]) -> str:
-    """The README's table: the rate of lists by their length, and how often that of the others."""
+    """The README's table: the rate of lists by their length, and its ratios with the others'."""
     groups = grouped(lines, "training", "rejected", "variant")
     trainings = list(dict.fromkeys(training for training, _, _ in groups))
-    names = ("comparisons/s", "than unrolled pairs", "than TRL")
+    names = ("comparisons/s", "faster than pairs by", "faster than TRL by")
     columns = [f"{TRAININGS[training]}: {name}" for training in trainings for name in names]
-    rows = [("rejected", "tokens per comparison", "in unrolled pairs", *columns)]
+    rows = [("rejected", "tokens per comparison", "in pairs", *columns)]
     for rejected in dict.fromkeys(rejected for _, rejected, _ in groups):
         lists, unrolled = (groups[trainings[0], rejected, name] for name in ("lists", "unrolled"))
         tokens = [f"{median_of(runs, 'tokens_per_comparison'):.0f}" for runs in (lists, unrolled)]
